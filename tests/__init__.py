@@ -1,0 +1,1 @@
+"""Tests of Weft. Helpers are plain functions, imported as `tests.<folder>.<module>`."""

@@ -1,0 +1,1 @@
+"""Tests of `weft.families`: inputs, loading, and the zoo of small random models."""
