@@ -1,0 +1,1 @@
+"""The operations: what each name of the closed table does, abstractly and for real."""

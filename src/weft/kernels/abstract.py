@@ -1,0 +1,204 @@
+"""What a call would return, without its numbers: shapes, dtypes, shared storage, writes.
+
+    outcome = evaluate("topk", (intern_of_h, 2), {})
+    outcome.leaves[0].aval          # float32[1, 9, 2]
+    rebuild(outcome.tree, values)   # torch.return_types.topk(values[0], values[1])
+
+The real function runs on meta tensors, so errors of shape and dtype are those of torch. Tensor
+arguments are numbered in flattening order: args, then kwargs, depth first.
+
+Not here: which forms of a call are allowed (`forms`), what a call costs (`cost`), and the numbers (`execute`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import GraphError, UnsupportedOperationError
+from ..graph.ops import EFFECTS, OPS
+from .aval import Aval, aval_of
+from .forms import avals_in, needs_numbers, refuse, without_masks
+from .table import FUNCTIONS
+
+MAX_ELEMENTS = 2**33
+MAX_LEAVES = 2**16
+MAKERS = frozenset({"factory", "random_factory"})
+
+
+class DataDependentError(Exception):
+    """The result's shape, or the result itself, depends on numbers that are not known yet."""
+
+
+class LeafOut(NamedTuple):
+    """One tensor of a result.
+
+    `alias` is the tensor argument whose storage it shares, `same` the one that it is.
+    """
+
+    aval: Aval
+    alias: int | None
+    same: int | None
+
+
+class Outcome(NamedTuple):
+    """A result: its structure (see `rebuild`), its tensors, the arguments changed in place."""
+
+    tree: Tree
+    leaves: tuple[LeafOut, ...]
+    writes: tuple[int, ...]
+
+
+class Many(NamedTuple):
+    """A container in a result."""
+
+    make: Callable[[list[Any]], Any]
+    items: tuple[Tree, ...]
+
+
+class Plain(NamedTuple):
+    """A part of a result that holds no tensor."""
+
+    value: Any
+
+
+TENSOR = "tensor"
+Tree = str | Many | Plain
+
+
+# Results
+
+
+def rebuild(tree: Tree, values: list[Any] | tuple[Any, ...]) -> Any:
+    """The structure that the function returned, with `values` in place of its tensors."""
+    if tree is TENSOR:
+        return values[0]
+    return _build(tree, iter(values))
+
+
+def _build(tree: Tree, values: Iterator[Any]) -> Any:
+    if isinstance(tree, Many):
+        return tree.make([_build(item, values) for item in tree.items])
+    return tree.value if isinstance(tree, Plain) else next(values)
+
+
+def flatten(result: Any) -> list[Tensor]:
+    """The tensors of a result, in the order of `Outcome.leaves`."""
+    if isinstance(result, Tensor):
+        return [result]
+    if isinstance(result, (tuple, list)):
+        return [tensor for item in result for tensor in flatten(item)]
+    return []
+
+
+def tree_of(result: Any) -> Tree:
+    """The structure of a result, for `rebuild`."""
+    if isinstance(result, Tensor):
+        return TENSOR
+    if isinstance(result, (tuple, list)) and flatten(result):
+        return Many(_maker(type(result)), tuple(tree_of(item) for item in result))
+    return Plain(result)
+
+
+def _maker(kind: type) -> Callable[[list[Any]], Any]:
+    """How to make a container of this type from a list; named tuples keep their names."""
+    if kind is list:
+        return list
+    return (lambda items: kind(*items)) if hasattr(kind, "_make") else kind
+
+
+# Evaluation
+
+
+def evaluate(
+    name: str, args: tuple[Any, ...], kwargs: dict[str, Any], limit: int = MAX_ELEMENTS
+) -> Outcome:
+    """What calling `name` gives, where `Aval`s stand for tensors (in containers and slices too).
+
+    Raises what torch raises for arguments that do not fit, `UnsupportedOperationError` for a form
+    of the call that is not in the table, `DataDependentError` where numbers must be known first,
+    and `GraphError` for a result of more than `limit` elements.
+    """
+    if name not in FUNCTIONS:
+        raise UnsupportedOperationError(f"torch.{name} is not in the operation table")
+    refuse(name, args, kwargs)
+    if needs_numbers(name, args, kwargs):
+        raise DataDependentError(f"torch.{name} needs numbers that are not known yet")
+    if OPS[name].kind in MAKERS or (name == "normal" and not avals_in((args, kwargs))):
+        kwargs = {**kwargs, "device": "meta"}
+    errors: list[Exception] = []
+    for choice in without_masks(name, args):
+        try:
+            return _outcome(name, choice, kwargs, limit)
+        except (RuntimeError, IndexError) as error:
+            errors.append(_read(error, name))
+    raise errors[0]
+
+
+def _read(error: Exception, name: str) -> Exception:
+    """The error to raise for one that torch raised on meta tensors."""
+    text = str(error)
+    if "cannot be called on meta" in text or "Cannot copy out of meta" in text:
+        return DataDependentError(f"torch.{name} needs numbers that are not known yet")
+    return error
+
+
+def _outcome(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], limit: int) -> Outcome:
+    tensors: list[Tensor] = []
+    with torch.inference_mode(False), torch.no_grad(), torch._C.DisableTorchFunction():
+        args, kwargs = _fill((args, kwargs), tensors)
+        before = [tensor._version for tensor in tensors]
+        result = FUNCTIONS[name](*args, **kwargs)
+    if result is NotImplemented:
+        raise TypeError(f"torch.{name} does not take these arguments")
+    writes = tuple(i for i, tensor in enumerate(tensors) if tensor._version != before[i])
+    if writes and OPS[name].kind not in EFFECTS:
+        raise UnsupportedOperationError(
+            f"torch.{name} would change an argument when called like this",
+            fix="leave out inplace=True (or max_norm), or use the in-place method on the value",
+        )
+    results = flatten(result)
+    _check(name, results, limit)
+    storages = {tensor.untyped_storage()._cdata: i for i, tensor in enumerate(tensors)}
+    objects = {id(tensor): i for i, tensor in enumerate(tensors)}
+    leaves = tuple(
+        LeafOut(aval_of(leaf), storages.get(leaf.untyped_storage()._cdata), objects.get(id(leaf)))
+        for leaf in results
+    )
+    return Outcome(tree_of(result), leaves, writes)
+
+
+def _fill(arg: Any, tensors: list[Tensor]) -> Any:
+    """`arg` with a fresh meta tensor for each `Aval`; appends these to `tensors` in order."""
+    kind = type(arg)
+    if kind is Aval:
+        tensors.append(arg.fresh())
+        return tensors[-1]
+    if kind is tuple or kind is list:
+        return kind([_fill(item, tensors) for item in arg])
+    if kind is dict:
+        return {key: _fill(value, tensors) for key, value in arg.items()}
+    if kind is slice:
+        return slice(*[_fill(part, tensors) for part in (arg.start, arg.stop, arg.step)])
+    return arg
+
+
+def _check(name: str, results: list[Tensor], limit: int) -> None:
+    """Refuses results that are too large or not plain dense tensors."""
+    if len(results) > MAX_LEAVES:
+        raise GraphError(f"torch.{name} would return {len(results)} tensors; {MAX_LEAVES} at most")
+    for leaf in results:
+        if leaf.numel() > limit:
+            raise GraphError(
+                f"torch.{name} would make {leaf.numel()} elements; {limit} at most",
+                fix="work on a slice of the tensor",
+            )
+        if leaf.layout is not torch.strided or leaf.device.type != "meta":
+            raise UnsupportedOperationError(f"torch.{name} would not return a dense tensor")
+        if leaf.is_conj() or leaf.is_neg():
+            raise UnsupportedOperationError(
+                f"torch.{name} gives a lazily conjugated view", fix="use torch.conj_physical first"
+            )
