@@ -1,0 +1,262 @@
+"""Drawing a graph through a module: forward hooks on the modules that the graph names.
+
+A hook acts only for the run it belongs to: a context variable, set around the model's call, says
+which run that is. Another thread's forward through the same module, and a module that the graph
+applies itself, fire nothing. All hooks are gone when `run` returns or raises.
+
+Order: a user's own hooks that were there before come first, so a graph sees the inputs and outputs
+that they leave. When nothing is left to run, the forward is stopped where it stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch.nn import Module
+
+from weft.errors import UnknownPathError
+from weft.graph.node import Graph
+from weft.graph.site import Leaf, Site
+
+from .interpreter import Interpreter
+from .plan import Plan, plan
+from .structure import mapped, tensors
+from .weights import is_weight
+
+_RUNNING: ContextVar[_Drive | None] = ContextVar("weft_running", default=None)
+
+
+class Results:
+    """What a run brings back: values by name, the module's own result, where it was stopped."""
+
+    __slots__ = ("ended", "result", "saved")
+
+    def __init__(self, saved: dict[str, Any], result: Any, ended: Site | None) -> None:
+        self.saved = saved
+        self.result = result
+        self.ended = ended
+
+
+def run(
+    graph: Graph,
+    constants: Mapping[str, torch.Tensor],
+    module: Module,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    strict: bool = True,
+    want_result: bool = False,
+    can_stop: bool = True,
+    on_log: Callable[[str], None] | None = None,
+    device: torch.device | str | None = None,
+    overwritten: Callable[[Site, Leaf], bool] | None = None,
+    line: object = None,
+) -> Results:
+    """Runs `module(*args, **kwargs)` with the graph drawn through it.
+
+    `strict` asks for the recorded shapes and dtypes; without it the input may be another one.
+    `can_stop` allows stopping the forward early. `overwritten(site, leaf)` says which tensors the
+    model changes later. `line` is the user's line, for the model's own errors.
+    """
+    prepared = plan(graph, strict)
+    if not prepared.count and not want_result:
+        return Results({}, None, None)
+    drive = _Drive(prepared, constants, module, on_log or print, overwritten)
+    drive.can_stop = can_stop and not want_result
+    drive.want_result = want_result
+    with torch.inference_mode(False), torch.no_grad():
+        found = drive.run(args, dict(kwargs or {}), line)
+    if device is not None:
+        found.saved = mapped(found.saved, lambda tensor: tensor.to(device))
+    return found
+
+
+class _Stop(BaseException):
+    """Leaves the model's forward when nothing is left to run."""
+
+
+class _Drive:
+    """One forward with hooks; the `Host` of its interpreter."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        constants: Mapping[str, torch.Tensor],
+        module: Module,
+        on_log: Callable[[str], None],
+        overwritten: Callable[[Site, Leaf], bool] | None,
+    ) -> None:
+        self.plan = plan
+        self.module = module
+        self.can_stop = True
+        self.want_result = False
+        self.error: BaseException | None = None
+        self.ended: Site | None = None
+        self.callers: set[int] = set()
+        self.interpreter = Interpreter(
+            plan, constants, self, on_log=on_log, overwritten=overwritten
+        )
+
+    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], line: object) -> Results:
+        interpreter = self.interpreter
+        args, kwargs = self.guarded(args, kwargs)
+        interpreter.begin()
+        result = None
+        if not interpreter.finished or self.want_result:
+            result = self.forward(args, kwargs, line)
+        return Results(interpreter.end(result), result, self.ended)
+
+    def guarded(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        """The caller's tensors are never changed: edits in place get copies of them."""
+        if self.plan.fills:
+            return mapped((args, kwargs), torch.Tensor.clone)
+        self.callers = {t.untyped_storage()._cdata for t in tensors((args, kwargs))}
+        return args, kwargs
+
+    def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any], line: object) -> Any:
+        """The module's result; None where it was stopped."""
+        hooks = _Hooks(self)
+        token = _RUNNING.set(self)
+        result = None
+        try:
+            hooks.add(self.interpreter.sites)
+            result = self.module(*args, **kwargs)
+        except _Stop:
+            pass
+        except Exception as error:
+            if self.error is None:
+                if line is not None:
+                    error.add_note(f"while running the model for the block at {line}")
+                raise
+        finally:
+            _RUNNING.reset(token)
+            hooks.remove()
+        if self.error is not None:  # also where the model swallowed it
+            error, self.error = self.error, None
+            raise error
+        return result if self.want_result else None
+
+    def fire(self, site: Site, structure: Any) -> Any:
+        """What a hook does."""
+        interpreter = self.interpreter
+        if self.error is not None or interpreter.finished:
+            return structure
+        try:
+            structure = interpreter.fire(site, structure)
+        except BaseException as error:
+            self.error = error
+            raise
+        if self.can_stop and interpreter.finished and (site.path or site.port != "output"):
+            self.ended = site
+            raise _Stop
+        return structure
+
+    # What the interpreter asks of its host
+
+    def parameter(self, path: str) -> torch.Tensor:
+        owner, _, name = path.rpartition(".")
+        found = getattr(find(self.module, owner), name, None)
+        if not isinstance(found, torch.Tensor):
+            raise UnknownPathError(f"the model has no weight {path!r}")
+        return found
+
+    def apply(self, path: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        token = _RUNNING.set(None)
+        try:
+            return find(self.module, path)(*args, **kwargs)
+        finally:
+            _RUNNING.reset(token)
+
+    def is_weight(self, tensor: torch.Tensor) -> bool:
+        return is_weight(tensor, self.module)
+
+    def is_callers(self, tensor: torch.Tensor) -> bool:
+        return tensor.untyped_storage()._cdata in self.callers
+
+    def place(self, tensor: torch.Tensor) -> torch.Tensor:
+        home = next(self.module.parameters(), tensor).device
+        return tensor if tensor.device == home else tensor.to(home)
+
+
+def find(module: Module, path: str) -> Module:
+    """The module at a dotted path."""
+    found: Any = module
+    for name in path.split(".") if path else ():
+        found = getattr(found, name, None)
+    if not isinstance(found, Module):
+        raise UnknownPathError(f"the model has no module {path!r}")
+    return found
+
+
+class _Hooks:
+    """The hooks of one run.
+
+    They are put into the modules' hook tables directly: `RemovableHandle` numbers hooks with a
+    counter that two threads can read at once, and then one thread's hook replaces the other's.
+    """
+
+    def __init__(self, drive: _Drive) -> None:
+        self._drive = drive
+        self._tables: list[tuple[dict, object]] = []
+
+    def add(self, sites: Mapping[Site, Any]) -> None:
+        calls: dict[str, _Calls] = {}
+        for site in sites:
+            there = calls.get(site.path)
+            if there is None:
+                there = calls[site.path] = _Calls(self._drive)
+                self._hook(find(self._drive.module, site.path), there)
+            (there.inputs if site.port == "inputs" else there.outputs)[site.call] = site
+
+    def _hook(self, module: Module, calls: _Calls) -> None:
+        self._put(module._forward_pre_hooks_with_kwargs, calls, True)
+        self._put(module._forward_pre_hooks, calls, calls.before)
+        self._put(module._forward_hooks, calls, calls.after)
+
+    def _put(self, table: dict, key: object, value: object) -> None:
+        table[key] = value
+        self._tables.append((table, key))
+
+    def remove(self) -> None:
+        for table, key in self._tables:
+            table.pop(key, None)
+
+
+class _Calls:
+    """The two hooks of one module. A call has one number, taken when it begins."""
+
+    __slots__ = ("_drive", "_open", "_started", "inputs", "outputs")
+
+    def __init__(self, drive: _Drive) -> None:
+        self._drive = drive
+        self._started = 0
+        self._open: list[int] = []  # calls that have begun and not returned
+        self.inputs: dict[int, Site] = {}
+        self.outputs: dict[int, Site] = {}
+
+    def before(self, module: Module, args: tuple[Any, ...], *rest: Any) -> Any:
+        """The forward pre-hook. Without `rest`, another thread's run was just being removed."""
+        if _RUNNING.get() is not self._drive:
+            return None
+        number = self._started
+        self._started += 1
+        self._open.append(number)
+        site = self.inputs.get(number)
+        if site is None:
+            return None
+        given = (args, rest[0])
+        new = self._drive.fire(site, given)
+        return None if new is given else new
+
+    def after(self, module: Module, args: tuple[Any, ...], *rest: Any) -> Any:
+        """The forward hook: `rest` ends with the output."""
+        if _RUNNING.get() is not self._drive or not self._open:
+            return None
+        site = self.outputs.get(self._open.pop())
+        if site is None:
+            return None
+        new = self._drive.fire(site, rest[-1])
+        return None if new is rest[-1] else new

@@ -1,0 +1,519 @@
+"""The loop: runs a plan while something else calls it with the values at the sites.
+
+It knows no hooks and no modules. Whoever drives it says `begin`, then `fire(site, structure)` for
+each site that it meets ("here is the value, what should it become?"), then `end`:
+
+    run = Interpreter(plan(graph), constants, host)
+    run.begin()
+    for site, value in firings:
+        value = run.fire(site, value)
+        if run.finished:
+            break
+    saved = run.end()
+
+A step runs as soon as what it needs exists; steps that are ready run in program order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from heapq import heappop, heappush
+from typing import Any, Protocol
+
+import torch
+
+from weft.errors import (
+    GraphError,
+    GuardError,
+    LateEditError,
+    NotReachedError,
+    OverwrittenError,
+    ReadOnlyError,
+    SiteMismatchError,
+    WeftError,
+    WriteMismatchError,
+)
+from weft.graph.node import (
+    Apply,
+    Call,
+    Const,
+    Fill,
+    Guard,
+    Log,
+    Param,
+    Read,
+    Save,
+    Write,
+)
+from weft.graph.site import Leaf, Site, Where, leaf_text
+from weft.kernels.abstract import flatten
+from weft.kernels.aval import dtype_name
+
+from .compare import agree, value_of
+from .frame import Frame, Held, is_same
+from .lower import Env, lower
+from .memory import Memory, storage, version
+from .plan import Plan, Step
+from .structure import tensors
+
+
+class Host(Protocol):
+    """What an interpreter asks of whoever has the model."""
+
+    def parameter(self, path: str) -> torch.Tensor:
+        """A weight or buffer."""
+        ...
+
+    def apply(self, path: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        """The result of one of the model's modules, without firing a site."""
+        ...
+
+    def is_weight(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor shares storage with a weight or buffer."""
+        ...
+
+    def is_callers(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor shares storage with an input that the caller gave."""
+        ...
+
+    def place(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A constant, on the device where the model computes."""
+        ...
+
+
+class Interpreter:
+    """One run of a plan. See the module's text."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        constants: Mapping[str, torch.Tensor],
+        host: Host,
+        *,
+        on_log: Callable[[str], None] = print,
+        overwritten: Callable[[Site, Leaf], bool] | None = None,
+    ) -> None:
+        self.plan = plan
+        self._constants = constants
+        self._host = host
+        self._on_log = on_log
+        self._overwritten = overwritten
+        self._memory = Memory(plan, self._is_foreign)
+        self._pending = dict(plan.sites)
+        self._waits = plan.waits.copy()
+        self._ready: list[int] = []
+        self._undone = plan.count
+        self._frame: Frame | None = None
+        self._direct: set[int] = set()  # families that act on the model's own tensor
+        self._clients: set[int] = set()  # storages of constants
+        self._saves: list[tuple[Step, Env]] = []
+
+    # The interface
+
+    @property
+    def sites(self) -> Mapping[Site, Any]:
+        """The sites that have not fired yet."""
+        return self._pending
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to run."""
+        return not self._undone
+
+    def begin(self) -> None:
+        """Runs what needs no site."""
+        steps = self.plan.steps
+        self._ready = [s.index for s in steps if s is not None and not s.waits]
+        self._drain()
+
+    def fire(self, site: Site, structure: Any) -> Any:
+        """What the value at a site becomes."""
+        there = self._pending.pop(site, None)
+        if there is None:
+            return structure
+        frame = self._frame = Frame(site, structure)
+        try:
+            for index in there.steps:
+                self._wake(index)
+            self._drain()
+            self._refuse_late(there.effects)
+            return self._close(frame)
+        finally:
+            self._frame = None
+
+    def end(self, result: Any = None) -> dict[str, Any]:
+        """What was saved, by name. `result` is what the caller gets besides."""
+        if self._undone:
+            raise self._not_reached()
+        self._memory.check_saves()
+        self._memory.unshare(tensors(result))
+        return {step.node.name: _filled(step, kept) for step, kept in self._saves}
+
+    # The loop
+
+    def _drain(self) -> None:
+        ready, steps = self._ready, self.plan.steps
+        while ready:
+            step: Any = steps[heappop(ready)]
+            self._run(step)
+            self._undone -= 1
+            self._memory.release(step)
+            for index in step.kids:
+                self._wake(index)
+
+    def _wake(self, index: int) -> None:
+        self._waits[index] -= 1
+        if not self._waits[index]:
+            heappush(self._ready, index)
+
+    def _run(self, step: Step) -> None:
+        try:
+            _RUN[type(step.node)](self, step)
+        except WeftError:
+            raise
+        except Exception as error:
+            error.add_note(f"in {_what(step.node)} of the experiment, at {self._line(step)}")
+            raise
+
+    def _line(self, step: Step) -> Where | None:
+        return self.plan.line(step.node)
+
+    # Steps without a site
+
+    def _call(self, step: Step) -> None:
+        if step.targets:
+            self._before_write(step)
+        env = self._memory.inputs(step)
+        args, kwargs = step.args.build(env)  # type: ignore[union-attr]
+        result = step.function(*args, **kwargs)  # type: ignore[misc]
+        results = [result] if isinstance(result, torch.Tensor) else flatten(result)
+        if step.verify:
+            results = self._verified(step, results, env)
+        self._give(step, results)
+
+    def _before_write(self, step: Step) -> None:
+        memory, families = self._memory, self.plan.family
+        if step.older:
+            memory.freeze(step.older, lambda index: self._waits[index] > 0)
+        for slot in step.targets:
+            if families[slot] in self._direct:
+                memory.protect(memory.env[slot], families[slot])
+
+    def _verified(self, step: Step, results: list[torch.Tensor], env: Env) -> list[torch.Tensor]:
+        """Results that share storage with arguments exactly as recorded."""
+        families = self.plan.family
+        owners = {storage(env[slot]): families[slot] for slot in step.uses}
+        checked = []
+        for slot, result in enumerate(results, step.slot):
+            family, owner = families[slot], owners.get(storage(result))
+            if family == slot and owner is not None:
+                result = result.clone()
+            elif family != slot and owner != family and family in self.plan.written:
+                raise GraphError(
+                    f"torch.{step.node.op} gave a copy where the recording had a view",
+                    line=self._line(step),
+                    fix="record the experiment on an input like this one",
+                )
+            checked.append(result)
+        return checked
+
+    def _apply(self, step: Step) -> None:
+        memory = self._memory
+        env = memory.inputs(step)
+        given = {s: env[s].clone() if self._is_foreign(env[s]) else env[s] for s in step.uses}
+        before = {slot: version(tensor) for slot, tensor in given.items()}
+        args, kwargs = step.args.build(given)  # type: ignore[union-attr]
+        results = [*tensors(self._host.apply(step.node.path, args, kwargs))]
+        for slot, tensor in given.items():
+            if version(tensor) != before[slot] and not memory.is_last_use(slot):
+                raise OverwrittenError(
+                    f"the module {step.node.path!r} changed its argument in place",
+                    line=self._line(step),
+                    fix="give it a copy: x.clone()",
+                )
+        taken = {storage(tensor) for tensor in given.values()}
+        self._give(step, [self._own(result, taken) for result in results])
+
+    def _own(self, tensor: torch.Tensor, taken: set[int]) -> torch.Tensor:
+        is_taken = storage(tensor) in taken or self._host.is_weight(tensor)
+        return tensor.detach().clone() if is_taken else tensor
+
+    def _param(self, step: Step) -> None:
+        self._give(step, [self._host.parameter(step.node.path).detach()])
+
+    def _const(self, step: Step) -> None:
+        node = step.node
+        tensor = self._constants.get(node.key)
+        if tensor is None:
+            raise GraphError(f"the constant {node.key!r} is missing", line=self._line(step))
+        if tensor.shape != node.shape or tensor.dtype != step.dtype:
+            raise GraphError(
+                f"the constant {node.key!r} should be {node.dtype}{list(node.shape)}, "
+                f"but is {_type_text(tensor)}",
+                line=self._line(step),
+            )
+        placed = self._host.place(tensor.detach())
+        if step.slot in self.plan.written:
+            placed = placed.clone()
+        self._clients.add(storage(placed))
+        self._give(step, [placed])
+
+    def _guard(self, step: Step) -> None:
+        node = step.node
+        tensor = self._memory.inputs(step)[step.uses[0]]
+        expected, _ = lower(node.expected, (), [])
+        got = value_of(tensor, node.look)
+        if not agree(expected, got, tensor.dtype):
+            raise GuardError(
+                f"the recording depended on this {node.look} being {expected}, but it is {got}",
+                line=self._line(step),
+                fix="record the experiment again on this input",
+            )
+
+    def _save(self, step: Step) -> None:
+        memory = self._memory
+        self._saves.append((step, memory.keep(step, memory.inputs(step))))
+
+    def _log(self, step: Step) -> None:
+        parts, _ = step.args.build(self._memory.inputs(step))  # type: ignore[union-attr]
+        self._on_log(" ".join(map(_text, parts)))
+
+    def _give(self, step: Step, results: list[torch.Tensor]) -> None:
+        if len(results) != step.outs:
+            raise GraphError(
+                f"{_what(step.node)} gave {len(results)} tensors where {step.outs} were recorded",
+                line=self._line(step),
+            )
+        for out, result in enumerate(results):
+            self._memory.put(step, out, result)
+        for bound in step.bounds:
+            size = results[bound.value.out].shape[bound.dim]
+            if size != bound.size:
+                raise GraphError(
+                    f"the experiment read dimension {bound.dim} as the number {bound.size}; "
+                    f"on this input it is {size}",
+                    line=self.plan.line(bound),
+                    fix="record it again on an input of this size",
+                )
+
+    def _is_foreign(self, tensor: torch.Tensor) -> bool:
+        host = self._host
+        return storage(tensor) in self._clients or host.is_callers(tensor) or host.is_weight(tensor)
+
+    # Steps at a site
+
+    def _read(self, step: Step) -> None:
+        node, frame = step.node, self._here()
+        held = frame.now.get(node.leaf)
+        if held is None:
+            tensor = self._first_read(step, frame)
+        else:
+            tensor = self._read_again(step, frame, held)
+        self._give(step, [tensor])
+
+    def _first_read(self, step: Step, frame: Frame) -> torch.Tensor:
+        leaf = step.node.leaf
+        tensor = frame.own(leaf, self._line(step))
+        self._check_type(step, tensor)
+        changes = self._overwritten is not None and self._overwritten(frame.site, leaf)
+        if step.slot not in self.plan.written:
+            return tensor.clone() if changes else tensor
+        if step.direct and not changes and tensor.is_contiguous():
+            if not self._host.is_weight(tensor):
+                self._direct.add(step.slot)
+                return tensor
+        return tensor.clone()
+
+    def _read_again(self, step: Step, frame: Frame, held: Held) -> torch.Tensor:
+        plan, tensor = self.plan, held.tensor
+        self._check_type(step, tensor)
+        frame.lent.add(step.node.leaf)
+        edited = step.slot in plan.written
+        if edited or (held.slot is not None and plan.is_written_after(held.slot, step.index)):
+            return tensor.clone()
+        return tensor
+
+    def _check_type(self, step: Step, tensor: torch.Tensor) -> None:
+        node, dtype = step.node, step.dtype
+        if tensor.shape == node.shape and tensor.dtype == dtype:
+            return
+        same_kind = _kind(tensor.dtype) == _kind(dtype) and tensor.dim() == len(node.shape)  # type: ignore[arg-type]
+        if self.plan.strict or not same_kind:
+            raise SiteMismatchError(
+                f"{node.site}{leaf_text(node.leaf)} should be {node.dtype}{list(node.shape)}, "
+                f"but is {_type_text(tensor)}",
+                line=self._line(step),
+                fix="record the experiment on an input like this one",
+            )
+
+    def _write(self, step: Step) -> None:
+        frame, leaf = self._here(), step.node.leaf
+        slot = step.uses[0]
+        value = self._memory.inputs(step)[slot]
+        held = frame.now.get(leaf)
+        present = held.tensor if held else frame.own(leaf, self._line(step))
+        fitting = self._fitted(step, value, present)
+        if self.plan.is_written_after(slot, step.index) and fitting is value:
+            fitting = value.clone()
+        frame.write(leaf, Held(fitting, slot if fitting is value else None))
+
+    def _fitted(self, step: Step, value: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+        """`value` as the site needs it: its shape exactly, its floating dtype, its device."""
+        both_floating = value.is_floating_point() and present.is_floating_point()
+        if value.shape != present.shape or (value.dtype != present.dtype and not both_floating):
+            raise WriteMismatchError(
+                f"{step.node.site}{leaf_text(step.node.leaf)} is {_type_text(present)}, "
+                f"but {_type_text(value)} is written to it",
+                line=self._line(step),
+            )
+        if value.dtype is present.dtype and value.device == present.device:
+            return value
+        return value.to(device=present.device, dtype=present.dtype)
+
+    def _fill(self, step: Step) -> None:
+        frame, leaf = self._here(), step.node.leaf
+        slot = step.uses[0]
+        value = self._memory.inputs(step)[slot]
+        own = frame.own(leaf, self._line(step))
+        if leaf not in frame.rebound and self._host.is_weight(own):
+            raise ReadOnlyError(
+                f"{step.node.site}{leaf_text(leaf)} is a weight of the model; "
+                "an edit in place would change it",
+                line=self._line(step),
+                fix="assign a new value to the site instead of editing it in place",
+            )
+        self._fitted(step, value, own)
+        later = self.plan.is_written_after(slot, step.index) and not self._is_refilled(step)
+        frame.fill(leaf, Held(value.clone(), None) if later else Held(value, slot))
+
+    def _is_refilled(self, step: Step) -> bool:
+        """Whether the next change of the leaf is another fill."""
+        steps, node = self.plan.steps, step.node
+        changes: list[Any] = [steps[index] for index in self.plan.sites[node.site].effects]
+        later = [s.node for s in changes if s.index > step.index and s.node.leaf == node.leaf]
+        return bool(later) and type(later[0]) is Fill
+
+    def _here(self) -> Frame:
+        if self._frame is None:
+            raise GraphError("a step of a site ran while no site was firing")
+        return self._frame
+
+    # The end of a firing
+
+    def _close(self, frame: Frame) -> Any:
+        handed: set[int] = set()
+        values = {
+            leaf: self._hand_over(held, handed, leaf in frame.lent)
+            for leaf, held in frame.rebound.items()
+        }
+        for leaf, value in frame.filled.items():
+            self._fill_own(frame.own(leaf, None), value)
+        self._memory.end_firing()
+        return frame.result(values) if values else frame.structure
+
+    def _hand_over(self, held: Held, handed: set[int], lent: bool) -> torch.Tensor:
+        """A tensor for the model to do with as it likes."""
+        tensor = held.tensor
+        free = held.slot is None or self._is_free(held.slot, tensor)
+        if lent or not free or storage(tensor) in handed:
+            tensor = tensor.clone()
+        handed.add(storage(tensor))
+        return tensor
+
+    def _is_free(self, slot: int, tensor: torch.Tensor) -> bool:
+        """Whether the graph made this tensor and needs it no longer."""
+        plan, family = self.plan, self.plan.family[slot]
+        source = type(plan.source(slot))
+        private = source is Read and family in plan.written and family not in self._direct
+        made = source is Call or private
+        memory = self._memory
+        return made and not memory.is_needed(plan.members[family]) and not memory.is_shared(tensor)
+
+    def _fill_own(self, own: torch.Tensor, value: torch.Tensor) -> None:
+        if is_same(own, value):
+            return
+        if storage(own) == storage(value):
+            value = value.clone()
+        self._memory.protect(own, None)
+        own.copy_(value)
+
+    # What can go wrong
+
+    def _refuse_late(self, effects: list[int]) -> None:
+        for index in effects:
+            if self._waits[index]:
+                raise self._late(index)
+
+    def _late(self, index: int) -> LateEditError:
+        step: Any = self.plan.steps[index]
+        blocker: Any = self.plan.steps[self._blocker(index)]
+        source = blocker.node.site if hasattr(blocker.node, "site") else _what(blocker.node)
+        return LateEditError(
+            f"the edit of {step.node.site} needs {source}, which comes only later\n"
+            f"  the later value: {self._line(blocker)}",
+            line=self._line(step),
+            fix="edit a site that comes after all that the edit needs",
+        )
+
+    def _blocker(self, index: int) -> int:
+        """The first step in the way: it waits for its own site only."""
+        step: Any = self.plan.steps[index]
+        for before in sorted(step.deps):
+            if self._waits[before]:
+                return self._blocker(before)
+        return index
+
+    def _not_reached(self) -> NotReachedError:
+        steps: list[Any] = [
+            self.plan.steps[index] for there in self._pending.values() for index in there.steps
+        ]
+        lines = [f"  {s.node.site}, at {self._line(s)}" for s in steps]
+        return NotReachedError(
+            "\n".join(["these sites did not fire in this run:", *dict.fromkeys(lines)]),
+            fix="the model did not call these modules (so often); see their paths and calls",
+        )
+
+
+_RUN: dict[type, Callable[[Interpreter, Step], None]] = {
+    Read: Interpreter._read,
+    Write: Interpreter._write,
+    Fill: Interpreter._fill,
+    Call: Interpreter._call,
+    Apply: Interpreter._apply,
+    Param: Interpreter._param,
+    Const: Interpreter._const,
+    Guard: Interpreter._guard,
+    Save: Interpreter._save,
+    Log: Interpreter._log,
+}
+
+
+def _filled(step: Step, kept: Env) -> Any:
+    value, hole = step.value
+    if hole is None:
+        return value
+    return kept[hole] if isinstance(hole, int) else hole(kept)
+
+
+def _what(node: Any) -> str:
+    if isinstance(node, Call):
+        return f"torch.{node.op}"
+    return f"the {type(node).__name__.lower()} of {getattr(node, 'path', 'a value')}"
+
+
+def _text(part: Any) -> str:
+    if not isinstance(part, torch.Tensor):
+        return str(part)
+    return str(part.item()) if part.dim() == 0 else str(part.detach().cpu())
+
+
+def _type_text(tensor: torch.Tensor) -> str:
+    return f"{dtype_name(tensor.dtype)}{list(tensor.shape)}"
+
+
+def _kind(dtype: torch.dtype) -> str:
+    if dtype.is_floating_point:
+        return "floating"
+    if dtype.is_complex:
+        return "complex"
+    return "bool" if dtype is torch.bool else "integer"
