@@ -7,12 +7,12 @@
 The real function runs on meta tensors, so errors of shape and dtype are those of torch. Tensor
 arguments are numbered in flattening order: args, then kwargs, depth first.
 
-Not here: which forms of a call are allowed (`forms`), what a call costs (`cost`), and the numbers (`execute`).
+Not here: which forms of a call are allowed (`forms`), what a call costs (`cost`), and the numbers
+(`execute`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -22,9 +22,24 @@ from ..errors import GraphError, UnsupportedOperationError
 from ..graph.ops import EFFECTS, OPS
 from .aval import Aval, aval_of
 from .forms import avals_in, needs_numbers, refuse, without_masks
+from .own import MAX_ELEMENTS
+from .results import Plain, Tree, flatten, rebuild, tree_of
+from .shapes import SHAPES
 from .table import FUNCTIONS
 
-MAX_ELEMENTS = 2**33
+__all__ = [
+    "OUTCOMES",
+    "DataDependentError",
+    "MAX_ELEMENTS",
+    "LeafOut",
+    "Outcome",
+    "OutcomeCache",
+    "Plain",
+    "evaluate",
+    "flatten",
+    "rebuild",
+]
+
 MAX_LEAVES = 2**16
 MAKERS = frozenset({"factory", "random_factory"})
 
@@ -50,64 +65,6 @@ class Outcome(NamedTuple):
     tree: Tree
     leaves: tuple[LeafOut, ...]
     writes: tuple[int, ...]
-
-
-class Many(NamedTuple):
-    """A container in a result."""
-
-    make: Callable[[list[Any]], Any]
-    items: tuple[Tree, ...]
-
-
-class Plain(NamedTuple):
-    """A part of a result that holds no tensor."""
-
-    value: Any
-
-
-TENSOR = "tensor"
-Tree = str | Many | Plain
-
-
-# Results
-
-
-def rebuild(tree: Tree, values: list[Any] | tuple[Any, ...]) -> Any:
-    """The structure that the function returned, with `values` in place of its tensors."""
-    if tree is TENSOR:
-        return values[0]
-    return _build(tree, iter(values))
-
-
-def _build(tree: Tree, values: Iterator[Any]) -> Any:
-    if isinstance(tree, Many):
-        return tree.make([_build(item, values) for item in tree.items])
-    return tree.value if isinstance(tree, Plain) else next(values)
-
-
-def flatten(result: Any) -> list[Tensor]:
-    """The tensors of a result, in the order of `Outcome.leaves`."""
-    if isinstance(result, Tensor):
-        return [result]
-    if isinstance(result, (tuple, list)):
-        return [tensor for item in result for tensor in flatten(item)]
-    return []
-
-
-def tree_of(result: Any) -> Tree:
-    """The structure of a result, for `rebuild`."""
-    if isinstance(result, Tensor):
-        return TENSOR
-    if isinstance(result, (tuple, list)) and flatten(result):
-        return Many(_maker(type(result)), tuple(tree_of(item) for item in result))
-    return Plain(result)
-
-
-def _maker(kind: type) -> Callable[[list[Any]], Any]:
-    """How to make a container of this type from a list; named tuples keep their names."""
-    if kind is list:
-        return list
-    return (lambda items: kind(*items)) if hasattr(kind, "_make") else kind
 
 
 # Evaluation
@@ -151,7 +108,7 @@ def _outcome(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], limit: in
     with torch.inference_mode(False), torch.no_grad(), torch._C.DisableTorchFunction():
         args, kwargs = _fill((args, kwargs), tensors)
         before = [tensor._version for tensor in tensors]
-        result = FUNCTIONS[name](*args, **kwargs)
+        result = SHAPES.get(name, FUNCTIONS[name])(*args, **kwargs)
     if result is NotImplemented:
         raise TypeError(f"torch.{name} does not take these arguments")
     writes = tuple(i for i, tensor in enumerate(tensors) if tensor._version != before[i])
@@ -202,3 +159,27 @@ def _check(name: str, results: list[Tensor], limit: int) -> None:
             raise UnsupportedOperationError(
                 f"torch.{name} gives a lazily conjugated view", fix="use torch.conj_physical first"
             )
+
+
+class OutcomeCache:
+    """Outcomes by the caller's own keys; forgets the older half when full.
+
+    Safe to share between threads: each step is one operation of a dict.
+    """
+
+    def __init__(self, bound: int = 2**16) -> None:
+        self._bound = bound
+        self._found: dict[Any, Outcome] = {}
+        self.get = self._found.get
+
+    def put(self, key: Any, outcome: Outcome) -> None:
+        if len(self._found) >= self._bound:
+            for old in list(self._found)[: self._bound // 2]:
+                self._found.pop(old, None)
+        self._found[key] = outcome
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+
+OUTCOMES = OutcomeCache()

@@ -100,10 +100,10 @@ _REFUSED: dict[str, Callable[..., str | None]] = {
 
 # Results whose shape depends on numbers
 
-_ALWAYS = """
-    nonzero argwhere masked_select bincount unique unique_consecutive Tensor.unique
-    Tensor.unique_consecutive
-""".split()
+_ALWAYS = frozenset(
+    {"nonzero", "argwhere", "masked_select", "bincount", "linalg.lstsq"}
+    | {"unique", "unique_consecutive", "Tensor.unique", "Tensor.unique_consecutive"}
+)
 _MASKED_WRITES = ("Tensor.__setitem__", "index_put", "index_put_")
 
 

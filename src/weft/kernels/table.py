@@ -1,6 +1,6 @@
 """Names and functions: the closed table of `graph.ops`, resolved on the torch that is installed.
 
-    FUNCTIONS["softmax"]           # the builtin torch.softmax
+    FUNCTIONS["softmax"]           # what the name does: the builtin torch.softmax
     NAMES[torch.Tensor.softmax]    # "softmax": what __torch_function__ hands over, by name
     reason(torch.Tensor.data_ptr)  # "it reaches the memory behind a tensor"
 
@@ -17,6 +17,7 @@ import torch
 from torch.overrides import resolve_name
 
 from ..graph.ops import ALIASES, EXCLUDED, OPS
+from .own import own
 
 
 def _resolve(name: str) -> Callable[..., Any] | None:
@@ -29,13 +30,14 @@ def _resolve(name: str) -> Callable[..., Any] | None:
     return found
 
 
-def itself(tensor: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-    """What a hint such as `Tensor.cuda` does in a graph: nothing."""
-    return tensor
+def _function(name: str) -> Callable[..., Any] | None:
+    """What a name of the table does; None where this torch lacks it."""
+    found = _resolve(name)
+    return None if found is None else own(name, OPS[name].kind, found)
 
 
 def _functions() -> dict[str, Callable[..., Any]]:
-    found = {op.name: itself if op.kind == "hint" else _resolve(op.name) for op in OPS.values()}
+    found = {name: _function(name) for name in OPS}
     return {name: function for name, function in found.items() if function is not None}
 
 
