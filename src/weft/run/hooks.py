@@ -24,7 +24,7 @@ from weft.graph.site import Leaf, Site
 from .interpreter import Interpreter
 from .plan import Plan, plan
 from .structure import mapped, tensors
-from .weights import is_weight
+from .weights import is_weight, weights_of
 
 _RUNNING: ContextVar[_Drive | None] = ContextVar("weft_running", default=None)
 
@@ -176,9 +176,9 @@ class _Drive:
     def is_callers(self, tensor: torch.Tensor) -> bool:
         return tensor.untyped_storage()._cdata in self.callers
 
-    def place(self, tensor: torch.Tensor) -> torch.Tensor:
-        home = next(self.module.parameters(), tensor).device
-        return tensor if tensor.device == home else tensor.to(home)
+    @property
+    def device(self) -> torch.device | None:
+        return weights_of(self.module).device
 
 
 def find(module: Module, path: str) -> Module:

@@ -46,8 +46,9 @@ from weft.graph.node import (
     Write,
 )
 from weft.graph.site import Leaf, Site, Where, leaf_text
-from weft.kernels.abstract import flatten
 from weft.kernels.aval import dtype_name
+from weft.kernels.execute import call, seed_of
+from weft.kernels.results import flatten
 
 from .compare import agree, value_of
 from .frame import Frame, Held, is_same
@@ -76,8 +77,9 @@ class Host(Protocol):
         """Whether a tensor shares storage with an input that the caller gave."""
         ...
 
-    def place(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A constant, on the device where the model computes."""
+    @property
+    def device(self) -> torch.device | None:
+        """Where the model computes: where constants go."""
         ...
 
 
@@ -147,6 +149,7 @@ class Interpreter:
             raise self._not_reached()
         self._memory.check_saves()
         self._memory.unshare(tensors(result))
+        self._saves.sort(key=lambda save: save[0].index)
         return {step.node.name: _filled(step, kept) for step, kept in self._saves}
 
     # The loop
@@ -185,11 +188,18 @@ class Interpreter:
             self._before_write(step)
         env = self._memory.inputs(step)
         args, kwargs = step.args.build(env)  # type: ignore[union-attr]
-        result = step.function(*args, **kwargs)  # type: ignore[misc]
+        result = step.function(*args, **kwargs) if step.function else self._made(step, args, kwargs)
         results = [result] if isinstance(result, torch.Tensor) else flatten(result)
         if step.verify:
             results = self._verified(step, results, env)
         self._give(step, results)
+
+    def _made(self, step: Step, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        """The result of an operation that draws numbers, or makes a tensor from plain values."""
+        node, key = step.node, None
+        if node.draw is not None:
+            key = seed_of(self.plan.graph.seed or 0, node.draw, 0, 0)
+        return call(node.op, tuple(args), kwargs, seed_key=key, device=self._host.device)
 
     def _before_write(self, step: Step) -> None:
         memory, families = self._memory, self.plan.family
@@ -252,7 +262,7 @@ class Interpreter:
                 f"but is {_type_text(tensor)}",
                 line=self._line(step),
             )
-        placed = self._host.place(tensor.detach())
+        placed = tensor.detach().to(self._host.device or tensor.device)
         if step.slot in self.plan.written:
             placed = placed.clone()
         self._clients.add(storage(placed))
@@ -318,11 +328,11 @@ class Interpreter:
         changes = self._overwritten is not None and self._overwritten(frame.site, leaf)
         if step.slot not in self.plan.written:
             return tensor.clone() if changes else tensor
-        if step.direct and not changes and tensor.is_contiguous():
-            if not self._host.is_weight(tensor):
-                self._direct.add(step.slot)
-                return tensor
-        return tensor.clone()
+        direct = step.direct and not changes and tensor.is_contiguous()
+        if not direct or self._host.is_weight(tensor):
+            return tensor.clone()
+        self._direct.add(step.slot)
+        return tensor
 
     def _read_again(self, step: Step, frame: Frame, held: Held) -> torch.Tensor:
         plan, tensor = self.plan, held.tensor

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from weft.errors import ReadOnlyError
+from weft.errors import GraphError, ReadOnlyError
 from weft.graph.node import (
     EFFECTS,
     AnyNode,
@@ -36,7 +36,9 @@ from weft.graph.node import (
     Save,
     Write,
 )
+from weft.graph.ops import OPS, RANDOM
 from weft.graph.site import Site, Where
+from weft.kernels.execute import MAKERS
 from weft.kernels.table import FUNCTIONS
 
 from .lower import Args, Hole, lower
@@ -183,7 +185,7 @@ class _Planner:
 
     def lower_call(self, step: Step, node: Call) -> None:
         step.args = Args(node.args, node.kwargs, self.base, step.uses)
-        step.function = FUNCTIONS.get(node.op)
+        step.function = self.function_of(node)
         family = self.result.family
         self.add_slots(step, node.outs)
         for out, source in enumerate(node.alias):
@@ -194,6 +196,17 @@ class _Planner:
         for slot in step.targets:
             self.refuse_weight(family[slot], node)
             self.writers.setdefault(family[slot], []).append(step.index)
+
+    def function_of(self, node: Call) -> Callable[..., Any] | None:
+        """The function to call; None where it also needs a key or a device."""
+        function = FUNCTIONS.get(node.op)
+        if function is None:
+            raise GraphError(
+                f"there is no operation {node.op!r} in this version of torch",
+                line=self.result.line(node),
+            )
+        kind = OPS[node.op].kind
+        return None if kind in RANDOM or kind in MAKERS else function
 
     def refuse_weight(self, family: int, node: Call) -> None:
         source = self.result.source(family)
@@ -255,7 +268,6 @@ class _Planner:
 _LOWER: dict[type, Callable[..., None]] = {
     Call: _Planner.lower_call,
     Apply: _Planner.lower_apply,
-    Log: _Planner.lower_log,
     **dict.fromkeys((Read, Const, Param), _Planner.lower_source),
     **dict.fromkeys(EFFECTS, _Planner.lower_value),
     Log: _Planner.lower_log,

@@ -32,10 +32,11 @@ def at(structure: Any, leaf: Leaf) -> Any:
 
 def _child(node: Any, key: str | int) -> Any:
     if isinstance(node, (tuple, list)):
-        inside = isinstance(key, int) and -len(node) <= key < len(node)
-        return node[key] if inside else MISSING
+        if isinstance(key, int) and -len(node) <= key < len(node):
+            return node[key]
+        return MISSING
     if isinstance(node, Mapping):
-        return node[key] if key in node else MISSING
+        return node.get(key, MISSING)
     if is_dataclass(node) and isinstance(key, str):
         return getattr(node, key, MISSING)
     return MISSING

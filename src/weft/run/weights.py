@@ -7,7 +7,7 @@ first and the last weight are where they were (`Module.to` moves all of them).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from weakref import WeakKeyDictionary
 
 import torch
@@ -21,6 +21,12 @@ class Weights:
         groups = [g for m in module.modules() for g in (m._parameters, m._buffers) if g]
         self._ends = [_End(groups[0]), _End(groups[-1])] if groups else []
 
+    @property
+    def device(self) -> torch.device | None:
+        """Where the first weight is."""
+        first = self._ends[0].tensor() if self._ends else None
+        return None if first is None else first.device
+
     def is_current(self) -> bool:
         """Whether the weights seem to be where they were."""
         return all(end.is_current() for end in self._ends)
@@ -29,13 +35,16 @@ class Weights:
 class _End:
     """One weight, to see whether the model was moved."""
 
-    def __init__(self, group: dict[str, torch.Tensor | None]) -> None:
+    def __init__(self, group: Mapping[str, torch.Tensor | None]) -> None:
         self.group = group
         self.name = next(iter(group))
         self.address = self._address()
 
+    def tensor(self) -> torch.Tensor | None:
+        return self.group.get(self.name)
+
     def _address(self) -> int:
-        tensor = self.group.get(self.name)
+        tensor = self.tensor()
         return 0 if tensor is None else tensor.untyped_storage()._cdata
 
     def is_current(self) -> bool:
