@@ -1,0 +1,1 @@
+"""Asking: one small `Backend` interface, and the local one behind it."""

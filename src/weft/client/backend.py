@@ -1,0 +1,49 @@
+"""`Backend`: whoever can draw a graph through a model.
+
+One method. A recorder and a tracer know nothing else of where a graph runs; `weft.testing` has a
+fake that records what it was asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from weft.graph.node import Graph
+from weft.graph.site import Leaf, Site
+
+
+@dataclass(frozen=True)
+class Request:
+    """A graph, its constants, and the call of the model to draw it through.
+
+    `strict` asks that every site has exactly the recorded shape (the graph runs on the input that
+    it was recorded on). `overwritten` tells which tensors the model changes in place later on.
+    """
+
+    graph: Graph
+    constants: Mapping[str, torch.Tensor]
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    strict: bool = True
+    device: torch.device | None = None
+    overwritten: Callable[[Site, Leaf], bool] | None = None
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What was saved, by name, and the site at which the pass could stop (None: it ran through)."""
+
+    saved: dict[str, Any]
+    ended: Site | None = None
+
+
+class Backend(Protocol):
+    """Runs requests, one after another or side by side; safe to call from several threads."""
+
+    def run(self, request: Request) -> Reply:
+        """Draws the graph through the model. Raises what the graph or the model raised."""
+        ...

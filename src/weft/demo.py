@@ -1,0 +1,183 @@
+"""The demo: the main job, on the tiny trained model that ships with Weft.
+
+Reads every layer (a logit lens), patches activations of a clean run into a corrupted one, steers,
+shows the recorded graph with its plan, and says where the time went. Uses the public API only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from statistics import median
+
+import torch
+
+import weft
+from weft.testing import tiny_path
+from weft.testing.corpus import ioi_pairs
+
+FACT = "The capital of France is"
+SHADES = " .:-=+*#%@"
+
+
+def demo() -> None:
+    """Prints the whole tour."""
+    clock = Clock()
+    with clock("build the tree (no weights)"):
+        model = weft.LanguageModel(tiny_path())
+    with clock("load the weights"), torch.no_grad():
+        net = model.dispatch()
+    layers = len(model.model.layers)
+    title(f"The model: {layers} layers, {sum(p.numel() for p in net.parameters()):,} parameters")
+    with clock("logit lens"):
+        lens(model, FACT)
+    with clock("patching, layer by position"):
+        patching(model)
+    with clock("steering"):
+        steering(model)
+    graph(model)
+    timing(model, net, clock)
+
+
+def lens(model: weft.LanguageModel, prompt: str) -> None:
+    """What the model would say after each layer."""
+    title(f"Logit lens: {prompt!r}")
+    with model.trace(prompt):
+        reads = [model.lm_head(model.model.norm(layer.output)) for layer in model.model.layers]
+        probs = torch.stack(reads)[:, 0, -1].softmax(-1).save()
+    for number, row in enumerate(probs):
+        best = row.topk(3)
+        words = [model.tokenizer.decode(token) for token in best.indices]
+        shown = "  ".join(f"{w} {p:.2f}" for w, p in zip(words, best.values, strict=True))
+        print(f"  after layer {number}:  {shown}")
+
+
+def patching(model: weft.LanguageModel) -> None:
+    """Where the answer is: each activation of the clean run, put into the corrupted run."""
+    pair = next(p for p in ioi_pairs(20, seed=5) if len(p.clean.split()) < 18)
+    words = [model.tokenizer.decode(token) for token in model.tokenizer(pair.clean)["input_ids"]]
+    right, wrong = (
+        model.tokenizer.encode(w, add_special_tokens=False)[-1] for w in (pair.answer, pair.wrong)
+    )
+    title("Activation patching")
+    print(f"  clean:     {pair.clean} ({pair.answer})")
+    print(f"  corrupted: {pair.corrupted} ({pair.wrong})")
+
+    def answer() -> torch.Tensor:
+        logits = model.lm_head.output[0, -1]
+        return logits[right] - logits[wrong]
+
+    with model.trace(pair.clean):
+        clean = weft.save([layer.output for layer in model.model.layers])
+        high = answer().save()
+    with model.trace(pair.corrupted):
+        low = answer().save()
+    grid = torch.zeros(len(clean), len(words))
+    for number, layer in enumerate(model.model.layers):
+        for position in range(len(words)):
+            with model.trace(pair.corrupted):
+                layer.output[:, position] = clean[number][:, position]
+                grid[number, position] = answer()
+    share = (grid - low) / (high - low)
+    print(f"  logit difference: clean {high:+.2f}, corrupted {low:+.2f}")
+    for number, row in enumerate(share):
+        cells = "".join(
+            shade(float(x)).center(max(len(w), 2) + 1) for x, w in zip(row, words, strict=True)
+        )
+        print(f"  layer {number} {cells}")
+    print("          " + "".join(w.center(max(len(w), 2) + 1) for w in words))
+    layer, position = divmod(int(share.argmax()), len(words))
+    after = float(grid.flatten()[share.argmax()])
+    says = pair.answer if after > 0 else pair.wrong
+    print(f"  patching {words[position]!r} (position {position}) after layer {layer}")
+    print(f"  turns the answer from {pair.wrong} ({low:+.2f}) to {says} ({after:+.2f})")
+
+
+def steering(model: weft.LanguageModel) -> None:
+    """Adds the difference of two prompts' activations to a third."""
+    title("Steering: from France towards Italy")
+    middle = model.model.layers[len(model.model.layers) // 2]
+    ends = []
+    for country in ("France", "Italy"):
+        with model.trace(f"The capital of {country} is"):
+            ends.append(middle.output[:, -1].save())
+    direction = ends[1] - ends[0]
+    for strength in (0.0, 0.5, 1.0, 2.0):
+        with model.trace(FACT):
+            middle.output[:, -1] += strength * direction
+            probs = model.lm_head.output[0, -1].softmax(-1).save()
+        best = int(probs.argmax())
+        print(
+            f"  {strength:.1f} x direction: {model.tokenizer.decode(best)} {float(probs[best]):.2f}"
+        )
+
+
+def graph(model: weft.LanguageModel) -> None:
+    """One experiment as data: its graph, and what it costs before it runs."""
+    title("One experiment as a graph")
+    with model.trace(FACT) as tracer:
+        model.model.layers[1].mlp.output[:, -1] *= 0.5
+        model.model.layers[2].output.save("h")
+    print(indent(str(tracer.graph)))
+    print(indent(str(tracer.plan())))
+    print(f"  the pass ended at: {tracer.ended or 'the end of the model'}")
+    print(f"  hash: {tracer.graph.hash[:16]}...")
+
+
+def timing(model: weft.LanguageModel, net: torch.nn.Module, clock: Clock) -> None:
+    """The time of each stage, and an edit with a save beside the bare forward."""
+    title("Time")
+    for name, seconds in clock.times.items():
+        print(f"  {name:<30} {1e3 * seconds:9.1f} ms")
+    ids = torch.tensor([model.tokenizer(FACT)["input_ids"]])
+
+    def bare() -> None:
+        with torch.no_grad():
+            net(input_ids=ids, use_cache=False)
+
+    def traced() -> None:
+        with model.trace(ids):
+            model.model.layers[1].mlp.output[:, -1] *= 0.5
+            model.lm_head.output.save()
+
+    first, second = paired(bare, traced)
+    print(f"  {'bare forward':<30} {1e3 * first:9.2f} ms")
+    print(f"  {'one edit and one save':<30} {1e3 * second:9.2f} ms  ({second / first:.2f} x)")
+
+
+def paired(first, second, rounds: int = 40) -> tuple[float, float]:
+    """Median seconds of two functions, measured in turn."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(rounds):
+        for function, into in zip((first, second), times, strict=True):
+            start = time.perf_counter()
+            function()
+            into.append(time.perf_counter() - start)
+    return median(times[0][5:]), median(times[1][5:])
+
+
+class Clock:
+    """Collects how long named stages took."""
+
+    def __init__(self) -> None:
+        self.times: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.times[name] = time.perf_counter() - start
+
+
+def shade(share: float) -> str:
+    """A character, darker for a larger share between 0 and 1."""
+    return SHADES[round(min(max(share, 0.0), 1.0) * (len(SHADES) - 1))]
+
+
+def title(text: str) -> None:
+    print(f"\n{text}\n{'-' * len(text)}")
+
+
+def indent(text: str) -> str:
+    return "\n".join(f"  {line}" for line in text.splitlines())

@@ -1,0 +1,139 @@
+"""Every exception of Weft.
+
+An error says what was done, what was expected, what was got, where (the user's own line, the
+site), and what to do. All derive from `WeftError`; where Python or PyTorch has a fitting class
+(`AttributeError` for a wrong path, `TypeError` for a wrong option) the error is one of those too.
+"""
+
+from __future__ import annotations
+
+
+class WeftError(Exception):
+    """Base of all errors raised by Weft itself.
+
+    `message` says what happened, `line` is the user's line (`file:line: text`), `fix` the way out.
+    """
+
+    code = "weft"
+
+    def __init__(self, message: str, *, line: object = None, fix: str | None = None) -> None:
+        self.message = message
+        self.line = None if line is None else str(line)
+        self.fix = fix
+        at = f"\n  at {self.line}" if self.line else ""
+        way_out = f"\n  fix: {fix}" if fix else ""
+        super().__init__(f"{message}{at}{way_out}")
+
+
+class RecordingError(WeftError):
+    """The block contains something that cannot be recorded."""
+
+    code = "recording"
+
+
+class UnsupportedOperationError(RecordingError, TypeError):
+    """A PyTorch function that is not in the closed operation table."""
+
+    code = "unsupported-operation"
+
+
+class OutsideTraceError(RecordingError):
+    """A site was used outside a `with model.trace(...)` block, or on another thread."""
+
+    code = "outside-trace"
+
+
+class NotSavedError(WeftError, RuntimeError):
+    """A value of a finished block was used without having been saved."""
+
+    code = "not-saved"
+
+
+class FailedRunError(WeftError, RuntimeError):
+    """A value of a block whose run failed or did not happen was used."""
+
+    code = "failed-run"
+
+
+class LateEditError(RecordingError):
+    """An edit needs a value that exists only after the edited site has passed."""
+
+    code = "late-edit"
+
+
+class StaleHandleError(RecordingError):
+    """A handle read before another edit of its site was edited."""
+
+    code = "stale-handle"
+
+
+class ChangedConstantError(RecordingError):
+    """A client tensor changed after the block had taken its value."""
+
+    code = "changed-constant"
+
+
+class ReadOnlyError(RecordingError):
+    """An attempt to write into a weight of the model."""
+
+    code = "read-only"
+
+
+class WriteMismatchError(RecordingError, ValueError):
+    """A value written to a site differs from it in structure, shape or kind of dtype."""
+
+    code = "write-mismatch"
+
+
+class UnknownPathError(WeftError, AttributeError):
+    """A module path that the model does not have."""
+
+    code = "unknown-path"
+
+
+class UnknownOptionError(WeftError, TypeError):
+    """An option that is unknown or not supported."""
+
+    code = "unknown-option"
+
+
+class InputError(WeftError, ValueError):
+    """A prompt or model input that cannot be used."""
+
+    code = "input"
+
+
+class LookError(RecordingError):
+    """A number was needed where no look is possible."""
+
+    code = "look"
+
+
+class GraphError(WeftError, ValueError):
+    """A graph breaks the grammar, or does not fit the model or the input."""
+
+    code = "graph"
+
+
+class GuardError(WeftError, RuntimeError):
+    """A guard came out differently: the recording took a branch that this run would not take."""
+
+    code = "guard"
+
+
+class NotReachedError(WeftError, RuntimeError):
+    """A site of the graph did not fire in this run."""
+
+    code = "not-reached"
+
+
+class SiteMismatchError(WeftError, RuntimeError):
+    """A site gave another structure, shape or dtype than was recorded."""
+
+    code = "site-mismatch"
+
+
+class OverwrittenError(WeftError, RuntimeError):
+    """The model changed a tensor in place after it was read, before it was used."""
+
+    code = "overwritten"

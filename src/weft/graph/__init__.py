@@ -1,0 +1,1 @@
+"""The noun: intervention graphs as frozen data. Nothing here imports torch."""

@@ -1,0 +1,249 @@
+"""The noun: an intervention graph, an ordered tuple of frozen nodes.
+
+A node's id is its position. Its arguments are plain data (`Arg`): scalars, `Ref`s to results of
+earlier nodes, and the few containers below. A graph holds no tensor and no callable: constants are
+named by `Const.key` and their bytes travel beside the graph.
+
+Order carries meaning where nodes touch the same storage or the same site; everywhere else a node
+runs at the earliest moment at which what it needs exists. See `graph.check` for the grammar.
+
+    Read(site=Site("h.5", "output"), leaf=(), shape=(1, 9, 768), dtype="float32")
+    Call(op="Tensor.mul", args=(Ref(0), 2.0))
+    Write(site=Site("h.5", "output"), leaf=(), value=Ref(1))
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from .site import Leaf, Site, Where
+
+VERSION = 1
+
+
+class Ref(Struct, frozen=True, omit_defaults=True, tag="ref", array_like=True):
+    """Tensor number `out` among the results of node `node`."""
+
+    node: int
+    out: int = 0
+
+
+class Seq(Struct, frozen=True, tag="seq", array_like=True):
+    """A tuple, list or `torch.Size` of arguments; `form` says which."""
+
+    form: str
+    items: tuple[Arg, ...]
+
+
+class Map(Struct, frozen=True, tag="map", array_like=True):
+    """A dict of arguments with text keys, in order."""
+
+    keys: tuple[str, ...]
+    values: tuple[Arg, ...]
+
+
+class Slice(Struct, frozen=True, tag="slice", array_like=True):
+    start: Arg = None
+    stop: Arg = None
+    step: Arg = None
+
+
+class Name(Struct, frozen=True, tag="name", array_like=True):
+    """A value that has a name and no other data.
+
+    `form` is one of `dtype`, `memory_format`, `layout` (name as in `torch.<name>`), `ellipsis`,
+    or `float` for `inf`, `-inf` and `nan`.
+    """
+
+    form: str
+    name: str = ""
+
+
+class Complex(Struct, frozen=True, tag="complex", array_like=True):
+    real: float
+    imag: float
+
+
+class Shape(Struct, frozen=True, tag="shape", array_like=True):
+    """The sizes that `of` has when the graph runs (`torch.zeros(h.shape)`), as a `torch.Size`."""
+
+    of: Ref
+
+
+Arg = None | bool | int | float | str | Ref | Seq | Map | Slice | Name | Complex | Shape
+
+NAME_FORMS = ("dtype", "memory_format", "layout", "ellipsis", "float")
+SEQ_FORMS = ("tuple", "list", "size")
+
+
+class Node(Struct, frozen=True, omit_defaults=True, tag_field="kind", kw_only=True):
+    """What all nodes share: `at`, the index of the user's line in `Graph.where`."""
+
+    at: int = 0
+
+
+class Read(Node, frozen=True, tag="read"):
+    """The tensor at a leaf of a site, with the shape and dtype it was recorded with."""
+
+    site: Site
+    leaf: Leaf = ()
+    shape: tuple[int, ...] = ()
+    dtype: str = "float32"
+
+
+class Write(Node, frozen=True, tag="write"):
+    """Rebinds one leaf of a site to `value`; nothing else that shares the old tensor sees it."""
+
+    site: Site
+    value: Ref
+    leaf: Leaf = ()
+
+
+class Fill(Node, frozen=True, tag="fill"):
+    """Copies `value`, an edited read of this leaf, into the model's own tensor at the site."""
+
+    site: Site
+    value: Ref
+    leaf: Leaf = ()
+
+
+class Call(Node, frozen=True, tag="call"):
+    """An operation of the closed table (`graph.ops`).
+
+    `outs` is the number of tensors it returns, in order of the returned structure. `alias[i]` is
+    the argument whose storage output `i` shares (decided when recorded), `writes` the arguments
+    that it changes in place. `draw` numbers the random draws of a graph. `grad` is the grad mode.
+    """
+
+    op: str
+    args: tuple[Arg, ...] = ()
+    kwargs: tuple[tuple[str, Arg], ...] = ()
+    outs: int = 1
+    alias: tuple[Ref | None, ...] = ()
+    writes: tuple[Ref, ...] = ()
+    draw: int | None = None
+    grad: bool = True
+
+
+class Apply(Node, frozen=True, tag="apply"):
+    """One of the model's own modules, run on given values. It fires no site.
+
+    `types` gives `(dtype, shape)` of each result, as recorded.
+    """
+
+    path: str
+    args: tuple[Arg, ...] = ()
+    kwargs: tuple[tuple[str, Arg], ...] = ()
+    outs: int = 1
+    types: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    grad: bool = True
+
+
+class Param(Node, frozen=True, tag="param"):
+    """A weight or buffer of the model, read-only."""
+
+    path: str
+    shape: tuple[int, ...] = ()
+    dtype: str = "float32"
+
+
+class Const(Node, frozen=True, tag="const"):
+    """A tensor from the client. `key` names its bytes, which travel beside the graph."""
+
+    key: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Guard(Node, frozen=True, tag="guard"):
+    """A look: the recording depended on `value` being `expected`.
+
+    `look` says what was looked at: `value` (numbers; floats within the bound of `weft.same`),
+    or `shape` (only the shape of a result whose shape depends on numbers).
+    """
+
+    value: Ref
+    expected: Arg
+    look: str = "value"
+
+
+class Save(Node, frozen=True, tag="save"):
+    """Brings `value` (tensors in containers) back under `name`."""
+
+    name: str
+    value: Arg
+
+
+class Log(Node, frozen=True, tag="log"):
+    """Prints `parts` (text and values) when they exist."""
+
+    parts: tuple[Arg, ...]
+
+
+AnyNode = Read | Write | Fill | Call | Apply | Param | Const | Guard | Save | Log
+
+EFFECTS = (Write, Fill, Guard, Save, Log)
+
+
+class Bound(Struct, frozen=True, omit_defaults=True):
+    """The recording read dimension `dim` of `value` as the number `size`, at line `at`."""
+
+    value: Ref
+    dim: int
+    size: int
+    at: int = 0
+
+
+class Graph(Struct, frozen=True, omit_defaults=True):
+    """An experiment: nodes in program order, and the lines they came from.
+
+    `seed` keys the random draws: the same graph with the same seed draws the same numbers.
+    """
+
+    nodes: tuple[AnyNode, ...]
+    where: tuple[Where, ...] = ()
+    bounds: tuple[Bound, ...] = ()
+    seed: int | None = None
+    version: int = VERSION
+
+
+def refs(arg: object) -> list[Ref]:
+    """Every `Ref` in an argument or a node, in order."""
+    found: list[Ref] = []
+    _collect(arg, found)
+    return found
+
+
+def _collect(arg: object, found: list[Ref]) -> None:
+    kind = type(arg)
+    if kind is Ref:
+        found.append(arg)  # type: ignore[arg-type]
+    elif kind is tuple:
+        for item in arg:  # type: ignore[union-attr]
+            _collect(item, found)
+    elif kind is Seq:
+        _collect(arg.items, found)  # type: ignore[union-attr]
+    elif kind is Map:
+        _collect(arg.values, found)  # type: ignore[union-attr]
+    elif kind is Shape:
+        found.append(arg.of)  # type: ignore[union-attr]
+    elif kind is Slice:
+        _collect((arg.start, arg.stop, arg.step), found)  # type: ignore[union-attr]
+
+
+def inputs_of(node: AnyNode) -> list[Ref]:
+    """The results a node needs before it can run."""
+    if isinstance(node, (Call, Apply)):
+        return refs(node.args) + refs(tuple(value for _, value in node.kwargs))
+    if isinstance(node, (Write, Fill, Guard, Save)):
+        return refs(node.value)
+    if isinstance(node, Log):
+        return refs(node.parts)
+    return []
+
+
+def outs_of(node: AnyNode) -> int:
+    """How many tensors a node gives."""
+    if isinstance(node, (Call, Apply)):
+        return node.outs
+    return int(isinstance(node, (Read, Param, Const)))

@@ -1,0 +1,139 @@
+"""Passes over a graph: graph in, graph out, meaning kept.
+
+`prune` drops what nothing needs: reads that were only handed out, operations without a use, fills
+that a later fill replaces. Sound by construction: the effects (`EFFECTS`) stay, and with them all
+that they need; an in-place operation stays while anything still reads what it changed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec.structs import replace
+
+from .node import (
+    EFFECTS,
+    AnyNode,
+    Apply,
+    Bound,
+    Call,
+    Fill,
+    Graph,
+    Guard,
+    Log,
+    Map,
+    Read,
+    Ref,
+    Save,
+    Seq,
+    Shape,
+    Slice,
+    Write,
+    inputs_of,
+)
+
+
+def roots(nodes: tuple[AnyNode, ...]) -> dict[Ref, Ref]:
+    """For each result that is a view: the result that owns its storage."""
+    found: dict[Ref, Ref] = {}
+    for number, node in enumerate(nodes):
+        if isinstance(node, Call) and node.alias:
+            for out, source in enumerate(node.alias):
+                if source is not None:
+                    found[Ref(number, out)] = found.get(source, source)
+    return found
+
+
+def prune(graph: Graph) -> Graph:
+    """The same graph without what nothing needs."""
+    live = live_nodes(graph)
+    if len(live) == len(graph.nodes):
+        return graph
+    place = {old: new for new, old in enumerate(sorted(live))}
+    nodes = tuple([_moved(graph.nodes[old], place) for old in place])
+    bounds = tuple([_bound(b, place) for b in graph.bounds if b.value.node in place])
+    return replace(graph, nodes=nodes, bounds=bounds)
+
+
+def live_nodes(graph: Graph) -> set[int]:
+    """The ids of the nodes that an effect needs, effects included."""
+    nodes, owner = graph.nodes, roots(graph.nodes)
+    replaced = _replaced_fills(nodes)
+    live: set[int] = set()
+    needed: set[int] = set()
+    needed_storage: set[Ref] = set()
+    for number in range(len(nodes) - 1, -1, -1):
+        node = nodes[number]
+        wanted = isinstance(node, EFFECTS) or number in needed
+        if isinstance(node, Call) and node.writes and not wanted:
+            wanted = any(owner.get(ref, ref) in needed_storage for ref in node.writes)
+        if not wanted or number in replaced:
+            continue
+        live.add(number)
+        for ref in inputs_of(node):
+            needed.add(ref.node)
+            needed_storage.add(owner.get(ref, ref))
+    return live
+
+
+def _replaced_fills(nodes: tuple[AnyNode, ...]) -> set[int]:
+    """Fills that a later fill of the same leaf replaces, unseen by any read in between."""
+    replaced: set[int] = set()
+    last: dict[Any, tuple[int, Ref]] = {}
+    for number, node in enumerate(nodes):
+        if isinstance(node, (Read, Write)):
+            last.pop((node.site, node.leaf), None)
+        elif isinstance(node, Fill):
+            key = (node.site, node.leaf)
+            before = last.get(key)
+            if before is not None and before[1] == node.value:
+                replaced.add(before[0])
+            last[key] = (number, node.value)
+    return replaced
+
+
+def _bound(bound: Bound, place: dict[int, int]) -> Bound:
+    return replace(bound, value=_ref(bound.value, place))
+
+
+def _ref(ref: Ref, place: dict[int, int]) -> Ref:
+    return Ref(place[ref.node], ref.out)
+
+
+def _moved(node: AnyNode, place: dict[int, int]) -> AnyNode:
+    """`node` with its references renumbered."""
+    if isinstance(node, Call):
+        return replace(
+            node,
+            args=_arg(node.args, place),
+            kwargs=_arg(node.kwargs, place),
+            alias=_arg(node.alias, place),
+            writes=_arg(node.writes, place),
+        )
+    if isinstance(node, Apply):
+        return replace(node, args=_arg(node.args, place), kwargs=_arg(node.kwargs, place))
+    if isinstance(node, (Write, Fill, Save)):
+        return replace(node, value=_arg(node.value, place))
+    if isinstance(node, Guard):
+        expected = _arg(node.expected, place)
+        return replace(node, value=_arg(node.value, place), expected=expected)
+    if isinstance(node, Log):
+        return replace(node, parts=_arg(node.parts, place))
+    return node
+
+
+def _arg(arg: Any, place: dict[int, int]) -> Any:
+    kind = type(arg)
+    if kind is Ref:
+        return _ref(arg, place)
+    if kind is tuple:
+        return tuple([_arg(item, place) for item in arg])
+    if kind is Seq:
+        return Seq(arg.form, _arg(arg.items, place))
+    if kind is Map:
+        return Map(arg.keys, _arg(arg.values, place))
+    if kind is Slice:
+        return Slice(*[_arg(item, place) for item in (arg.start, arg.stop, arg.step)])
+    if kind is Shape:
+        return Shape(_ref(arg.of, place))
+    return arg

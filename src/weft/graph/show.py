@@ -1,0 +1,136 @@
+"""Graphs as text for people.
+
+%0 = read transformer.h.5.output                     float32[1, 9, 768]   # demo.py:7
+%1 = Tensor.mul(%0, 2.0)                                                   # demo.py:7
+     write transformer.h.5.output = %1                                     # demo.py:7
+"""
+
+from __future__ import annotations
+
+from .node import (
+    AnyNode,
+    Apply,
+    Arg,
+    Call,
+    Complex,
+    Const,
+    Fill,
+    Graph,
+    Guard,
+    Log,
+    Map,
+    Name,
+    Param,
+    Read,
+    Ref,
+    Save,
+    Seq,
+    Shape,
+    Slice,
+    Write,
+    outs_of,
+)
+from .site import Site, Where, leaf_text
+
+
+def show(graph: Graph) -> str:
+    """The whole graph, a line per node with the user's line beside it."""
+    rows = [(_left(i, node), _sizes(node), _where(graph, node)) for i, node in _numbered(graph)]
+    width = min(max((len(left) for left, _, _ in rows), default=0), 72)
+    sizes = max((len(size) for _, size, _ in rows), default=0)
+    lines = [f"{a:<{width}}  {b:<{sizes}}  {c}".rstrip() for a, b, c in rows]
+    bounds = [f"bound: {_arg(b.value)}.shape[{b.dim}] was read as {b.size}" for b in graph.bounds]
+    return "\n".join(lines + bounds)
+
+
+def sites(graph: Graph) -> list[Site]:
+    """The sites a graph reads or changes, in the order of its lines, each once."""
+    touched = [node.site for node in graph.nodes if isinstance(node, (Read, Write, Fill))]
+    return list(dict.fromkeys(touched))
+
+
+def _numbered(graph: Graph) -> list[tuple[int, AnyNode]]:
+    return list(enumerate(graph.nodes))
+
+
+def _left(number: int, node: AnyNode) -> str:
+    name = f"%{number} = " if outs_of(node) else "     "
+    return name + _body(node)
+
+
+def _body(node: AnyNode) -> str:
+    match node:
+        case Read():
+            return f"read {site_text(node)}"
+        case Write():
+            return f"write {site_text(node)} = {_arg(node.value)}"
+        case Fill():
+            return f"fill {site_text(node)} with {_arg(node.value)}"
+        case Call():
+            draw = "" if node.draw is None else f"  (draw {node.draw})"
+            return f"{node.op}({_args(node.args, node.kwargs)}){draw}"
+        case Apply():
+            return f"apply {node.path}({_args(node.args, node.kwargs)})"
+        case Param():
+            return f"param {node.path}"
+        case Const():
+            return f"const {node.key}"
+        case Guard():
+            what = "shape of " if node.look == "shape" else ""
+            return f"guard {what}{_arg(node.value)} is {_arg(node.expected)}"
+        case Save():
+            return f"save {node.name!r} = {_arg(node.value)}"
+        case Log():
+            return f"log {_args(node.parts, ())}"
+
+
+def site_text(node: Read | Write | Fill) -> str:
+    """The site and leaf of a node; the first positional or a keyword input by its own name."""
+    if node.site.port == "inputs" and len(node.leaf) == 2:
+        part, key = node.leaf
+        site = str(node.site).replace(".inputs", ".input", 1)
+        return site if (part, key) == (0, 0) else f"{site}[{key!r}]"
+    return f"{node.site}{leaf_text(node.leaf)}"
+
+
+def _sizes(node: AnyNode) -> str:
+    if isinstance(node, (Read, Const)):
+        return f"{node.dtype}{list(node.shape)}"
+    return ""
+
+
+def _where(graph: Graph, node: AnyNode) -> str:
+    if node.at >= len(graph.where):
+        return ""
+    at: Where = graph.where[node.at]
+    return f"# {at.file.replace(chr(92), '/').rsplit('/', 1)[-1]}:{at.line}"
+
+
+def _args(args: tuple[Arg, ...], kwargs: tuple[tuple[str, Arg], ...]) -> str:
+    return ", ".join([_arg(arg) for arg in args] + [f"{key}={_arg(v)}" for key, v in kwargs])
+
+
+def _arg(arg: Arg) -> str:
+    match arg:
+        case Ref():
+            return f"%{arg.node}" + (f".{arg.out}" if arg.out else "")
+        case Seq(form="list"):
+            return f"[{', '.join(map(_arg, arg.items))}]"
+        case Seq():
+            inside = ", ".join(map(_arg, arg.items))
+            return f"({inside},)" if len(arg.items) == 1 else f"({inside})"
+        case Map():
+            pairs = zip(arg.keys, arg.values, strict=True)
+            return "{" + ", ".join(f"{key}: {_arg(value)}" for key, value in pairs) + "}"
+        case Slice():
+            parts = ["" if p is None else _arg(p) for p in (arg.start, arg.stop, arg.step)]
+            return ":".join(parts if parts[2] else parts[:2])
+        case Name(form="ellipsis"):
+            return "..."
+        case Name():
+            return arg.name
+        case Complex():
+            return str(complex(arg.real, arg.imag))
+        case Shape():
+            return f"{_arg(arg.of)}.shape"
+    return repr(arg)

@@ -1,0 +1,1 @@
+"""The handles: a family, a recorder and a backend wired together."""

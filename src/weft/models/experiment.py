@@ -1,0 +1,74 @@
+"""`Experiment`: a recorded graph with its constants, to keep.
+
+with model.trace(prompt) as tracer:
+    model.model.layers[2].output.save("h")
+tracer.graph.save("read.weft")
+
+again = weft.Experiment.load("read.weft")
+again.run(model, "another prompt")["h"]
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from weft.errors import GraphError
+from weft.graph.check import check
+from weft.graph.node import Graph
+from weft.graph.show import show
+from weft.kernels.frames import to_frame, to_tensor
+from weft.wire.codec import content_hash, decode, encode
+
+if TYPE_CHECKING:
+    from .handle import Handle
+
+
+class Experiment:
+    """A graph and its constants; `print` shows it, `run` draws it through a model again."""
+
+    def __init__(self, graph: Graph, constants: dict[str, torch.Tensor]) -> None:
+        check(graph)
+        self.graph = graph
+        self.constants = constants
+
+    @classmethod
+    def load(cls, path: str | Path) -> Experiment:
+        """Reads a graph file. Raises `GraphError` for anything else; never unpickles."""
+        try:
+            data = Path(path).read_bytes()
+        except OSError as error:
+            raise GraphError(f"{path} cannot be read: {error.strerror}") from None
+        graph, frames = decode(data)
+        return cls(graph, {key: to_tensor(frame) for key, frame in frames.items()})
+
+    def save(self, path: str | Path) -> None:
+        """Writes one file (safetensors) with the graph and its constants."""
+        Path(path).write_bytes(encode(self.graph, self._frames()))
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of what the graph does and of its constants; lines and files do not count."""
+        return content_hash(self.graph, self._frames())
+
+    def run(self, model: Handle, *inputs: Any, **options: Any) -> dict[str, Any]:
+        """Draws the graph through `model` on other inputs; returns what it saves, by name.
+
+        `inputs` and `options` are those of `model.trace`. Guards are checked again (`GuardError`);
+        a graph that read a size as a number refuses another size (`GraphError` with the line).
+        """
+        return model._rerun(self, inputs, options)
+
+    def _frames(self) -> dict[str, Any]:
+        return {key: to_frame(tensor) for key, tensor in self.constants.items()}
+
+    def __len__(self) -> int:
+        return len(self.graph.nodes)
+
+    def __str__(self) -> str:
+        return show(self.graph)
+
+    def __repr__(self) -> str:
+        return f"<Experiment of {len(self)} nodes>\n{self}"

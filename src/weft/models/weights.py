@@ -1,0 +1,41 @@
+"""When a model's weights come: the tree at once, the weights on the first local run."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import torch
+
+
+class Weights:
+    """A module that exists first as a skeleton on the meta device, then with its weights."""
+
+    def __init__(
+        self, skeleton: torch.nn.Module, load: Callable[[], torch.nn.Module] | None = None
+    ) -> None:
+        self._module = skeleton
+        self._load = load
+        self._lock = threading.Lock()
+
+    @property
+    def are_loaded(self) -> bool:
+        return self._load is None
+
+    def skeleton(self) -> torch.nn.Module:
+        """The tree as it is now: on meta, or the loaded module."""
+        return self._module
+
+    def loaded(self) -> torch.nn.Module:
+        """The module with its weights; loads them on the first call."""
+        if self._load is not None:
+            with self._lock:
+                if self._load is not None:
+                    self._module = self._load()
+                    self._load = None
+        return self._module
+
+    def device(self) -> torch.device:
+        """Where the model's inputs go: the device of its first parameter."""
+        first = next(self.loaded().parameters(), None)
+        return torch.device("cpu") if first is None else first.device

@@ -1,0 +1,1 @@
+"""Recording: user code becomes a `Graph`. Nothing here runs a model."""

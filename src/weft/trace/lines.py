@@ -1,0 +1,58 @@
+"""The user's own line: the innermost frame that is neither ours nor PyTorch's."""
+
+from __future__ import annotations
+
+import linecache
+import sys
+from pathlib import Path
+from types import CodeType, FrameType
+
+import torch
+
+from weft.graph.site import Where
+
+_OURS = str(Path(__file__).parent.parent)
+_TORCH = str(Path(torch.__file__).parent)
+_TESTING = str(Path(_OURS) / "testing")
+_PARTS = (f"{Path('/einops/')}/", f"{Path('/transformers/')}/", "/functools.py", "/contextlib.py")
+_IS_INTERNAL: dict[CodeType, bool] = {}
+
+
+def _internal(code: CodeType) -> bool:
+    found = _IS_INTERNAL.get(code)
+    if found is None:
+        file = code.co_filename
+        inside = file.startswith((_OURS, _TORCH)) and not file.startswith(_TESTING)
+        found = inside or any(part in file for part in _PARTS) or file.startswith("<frozen")
+        if len(_IS_INTERNAL) > 50_000:
+            _IS_INTERNAL.clear()  # `exec` in a loop makes code objects without end
+        _IS_INTERNAL[code] = found
+    return found
+
+
+def user_line() -> tuple[str, int]:
+    """`(file, line)` of the user's innermost frame."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        known = _IS_INTERNAL.get(code)
+        if known is False or (known is None and not _internal(code)):
+            return code.co_filename, frame.f_lineno
+        frame = frame.f_back
+    return "<unknown>", 0
+
+
+def frames_within(file_ending: str) -> bool:
+    """Whether any frame of the current stack lies in a file with this ending."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_filename.endswith(file_ending):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def where(line: tuple[str, int]) -> Where:
+    """The line with its text, where the source can be had."""
+    file, number = line
+    return Where(file, number, linecache.getline(file, number).strip())

@@ -1,0 +1,161 @@
+"""Saves: which handles become tensors after the run, and how.
+
+`torch.utils.swap_tensors` exchanges a handle with the real tensor, in place: the user's own
+variable becomes a plain `torch.Tensor`. A handle that cannot be swapped (a weak reference to it
+exists, or a live view of it) forwards to the real tensor instead.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from weft.graph.node import Arg, Map, Save, Seq
+
+from .value import Value
+
+if TYPE_CHECKING:
+    from .clients import Client
+    from .recorder import Recorder
+
+
+class _Record:
+    """One name: the node's handles, and the container that the user sees under this name."""
+
+    __slots__ = ("container", "handles", "keys")
+
+    def __init__(self, handles: list[list[Value]], container: Any) -> None:
+        self.handles = handles
+        self.container = container
+        self.keys: set[int] = {id(value) for group in handles for value in group}
+
+
+class Saves:
+    """The saves of one recording."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+        self.records: dict[str, _Record] = {}
+        self.backs: dict[str, Client] = {}
+        self.time = -1
+
+    def value(self, value: Value, name: str | None) -> Value:
+        """`value.save()`: a fresh handle, frozen at this version; the receiver ends as it too."""
+        name = self._name(name)
+        at = self.recorder.here()
+        self.recorder.append(Save(name=name, value=value._ref, at=at))
+        self._seen(value)
+        handle = self.recorder.handle(value)
+        self._forget(value)
+        self.records[name] = _Record([[handle, value]], handle)
+        return handle
+
+    def tree(self, container: Any, name: str | None) -> Any:
+        """`weft.save(container)`: every value in a list, tuple or dict.
+
+        A list or dict is saved as it is when the block ends; what it holds now is frozen now.
+        """
+        name = self._name(name)
+        handles: list[list[Value]] = []
+        arg = self._lower(container, handles)
+        self.recorder.append(Save(name=name, value=arg, at=self.recorder.here()))
+        self.records[name] = _Record(handles, container)
+        return container
+
+    def close(self) -> None:
+        """At the end of the block: what lists gained since, and client tensors written into."""
+        for name, record in list(self.records.items()):
+            new: list[list[Value]] = []
+            _values_in(record.container, new)
+            fresh = [group for group in new if id(group[0]) not in record.keys]
+            if fresh:
+                for group in fresh:
+                    self._seen(group[0])
+                items = Seq("list", tuple([group[0]._ref for group in fresh]))
+                self.recorder.append(Save(name=f"{name}+", value=items))
+                self.records[f"{name}+"] = _Record(fresh, None)
+        for number, client in enumerate(self.recorder.clients.dirty.values()):
+            name = f"<{number}"
+            self.recorder.append(Save(name=name, value=client._ref, at=client._at))
+            self.backs[name] = client
+            self._seen(client)
+
+    def deliver(self, saved: dict[str, Any]) -> dict[str, Any]:
+        """Fills every handle; returns what the user saved, by name."""
+        for name, record in self.records.items():
+            tensors: list[torch.Tensor] = []
+            _tensors_in(saved[name], tensors)
+            for group, tensor in zip(record.handles, tensors, strict=True):
+                for handle in group:
+                    _fill(handle, tensor)
+        with torch.no_grad():
+            for name, client in self.backs.items():
+                client.tensor.copy_(saved[name])
+                client.version = client.tensor._version
+        return {n: r.container for n, r in self.records.items() if r.container is not None}
+
+    def _seen(self, value: Any) -> None:
+        """Keeps the firing index of the latest site that a save needs."""
+        self.time = max(self.time, value._time, value._family.time)
+
+    def _name(self, name: str | None) -> str:
+        if name is None:
+            stem = f"line {self.recorder.line()[1]}"
+            name, ordinal = stem, 1
+            while name in self.records:
+                ordinal += 1
+                name = f"{stem}.{ordinal}"
+        elif not isinstance(name, str) or not name or name[-1] == "+" or name[0] == "<":
+            raise self.recorder.refusal(f"{name!r} cannot name a save", "use a plain text")
+        elif name in self.records:
+            raise self.recorder.refusal(f"two saves are named {name!r}", "give each its own name")
+        return name
+
+    def _forget(self, value: Value) -> None:
+        """Takes `value` out of earlier saves: it ends as the version that it saved last."""
+        for record in self.records.values():
+            if id(value) in record.keys:
+                record.handles = [[h for h in group if h is not value] for group in record.handles]
+
+    def _lower(self, item: Any, handles: list[list[Value]]) -> Arg:
+        if isinstance(item, Value):
+            handles.append([item])
+            self._seen(item)
+            return item._ref
+        if isinstance(item, (list, tuple)):
+            form = "list" if isinstance(item, list) else "tuple"
+            return Seq(form, tuple([self._lower(one, handles) for one in item]))
+        if isinstance(item, dict):
+            values = tuple([self._lower(one, handles) for one in item.values()])
+            return Map(tuple([str(key) for key in item]), values)
+        return None
+
+
+def _values_in(item: Any, found: list[list[Value]]) -> None:
+    if isinstance(item, Value):
+        found.append([item])
+    elif isinstance(item, (list, tuple)):
+        for one in item:
+            _values_in(one, found)
+    elif isinstance(item, dict):
+        _values_in(list(item.values()), found)
+
+
+def _tensors_in(item: Any, found: list[torch.Tensor]) -> None:
+    if isinstance(item, torch.Tensor):
+        found.append(item)
+    elif isinstance(item, (list, tuple)):
+        for one in item:
+            _tensors_in(one, found)
+    elif isinstance(item, dict):
+        _tensors_in(list(item.values()), found)
+
+
+def _fill(handle: Value, tensor: torch.Tensor) -> None:
+    if type(handle) is not Value:
+        return
+    try:
+        torch.utils.swap_tensors(handle, tensor.detach())
+    except RuntimeError:
+        handle._real = tensor

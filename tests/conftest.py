@@ -1,0 +1,30 @@
+"""What every test gets: the tiny trained model, and a check that nothing was left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind() -> Iterator[None]:
+    """No mode stays on the torch function stack, and no block stays open."""
+    before = torch._C._len_torch_function_stack()
+    yield
+    from weft.trace.current import CURRENT
+
+    assert torch._C._len_torch_function_stack() == before
+    assert CURRENT.get() is None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `gpu` need one."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
