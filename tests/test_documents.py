@@ -1,0 +1,39 @@
+"""Documents describe what is there today: the layer table, the files they name, their examples."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.test_imports import LAYERS
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = sorted(
+    path
+    for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"))
+    if path.name != "CHANGELOG.md"
+)
+
+
+def test_the_table_of_rooms_is_the_table_that_is_enforced() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| .* \| (.+) \|$", text, re.MULTILINE)
+    shown = {room: set(re.findall(r"[\w/]+", may)) - {"-"} for room, may in rows}
+    assert shown
+    assert {room: LAYERS[room] for room in shown} == shown
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_files_named_in_a_document_exist(document: Path) -> None:
+    named = re.findall(r"`((?:[\w.-]+/)+[\w-]+\.(?:py|md|txt))`", document.read_text())
+    places = (ROOT, ROOT / "src" / "weft", document.parent)
+    missing = [name for name in named if not any((place / name).exists() for place in places)]
+    assert not missing
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_within_the_repository_lead_somewhere(document: Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text())
+    assert not [link for link in links if not (document.parent / link).exists()]
