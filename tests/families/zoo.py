@@ -7,8 +7,8 @@
     zoo.paths("gpt2").layer(1)             # "transformer.h.1"
     zoo.paths("llama").attention(-1)       # "model.layers.2.self_attn"
 
-Weights are drawn wide (see `_randomize`): no logit row is near-uniform, biases and norms are not the
-identity, and an edit at any layer is visible in the logits, far above rounding.
+Weights are drawn wide (see `randomize`): no logit row is near-uniform, biases and norms are not
+the identity, and an edit at any layer is visible in the logits, far above rounding.
 The table of paths is written by hand and checked by a test: it does not come from our own code.
 """
 
@@ -218,13 +218,14 @@ def build(
         model = transformers.AutoModelForCausalLM.from_config(
             config(name, **changes), dtype=dtype, attn_implementation=attn_implementation
         )
-    _randomize(model, seed)
+    randomize(model, seed)
     return model.eval()
 
 
 @torch.no_grad()
-def _randomize(model: nn.Module, seed: int) -> None:
-    """Matrices ~ N(0, 0.2), norms and biases moved from their start value by N(0, 0.1)."""
+def randomize(model: nn.Module, seed: int) -> None:
+    """Draw all weights anew: matrices ~ N(0, 0.2), norms and biases moved from their start value by
+    N(0, 0.1)."""
     draw = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         noise = torch.randn(parameter.shape, generator=draw, dtype=torch.float32)
@@ -238,3 +239,33 @@ def tokens(*lengths: int, seed: int = 0) -> list[list[int]]:
     """Rows of random token ids of the given lengths, without the special ids 0, 1, 2."""
     draw = torch.Generator().manual_seed(seed)
     return [torch.randint(3, VOCAB, (n,), generator=draw).tolist() for n in lengths]
+
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] + ' ' + m['content'] + ' ' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant' }}{% endif %}"
+)
+
+
+def tokenizer(*, bos: bool = True, chat: bool = True, **special: str):
+    """A tokenizer of the words `w3` ... `w124` and three roles, ids below VOCAB, made in memory.
+
+    Like many real ones it puts `<s>` (id 1) before a text if `bos`; it names no pad token, unless
+    `pad_token="<pad>"` is given. `w5` has id 5.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<pad>", "<s>", "</s>", *(f"w{i}" for i in range(3, VOCAB - 3))]
+    words += ["system", "user", "assistant"]
+    rust = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="</s>"))
+    rust.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if bos:
+        rust.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 1)]
+        )
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=rust, bos_token="<s>", eos_token="</s>", **special
+    )
+    made.chat_template = CHAT_TEMPLATE if chat else None
+    return made

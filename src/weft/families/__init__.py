@@ -1,0 +1,1 @@
+"""Architectures: how an input becomes a model call, and where models come from."""
