@@ -231,11 +231,11 @@ class Interpreter:
         memory = self._memory
         env = memory.inputs(step)
         given = {s: env[s].clone() if self._is_foreign(env[s]) else env[s] for s in step.uses}
-        before = {slot: version(tensor) for slot, tensor in given.items()}
+        before = {slot: version(env[slot]) for slot in step.uses}
         args, kwargs = step.args.build(given)  # type: ignore[union-attr]
         results = [*tensors(self._host.apply(step.node.path, args, kwargs))]
-        for slot, tensor in given.items():
-            if version(tensor) != before[slot] and not memory.is_last_use(slot):
+        for slot in step.uses:
+            if version(env[slot]) != before[slot] and not memory.is_last_use(slot):
                 raise OverwrittenError(
                     f"the module {step.node.path!r} changed its argument in place",
                     line=self._line(step),
