@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -53,11 +54,19 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """All sites of one pass in firing order; `looks` are the numbers of inputs that it read."""
+    """All sites of one pass in firing order; `looks` are the numbers of inputs that it read.
+
+    `aliases` are other paths of modules that stand in the tree more than once.
+    """
 
     rows: tuple[Row, ...]
     aliases: dict[str, str]
     looks: tuple[Look, ...] = ()
+
+    @cached_property
+    def index(self) -> dict[tuple[str, str, int], int]:
+        """(path, port, call) -> place in `rows`."""
+        return {(row.path, row.port, row.call): index for index, row in enumerate(self.rows)}
 
 
 class _Event:
@@ -244,9 +253,8 @@ def _state_kept(module: nn.Module) -> Iterator[None]:
             vars(child).clear()
             vars(child).update(attributes)
             for group, was in zip(_groups(child), groups, strict=True):
-                if group != was:
-                    group.clear()
-                    group.update(was)
+                group.clear()
+                group.update(was)
 
 
 def _groups(module: nn.Module) -> list[dict]:

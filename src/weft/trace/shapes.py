@@ -23,15 +23,11 @@ from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-# Integers larger than this (a mask of 8 rows and 4,000 positions) are not worth computing.
-LARGEST = 1 << 27
+# Integers with more elements than this (the mask of one row and 2,000 positions) are fake: nobody
+# asks for the numbers of so large a tensor.
+LARGEST = 1 << 22
 
-_LOOKS = frozenset(
-    {
-        torch.Tag.data_dependent_output,
-        torch.Tag.dynamic_output_shape,
-    }
-)
+_LOOKS = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape})
 _NOTHING: frozenset[int] = frozenset()
 
 
@@ -122,7 +118,7 @@ class Shapes(TorchDispatchMode):
     def _on_numbers(self, func: Any, flat: list, spec: Any, tensors: list[torch.Tensor]) -> Any:
         taint = frozenset().union(*[self._taint.get(storage_of(t), _NOTHING) for t in tensors])
         out = self._really(func, flat, spec)
-        if _LOOKS.intersection(func.tags):
+        if _is_look(func, tensors):
             return self._look(out, taint)
         results = [leaf for leaf in tree_flatten(out)[0] if isinstance(leaf, torch.Tensor)]
         if not all(map(_is_known_kind, results)):
@@ -148,8 +144,8 @@ class Shapes(TorchDispatchMode):
             for leaf in flat
         ]
         args, kwargs = tree_unflatten(flat, spec)
-        with self._mode:
-            return func(*args, **kwargs)
+        # `with self._mode: func(...)` would go through the dispatcher twice, a third slower
+        return self._mode.dispatch(func, (), args, kwargs)
 
     def _place(self, leaf: Any) -> Any:
         """What a module asks for on meta, as its weights are, belongs on the device pretended."""
@@ -216,6 +212,13 @@ def _is_small(tensors: list[torch.Tensor]) -> bool:
     rank = max(t.dim() for t in tensors)
     sizes = [max([t.shape[-i] for t in tensors if t.dim() >= i]) for i in range(1, rank + 1)]
     return math.prod(sizes) <= LARGEST
+
+
+def _is_look(func: Any, tensors: list[torch.Tensor]) -> bool:
+    """Whether what comes out, or its shape, hangs on numbers."""
+    if func is torch.ops.aten.index.Tensor:  # tagged, but only masks make shapes
+        return any(t.dtype in (torch.bool, torch.uint8) for t in tensors[1:])
+    return not _LOOKS.isdisjoint(func.tags)
 
 
 def _worth_knowing(func: Any, out: Any) -> bool:

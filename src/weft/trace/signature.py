@@ -6,13 +6,16 @@
     site.leaves                                           # (((), float32[1, 9, 768]),)
     sig.calls("transformer.h.3")                          # 1
 
-The first call of a layout costs one fake pass of the model; later ones a look-up.
+The first call of a layout costs one fake pass of the model; later ones a look-up. From the second
+batch or length on, sites are formulas in batch and length (`regions` says how far they reach).
 """
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,15 +23,17 @@ from torch import nn
 
 from weft.errors import RecordingError
 from weft.graph.site import Leaf
-from weft.kernels.aval import aval_of
 
+from .layouts import Family, Point, family_of, kind_of, layout_of
 from .learn import Facts, Row, Table, learn, learn_by_running, weights_of
+from .regions import Region
 from .rules import Result, Rules
-from .structure import PLAIN, Opaque, Plain, put_together, take_apart
+from .shapes import Look
+from .structure import Opaque, Plain, put_together
 
 __all__ = ["Facts", "Opaque", "Plain", "Signature", "Signatures", "SiteSignature"]
 
-# Layouts remembered for each model; a signature is small, a fresh one costs a pass.
+# Layouts remembered for each model; a signature is small, a fresh one costs a pass or a formula.
 REMEMBERED = 1024
 
 
@@ -54,41 +59,49 @@ class SiteSignature:
 class Signature:
     """All sites of one pass. Sites are made when asked for."""
 
-    def __init__(self, table: Table, rules: Rules) -> None:
-        self._table = table
+    def __init__(self, table: Table, row: Callable[[int], Row], rules: Rules) -> None:
+        self._table = table  # for the names; `row` tells what the sites look like
+        self._row = row
         self._rules = rules
         self._sites: dict[tuple[str, str, int], SiteSignature] = {}
-        rows = enumerate(table.rows)
-        self._index = {(row.path, row.port, row.call): index for index, row in rows}
 
     @property
     def order(self) -> tuple[tuple[str, str, int], ...]:
         """(path, port, call) of every site, in firing order."""
-        return tuple([(row.path, row.port, row.call) for row in self._table.rows])
+        return tuple(self._table.index)
 
     def site(self, path: str, port: str, call: int = 0) -> SiteSignature:
         """The site. Raises LookupError if it does not fire in this pass."""
         key = (path, port, call)
         found = self._sites.get(key)
         if found is None:
-            path = self._table.aliases.get(path, path)
-            index = self._index.get((path, port, call))
+            index = self._table.index.get((self._table.aliases.get(path, path), port, call))
             if index is None:
                 raise LookupError(f"{path or '<root>'}.{port} call {call} does not fire")
-            found = self._sites[key] = SiteSignature(index, self._table.rows[index])
+            found = self._sites[key] = SiteSignature(index, self._row(index))
         return found
 
     def calls(self, path: str) -> int:
         """How often the module is called in this pass."""
         path = self._table.aliases.get(path, path)
         count = 0
-        while (path, "inputs", count) in self._index:
+        while (path, "inputs", count) in self._table.index:
             count += 1
         return count
 
     def apply(self, module: nn.Module, path: str, args: tuple, kwargs: dict) -> Result:
         """What `module`, which stands at `path`, gives for arguments with avals as tensors."""
         return self._rules.apply(module, path, args, kwargs)
+
+
+class _Kin:
+    """The calls of one family. `watched` are the inputs whose numbers the model reads; `idle` the
+    looks whose answer does nothing, by all looks of the pass."""
+
+    def __init__(self) -> None:
+        self.watched: frozenset[int] = frozenset()
+        self.idle: dict[tuple[Look, ...], frozenset[int]] = {}
+        self.regions: dict[Any, Region] = {}
 
 
 class Signatures:
@@ -111,39 +124,130 @@ class Signatures:
         self._lock = threading.RLock()
         self._known: dict[Any, Signature] = {}
         self._watched: dict[Any, frozenset[int]] = {}
+        self._kin: dict[Family, _Kin] = {}
         self.rules = Rules(self._device_of)
+        self.passes = 0  # exact passes so far
 
     def for_call(self, args: tuple, kwargs: dict) -> Signature:
         """The signature of `module(*args, **kwargs)`."""
         layout, tensors = layout_of(args, kwargs)
         watched = self._watched.get(layout)
         if watched is not None:
-            found = self._known.get(layout if not watched else _full_key(layout, tensors, watched))
+            found = self._known.get(_key(layout, tensors, watched))
             if found is not None:
                 return found
         with self._lock:
-            return self._learn(layout, tensors, args, kwargs)
+            return self._find_out(layout, tensors, args, kwargs)
 
     def clear(self) -> None:
         """Forgets everything; for a model whose code or options have changed."""
         with self._lock:
             self._known.clear()
             self._watched.clear()
+            self._kin.clear()
             self.rules.clear()
 
-    def _learn(self, layout: Any, tensors: list, args: tuple, kwargs: dict) -> Signature:
+    # -- a layout not seen before ----------------------------------------------------------------
+
+    def _find_out(self, layout: Any, tensors: list, args: tuple, kwargs: dict) -> Signature:
         watched = self._watched.get(layout, frozenset())
-        found = self._known.get(_full_key(layout, tensors, watched) if watched else layout)
-        if found is None or layout not in self._watched:
-            table = self._pass(args, kwargs)
-            # what one pass did not look at another one may: keys are made of all that was looked at
-            watched = watched | frozenset().union(*[look.inputs for look in table.looks])
-            if len(self._known) >= REMEMBERED:
-                self._known.clear()
-            found = Signature(table, self.rules)
-            self._known[_full_key(layout, tensors, watched) if watched else layout] = found
-            self._watched[layout] = watched
+        found = self._known.get(_key(layout, tensors, watched))
+        if found is not None and layout in self._watched:
+            return found  # another thread was faster
+        family = family_of(args, kwargs)
+        kin = self._kin.setdefault(family[0], _Kin()) if family else _Kin()
+        kin.watched |= watched
+        found = self._derive(kin, *family, tensors) if family else None
+        if found is None:
+            found = self._learn(kin, family, tensors, args, kwargs)
+        if len(self._known) >= REMEMBERED:
+            self._known.clear()
+            self._watched.clear()
+        self._known[_key(layout, tensors, kin.watched)] = found
+        self._watched[layout] = kin.watched
         return found
+
+    def _derive(
+        self, kin: _Kin, family: Family, point: Point, tensors: list[torch.Tensor]
+    ) -> Signature | None:
+        region = self._region(kin, family, point, tensors)
+        if region is None:
+            return None
+        formulas = region.find(point) or region.reach(point)
+        if formulas is None:
+            return None
+
+        def row(index: int) -> Row:
+            found = formulas.row(index, point)
+            return exact().rows[index] if found is None else found
+
+        def exact() -> Table:
+            with self._lock:
+                table = region.probe(point)
+            if table is None:
+                raise LookupError(f"no pass succeeds at batch and length {point}")
+            return table
+
+        return Signature(formulas.like, row, self.rules)
+
+    def _learn(
+        self,
+        kin: _Kin,
+        family: tuple[Family, Point] | None,
+        tensors: list[torch.Tensor],
+        args: tuple,
+        kwargs: dict,
+    ) -> Signature:
+        table = self._pass(args, kwargs)
+        kin.watched |= self._mattering(kin, table, tensors, args, kwargs)
+        region = self._region(kin, *family, tensors) if family else None
+        if family and region:
+            region.add(family[1], table)
+        return Signature(table, table.rows.__getitem__, self.rules)
+
+    def _region(
+        self, kin: _Kin, family: Family, point: Point, tensors: list[torch.Tensor]
+    ) -> Region | None:
+        """The region of a call; None where its numbers are of no kind that could be made again."""
+        kinds = {number: kind_of(tensors[number]) for number in sorted(kin.watched)}
+        if any(isinstance(kind, bytes) for kind in kinds.values()):
+            return None
+        floor = tuple([1 if size == 1 else 2 for size in point])
+        key = (floor, tuple(kinds.items()))
+        if key not in kin.regions:
+            fill = _first_integer(tensors)
+
+            def probe(at: Point) -> Table | None:
+                args, kwargs = family.inputs(at, kinds, fill)  # type: ignore[arg-type]
+                return self._try(args, kwargs)
+
+            kin.regions[key] = Region(probe, floor)  # type: ignore[arg-type]
+        return kin.regions[key]
+
+    def _mattering(
+        self, kin: _Kin, table: Table, tensors: list[torch.Tensor], args: tuple, kwargs: dict
+    ) -> frozenset[int]:
+        """The inputs whose numbers decide what the pass looks like."""
+        looked = frozenset().union(*[look.inputs for look in table.looks])
+        if not any(isinstance(kind_of(tensors[number]), bytes) for number in looked):
+            return looked  # masks are cheap to watch
+        if table.looks not in kin.idle:
+            numbers = range(len(table.looks))
+            idle = [n for n in numbers if self._is_idle(table, n, args, kwargs)]
+            kin.idle[table.looks] = frozenset(idle)
+        idle = kin.idle[table.looks]
+        rest = [look.inputs for n, look in enumerate(table.looks) if n not in idle]
+        return frozenset().union(*rest)
+
+    def _is_idle(self, table: Table, number: int, args: tuple, kwargs: dict) -> bool:
+        """Whether the pass is the same when this look comes out the other way."""
+        if not table.looks[number].truth:
+            return False
+        with _without_logs():
+            other = self._try(args, kwargs, number)
+        return other is not None and other.rows == table.rows and other.looks == table.looks
+
+    # -- passes ----------------------------------------------------------------------------------
 
     def _device_of(self, module: nn.Module) -> torch.device:
         if self._device is not None:
@@ -151,13 +255,24 @@ class Signatures:
         kinds = [t.device for t in weights_of(module) if t.device.type != "meta"]
         return kinds[0] if kinds else torch.device("cpu")
 
+    def _try(self, args: tuple, kwargs: dict, contrary: int | None = None) -> Table | None:
+        """A fake pass, or None where it fails."""
+        module = self._module()
+        self.passes += 1
+        try:
+            return learn(module, args, kwargs, self._device_of(module), contrary=contrary)
+        except Exception:  # noqa: BLE001 (sizes that nobody asked for may well be refused)
+            return None
+
     def _pass(self, args: tuple, kwargs: dict) -> Table:
+        """A pass for what was asked: as fake as it can be."""
         module = self._module()
         reasons = []
         for integers in (True, False):
+            self.passes += 1
             try:
                 return learn(module, args, kwargs, self._device_of(module), integers)
-            except Exception as error:  # noqa: BLE001 (any code of the model may raise anything)
+            except Exception as error:  # noqa: BLE001 (a model may raise anything)
                 reasons.append(error)
         if self._real is None:
             raise _unlearnable(reasons[0]) from reasons[0]
@@ -177,66 +292,27 @@ def _unlearnable(error: BaseException) -> RecordingError:
     )
 
 
-def layout_of(args: tuple, kwargs: dict) -> tuple[Any, list[torch.Tensor]]:
-    """A key of all that a pass can depend on except numbers, and the tensors."""
-    tensors: list[torch.Tensor] = []
-    parts = [_layout(arg, tensors) for arg in args]
-    for key, value in kwargs.items():
-        parts.append(key)
-        parts.append(_layout(value, tensors))
-    if len(tensors) > 1:
-        storages = [t.untyped_storage()._cdata for t in tensors]
-        if len(set(storages)) < len(storages):
-            parts.append(tuple([storages.index(storage) for storage in storages]))
-    return (len(args), *parts), tensors
+def _key(layout: Any, tensors: list[torch.Tensor], watched: frozenset[int]) -> Any:
+    """The layout, and what the numbers of the watched inputs are like."""
+    if not watched:
+        return layout
+    return layout, tuple([kind_of(tensors[number]) for number in sorted(watched)])
 
 
-def _layout(value: Any, tensors: list[torch.Tensor]) -> Any:
-    if isinstance(value, torch.Tensor):
-        tensors.append(value)
-        return aval_of(value), value.device
-    if type(value) in PLAIN:
-        return type(value), value
-    tree, _, leaves = take_apart(value)
-    if tree is None:
-        return type(value), id(type(value)), _inside(value)
-    return tree, tuple([_layout(leaf, tensors) for leaf in leaves])
+def _first_integer(tensors: list[torch.Tensor]) -> int:
+    """A token id that is certain to be valid."""
+    for tensor in tensors:
+        if not tensor.dtype.is_floating_point and not tensor.dtype.is_complex:
+            return int(tensor.reshape(-1)[0])
+    return 0
 
 
-def _inside(value: Any) -> Any:
-    """What is in an object that is no container, such as a cache: layouts and plain values."""
-    seen: set[int] = set()
-
-    def walk(item: Any) -> Any:
-        if isinstance(item, torch.Tensor):
-            return aval_of(item)
-        if type(item) in PLAIN:
-            return type(item), item
-        if id(item) in seen:
-            return None
-        seen.add(id(item))
-        if isinstance(item, (tuple, list)):
-            return tuple([walk(part) for part in item])
-        if isinstance(item, dict):
-            return tuple([(str(key), walk(part)) for key, part in item.items()])
-        if isinstance(item, (torch.dtype, torch.device, torch.layout)):
-            return str(item)
-        return type(item).__qualname__, walk(getattr(item, "__dict__", None))
-
-    return walk(value)
-
-
-def _full_key(layout: Any, tensors: list[torch.Tensor], watched: frozenset[int]) -> Any:
-    """The layout and what the numbers of the looked-at inputs are like."""
-    return layout, tuple([value_class(tensors[number]) for number in sorted(watched)])
-
-
-def value_class(tensor: torch.Tensor) -> str | bytes:
-    """`full` for a mask without holes, `holes` for one with, else the numbers themselves."""
-    if tensor.dtype is torch.bool:
-        return "full" if tensor.all() else "holes"
-    if bool((tensor == 1).all()):
-        return "full"
-    if bool(((tensor == 0) | (tensor == 1)).all()):
-        return "holes"
-    return tensor.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes()
+@contextmanager
+def _without_logs() -> Iterator[None]:
+    """A pass with a contrary look must not warn of what is not so."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
