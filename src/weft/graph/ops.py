@@ -86,7 +86,7 @@ _TABLE = (
         rnn_tanh_cell roll rot90 round rsqrt rsub scatter scatter_add scatter_reduce searchsorted
         select select_copy select_scatter selu sgn sigmoid sign signbit sin sinc sinh slice_copy
         slice_scatter slogdet softmax sort split split_copy split_with_sizes split_with_sizes_copy
-        sqrt square squeeze squeeze_copy stack std std_mean stft sub sum svd swapaxes swapdims t
+        sqrt square squeeze squeeze_copy stack std std_mean stft sub subtract sum svd swapaxes swapdims t
         t_copy take take_along_dim tan tanh tensor_split tensordot threshold tile topk trace
         transpose transpose_copy trapezoid triangular_solve tril triu trunc unbind unbind_copy
         unflatten unfold_copy unique unique_consecutive unravel_index unsqueeze unsqueeze_copy
@@ -154,7 +154,7 @@ _TABLE = (
         hypot_ igamma_ igammac_ index_add_ index_copy_ index_fill_ index_reduce_ le_ lerp_ lgamma_
         logical_and_ logical_not_ logical_or_ logical_xor_ lt_ masked_fill_ masked_scatter_ mul_
         mvlgamma_ ne_ nextafter_ polygamma_ pow_ put_ remainder_ renorm_ scatter_ scatter_add_
-        scatter_reduce_ sgn_ sign_ sub_ tril_ triu_
+        scatter_reduce_ sgn_ sign_ sub_ subtract_ tril_ triu_
     """),
     ("random", "", """
         bernoulli binomial multinomial normal poisson rand_like randint_like randn_like
@@ -223,7 +223,6 @@ _ALIASES = (
         negative = neg
         not_equal = ne
         row_stack = vstack
-        subtract = sub
         trapz = trapezoid
         arccos_ = acos_
         arccosh_ = acosh_
@@ -245,7 +244,7 @@ _ALIASES = (
         __imul__ multiply_ = mul_
         __ior__ = bitwise_or_
         __ipow__ = pow_
-        __isub__ subtract_ = sub_
+        __isub__ = sub_
         __ixor__ = bitwise_xor_
         __rdiv__ = __rtruediv__
         arctan2_ = atan2_
@@ -323,7 +322,7 @@ _EXCLUDED = (
         _backward_hooks.__get__ _post_accumulate_grad_hooks.__get__ apply_ map2_ map_ register_hook
         register_post_accumulate_grad_hook
     """),
-    ("nothing is pickled", "Tensor.", "__reduce_ex__ __setstate__"),
+    ("a graph is data and is never pickled", "Tensor.", "__reduce_ex__ __setstate__"),
     ("it is part of the Python object, not of the tensor", "Tensor.", """
         __array_wrap__ __deepcopy__ __delitem__ __dir__ __format__ __hash__ __repr__ __str__
         _clear_non_serializable_cached_data _is_view as_subclass name.__get__ volatile.__get__

@@ -11,9 +11,9 @@ import torch
 from weft.client.backend import Request
 from weft.errors import WeftError
 from weft.families.call import ModelCall
-from weft.graph.node import Graph
+from weft.graph.node import Const, Graph
+from weft.graph.passes import prune
 from weft.graph.site import Leaf, Site, Where
-from weft.run.price import Price, price
 from weft.trace.lines import user_line, where
 from weft.trace.recorder import Recorder
 from weft.trace.signature import Signature
@@ -21,6 +21,8 @@ from weft.trace.signature import Signature
 from .experiment import Experiment
 
 if TYPE_CHECKING:
+    from weft.run.price import Price
+
     from .handle import Handle
 
 
@@ -140,12 +142,16 @@ class Tracer:
         else:
             graph, constants = self._recorder.graph(), self._recorder.clients.constants
         self._recorder.clients.check()
-        return Experiment(graph, {key: tensor.clone() for key, tensor in constants.items()})
+        graph = prune(graph)
+        kept = [node.key for node in graph.nodes if isinstance(node, Const)]
+        return Experiment(graph, {key: constants[key].clone() for key in kept})
 
     def plan(self) -> Price:
         """What the recorded graph costs, before it runs: sites, operations, bytes, peak memory."""
+        from weft.run.price import price
+
         graph = self._frozen[0] if self._frozen is not None else self._recorder.graph()
-        return price(graph, firing_index(self._signature))
+        return price(prune(graph), firing_index(self._signature))
 
 
 def overwritten_by(signature: Signature) -> Callable[[Site, Leaf], bool]:

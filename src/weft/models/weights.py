@@ -8,6 +8,9 @@ from collections.abc import Callable
 import torch
 
 
+_NOTHING = torch.empty(0)
+
+
 class Weights:
     """A module that exists first as a skeleton on the meta device, then with its weights."""
 
@@ -17,6 +20,7 @@ class Weights:
         self._module = skeleton
         self._load = load
         self._lock = threading.Lock()
+        self._first: torch.Tensor | None = None
 
     @property
     def are_loaded(self) -> bool:
@@ -37,5 +41,7 @@ class Weights:
 
     def device(self) -> torch.device:
         """Where the model's inputs go: the device of its first parameter."""
-        first = next(self.loaded().parameters(), None)
-        return torch.device("cpu") if first is None else first.device
+        module = self.loaded()
+        if self._first is None:  # the same object also after module.to(...)
+            self._first = next(module.parameters(), _NOTHING)
+        return self._first.device

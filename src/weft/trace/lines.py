@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import linecache
 import sys
+from functools import lru_cache
 from pathlib import Path
 from types import CodeType, FrameType
 
@@ -52,6 +53,7 @@ def frames_within(file_ending: str) -> bool:
     return False
 
 
+@lru_cache(maxsize=4096)
 def where(line: tuple[str, int]) -> Where:
     """The line with its text, where the source can be had."""
     file, number = line

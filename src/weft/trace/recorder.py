@@ -30,7 +30,6 @@ from weft.errors import (
 )
 from weft.graph.node import AnyNode, Apply, Bound, Call, Graph, Log, Param, Ref
 from weft.graph.ops import OPS
-from weft.graph.passes import prune
 from weft.graph.site import Where
 from weft.kernels.abstract import OUTCOMES, DataDependentError, Outcome, evaluate, rebuild
 from weft.kernels.aval import Aval, dtype_name
@@ -423,11 +422,11 @@ class Recorder:
         return self.graph(), self.clients.constants
 
     def graph(self, extra: tuple = ()) -> Graph:
-        """The graph so far, with `extra` nodes, without what nothing needs."""
+        """The graph so far, with `extra` nodes."""
         lines = tuple([where(line) for line in self.lines])
         bounds = tuple(self.bounds.values())
         nodes = (*self.nodes, *extra)
-        return prune(Graph(nodes=nodes, where=lines, bounds=bounds, seed=self.seed))
+        return Graph(nodes=nodes, where=lines, bounds=bounds, seed=self.seed)
 
     def unused_edits(self) -> list[Where]:
         """Lines of edits at sites that fire after all that is brought back."""

@@ -7,6 +7,7 @@ exists, or a live view of it) forwards to the real tensor instead.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,9 @@ import torch
 from weft.graph.node import Arg, Map, Save, Seq
 
 from .value import Value
+
+_ONLY_OURS = 3
+"""References to a receiver that nobody kept: the group, the loop variable, the count's argument."""
 
 if TYPE_CHECKING:
     from .clients import Client
@@ -87,8 +91,10 @@ class Saves:
             tensors: list[torch.Tensor] = []
             _tensors_in(saved[name], tensors)
             for group, tensor in zip(record.handles, tensors, strict=True):
-                for handle in group:
-                    _fill(handle, tensor)
+                for place in range(len(group)):
+                    handle = group[place]
+                    if place == 0 or sys.getrefcount(handle) > _ONLY_OURS:
+                        _fill(handle, tensor)
         with torch.no_grad():
             for name, client in self.backs.items():
                 client.tensor.copy_(saved[name])
