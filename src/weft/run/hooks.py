@@ -101,13 +101,16 @@ class _Drive:
         )
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], line: object) -> Results:
-        interpreter = self.interpreter
-        args, kwargs = self.guarded(args, kwargs)
-        interpreter.begin()
-        result = None
-        if not interpreter.finished or self.want_result:
-            result = self.forward(args, kwargs, line)
-        return Results(interpreter.end(result), result, self.ended)
+        try:
+            interpreter = self.interpreter
+            args, kwargs = self.guarded(args, kwargs)
+            interpreter.begin()
+            result = None
+            if not interpreter.finished or self.want_result:
+                result = self.forward(args, kwargs, line)
+            return Results(interpreter.end(result), result, self.ended)
+        finally:
+            del self.interpreter  # it knows its host: no cycle may hold tensors
 
     def guarded(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         """The caller's tensors are never changed: edits in place get copies of them."""
@@ -135,8 +138,10 @@ class _Drive:
             _RUNNING.reset(token)
             hooks.remove()
         if self.error is not None:  # also where the model swallowed it
-            error, self.error = self.error, None
-            raise error
+            try:
+                raise self.error
+            finally:
+                self.error = None
         return result if self.want_result else None
 
     def fire(self, site: Site, structure: Any) -> Any:

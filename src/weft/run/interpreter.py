@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from heapq import heappop, heappush
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -52,35 +52,11 @@ from weft.kernels.results import flatten
 
 from .compare import agree, value_of
 from .frame import Frame, Held, is_same
+from .host import Host
 from .lower import Env, lower
 from .memory import Memory, storage, version
 from .plan import Plan, Step
 from .structure import tensors
-
-
-class Host(Protocol):
-    """What an interpreter asks of whoever has the model."""
-
-    def parameter(self, path: str) -> torch.Tensor:
-        """A weight or buffer."""
-        ...
-
-    def apply(self, path: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
-        """The result of one of the model's modules, without firing a site."""
-        ...
-
-    def is_weight(self, tensor: torch.Tensor) -> bool:
-        """Whether a tensor shares storage with a weight or buffer."""
-        ...
-
-    def is_callers(self, tensor: torch.Tensor) -> bool:
-        """Whether a tensor shares storage with an input that the caller gave."""
-        ...
-
-    @property
-    def device(self) -> torch.device | None:
-        """Where the model computes: where constants go."""
-        ...
 
 
 class Interpreter:
@@ -100,14 +76,13 @@ class Interpreter:
         self._host = host
         self._on_log = on_log
         self._overwritten = overwritten
-        self._memory = Memory(plan, self._is_foreign)
+        self._memory = Memory(plan, host)
         self._pending = dict(plan.sites)
         self._waits = plan.waits.copy()
         self._ready: list[int] = []
         self._undone = plan.count
         self._frame: Frame | None = None
         self._direct: set[int] = set()  # families that act on the model's own tensor
-        self._clients: set[int] = set()  # storages of constants
         self._saves: list[tuple[Step, Env]] = []
 
     # The interface
@@ -230,7 +205,7 @@ class Interpreter:
     def _apply(self, step: Step) -> None:
         memory = self._memory
         env = memory.inputs(step)
-        given = {s: env[s].clone() if self._is_foreign(env[s]) else env[s] for s in step.uses}
+        given = {s: env[s].clone() if memory.is_foreign(env[s]) else env[s] for s in step.uses}
         before = {slot: version(env[slot]) for slot in step.uses}
         args, kwargs = step.args.build(given)  # type: ignore[union-attr]
         results = [*tensors(self._host.apply(step.node.path, args, kwargs))]
@@ -265,7 +240,7 @@ class Interpreter:
         placed = tensor.detach().to(self._host.device or tensor.device)
         if step.slot in self.plan.written:
             placed = placed.clone()
-        self._clients.add(storage(placed))
+        self._memory.clients.add(storage(placed))
         self._give(step, [placed])
 
     def _guard(self, step: Step) -> None:
@@ -305,10 +280,6 @@ class Interpreter:
                     line=self.plan.line(bound),
                     fix="record it again on an input of this size",
                 )
-
-    def _is_foreign(self, tensor: torch.Tensor) -> bool:
-        host = self._host
-        return storage(tensor) in self._clients or host.is_callers(tensor) or host.is_weight(tensor)
 
     # Steps at a site
 

@@ -22,6 +22,7 @@ from weft.errors import OverwrittenError
 from weft.graph.node import Call, Read
 from weft.graph.site import leaf_text
 
+from .host import Host
 from .lower import Env
 from .plan import Plan, Step
 
@@ -45,15 +46,26 @@ class _Shared(NamedTuple):
 
 
 class Memory:
-    """See the module's text. `foreign` says of a tensor whether it belongs to model or caller."""
+    """See the module's text."""
 
-    __slots__ = ("_fresh", "_frozen", "_left", "_plan", "_shared", "_versions", "env", "foreign")
+    __slots__ = (
+        "_fresh",
+        "_frozen",
+        "_host",
+        "_left",
+        "_plan",
+        "_shared",
+        "_versions",
+        "clients",
+        "env",
+    )
 
-    def __init__(self, plan: Plan, foreign: Callable[[torch.Tensor], bool]) -> None:
+    def __init__(self, plan: Plan, host: Host) -> None:
         self._plan = plan
+        self._host = host
         self._left = plan.left.copy()
         self.env: Env = {}
-        self.foreign = foreign
+        self.clients: set[int] = set()  # storages of constants
         self._fresh: list[int] = []  # slots of this firing that may be the model's own tensors
         self._versions: dict[int, int] = {}  # slots of earlier firings, with their versions
         self._frozen: dict[int, Env] = {}  # step -> older versions of what it uses
@@ -95,6 +107,12 @@ class Memory:
         where = storage(self.env[slot])
         shared = where in self._shared
         return not shared and all(s == slot or storage(t) != where for s, t in self.env.items())
+
+    def is_foreign(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor shares storage with a constant, an input or a weight."""
+        host = self._host
+        client = storage(tensor) in self.clients
+        return client or host.is_callers(tensor) or host.is_weight(tensor)
 
     # Before a write
 
@@ -139,7 +157,12 @@ class Memory:
     def _own(self, tensor: torch.Tensor, slot: int, kept: Env, clone: bool) -> torch.Tensor:
         whole = tensor.untyped_storage()
         where = whole._cdata
-        if clone or where in self._shared or whole.nbytes() > tensor.nbytes or self.foreign(tensor):
+        if (
+            clone
+            or where in self._shared
+            or whole.nbytes() > tensor.nbytes
+            or self.is_foreign(tensor)
+        ):
             return tensor.detach().clone()
         self._shared[where] = _Shared(kept, slot, version(tensor))
         return tensor.detach()
