@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from weft.errors import ChangedConstantError
-from weft.graph.node import Call, Const, Ref, Seq
-from weft.kernels.aval import Aval, aval_of, contiguous, dtype_name
+from weft.graph.node import Const, Ref
+from weft.kernels.aval import Aval, contiguous, dtype_name
 
 from .lines import where
 from .value import Family
+from .views import find
 
 if TYPE_CHECKING:
     from .recorder import Recorder
@@ -98,12 +99,17 @@ class Clients:
         return Client(tensor, ref, aval, Family(ref, -1, at))
 
     def _view(self, base: Client, tensor: torch.Tensor) -> Client:
-        aval = aval_of(tensor)
-        layout = (Seq("tuple", tuple(aval.shape)), Seq("tuple", tuple(aval.stride)), aval.offset)
-        args = (base._ref, *layout)
-        at = self.recorder.here()
-        ref = self.recorder.append(Call(op="as_strided", args=args, alias=(base._ref,), at=at))
-        return Client(tensor, ref, aval, base._family)
+        """A dirty tensor's view: the same part of the recorded tensor."""
+        found = find(base.tensor, tensor)
+        if found is None:
+            raise self.recorder.refusal(
+                f"a view of shape {list(tensor.shape)} of a client tensor that the block writes "
+                f"into (shape {list(base.tensor.shape)}) cannot be recorded",
+                "index the tensor itself: acts[i, j] = value",
+            )
+        index, order = found
+        value = self.recorder.handle(base)[index].permute(order).view(tensor.shape)  # type: ignore[arg-type]
+        return Client(tensor, value._ref, value._aval, base._family)  # type: ignore[attr-defined]
 
     def _accept(self, tensor: torch.Tensor) -> None:
         kind = type(tensor)
