@@ -37,3 +37,24 @@ def test_files_named_in_a_document_exist(document: Path) -> None:
 def test_links_within_the_repository_lead_somewhere(document: Path) -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text())
     assert not [link for link in links if not (document.parent / link).exists()]
+
+
+def examples() -> list[tuple[str, str]]:
+    """Every Python example of every document."""
+    found = []
+    for document in DOCUMENTS:
+        blocks = re.findall(r"^```python\n(.*?)^```", document.read_text(), re.MULTILINE | re.DOTALL)
+        found += [(f"{document.name}-{number}", block) for number, block in enumerate(blocks)]
+    return found
+
+
+@pytest.mark.parametrize(("name", "code"), examples(), ids=[name for name, _ in examples()])
+def test_examples_run(name: str, code: str) -> None:
+    exec(compile(code, f"<{name}>", "exec"), {"__name__": name})
+
+
+def test_the_readme_names_the_two_commands() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert "./run demo" in text
+    assert "./run test" in text
+    assert "./run test" in (ROOT / ".ci" / "run").read_text()

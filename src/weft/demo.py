@@ -62,7 +62,7 @@ def patching(model: weft.LanguageModel) -> None:
     )
     title("Activation patching")
     print(f"  clean:     {pair.clean} ({pair.answer})")
-    print(f"  corrupted: {pair.corrupted} ({pair.wrong})")
+    print(f"  corrupted: {pair.corrupt} ({pair.wrong})")
 
     def answer() -> torch.Tensor:
         logits = model.lm_head.output[0, -1]
@@ -71,12 +71,12 @@ def patching(model: weft.LanguageModel) -> None:
     with model.trace(pair.clean):
         clean = weft.save([layer.output for layer in model.model.layers])
         high = answer().save()
-    with model.trace(pair.corrupted):
+    with model.trace(pair.corrupt):
         low = answer().save()
     grid = torch.zeros(len(clean), len(words))
     for number, layer in enumerate(model.model.layers):
         for position in range(len(words)):
-            with model.trace(pair.corrupted):
+            with model.trace(pair.corrupt):
                 layer.output[:, position] = clean[number][:, position]
                 grid[number, position] = answer()
     share = (grid - low) / (high - low)

@@ -14,7 +14,7 @@ from weft.graph.site import Where
 
 _OURS = str(Path(__file__).parent.parent)
 _TORCH = str(Path(torch.__file__).parent)
-_TESTING = str(Path(_OURS) / "testing")
+_USERS = (str(Path(_OURS) / "testing"), str(Path(_OURS) / "demo.py"))  # they use the public API
 _PARTS = (f"{Path('/einops/')}/", f"{Path('/transformers/')}/", "/functools.py", "/contextlib.py")
 _IS_INTERNAL: dict[CodeType, bool] = {}
 
@@ -23,7 +23,7 @@ def _internal(code: CodeType) -> bool:
     found = _IS_INTERNAL.get(code)
     if found is None:
         file = code.co_filename
-        inside = file.startswith((_OURS, _TORCH)) and not file.startswith(_TESTING)
+        inside = file.startswith((_OURS, _TORCH)) and not file.startswith(_USERS)
         found = inside or any(part in file for part in _PARTS) or file.startswith("<frozen")
         if len(_IS_INTERNAL) > 50_000:
             _IS_INTERNAL.clear()  # `exec` in a loop makes code objects without end

@@ -1,0 +1,1 @@
+"""Benchmarks: ratios and differences in one process, never a time on its own."""
