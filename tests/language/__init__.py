@@ -1,0 +1,1 @@
+"""The tests of meaning: what a block means, against plain PyTorch hooks."""
