@@ -82,6 +82,8 @@ def _remember(container: Any, site: SiteState, sites: Sites, leaf: Leaf) -> Any:
 def _assign(container: Any, key: Any, value: Any) -> None:
     """Records `container[key] = value` as writes of the leaves below."""
     site, sites, leaf = object.__getattribute__(container, "_weft")
+    if isinstance(key, slice):
+        _refuse(container, "an assignment to a slice")
     if isinstance(container, (tuple, list)) and isinstance(key, int) and key < 0:
         key += len(container)
     target = (*leaf, key)

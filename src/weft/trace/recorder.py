@@ -203,6 +203,8 @@ class Recorder:
             found = evaluate(name, tuple(lent[0]), lent[1])
         except DataDependentError:
             return None
+        except UnsupportedOperationError as error:
+            raise self._at_line(error) from None
         if key is not None:
             OUTCOMES.put(key, found)
         return found
@@ -479,6 +481,10 @@ class Recorder:
             line=where(user_line()),
             fix="use another operation, or save the value and go on after the block",
         )
+
+    def _at_line(self, error: UnsupportedOperationError) -> Exception:
+        """A refusal of the kernels, which know no lines, with the user's."""
+        return UnsupportedOperationError(error.message, line=where(user_line()), fix=error.fix)
 
     def _refuse_transforms(self) -> None:
         what = special.active_transform()
