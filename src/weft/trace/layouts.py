@@ -159,15 +159,32 @@ def _is_integer(dtype: torch.dtype) -> bool:
 
 
 def kind_of(tensor: torch.Tensor) -> str | bytes:
-    """What the numbers of an integer input are like: `FULL`, `HOLES`, `RANGE` or themselves."""
+    """What the numbers of an input are like: `FULL`, `HOLES`, `RANGE` or the numbers themselves."""
     if not _is_integer(tensor.dtype):
         return tensor.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes()
-    numbers = tensor.detach().cpu().numpy()
+    numbers = (tensor if tensor.device.type == "cpu" else tensor.cpu()).numpy()
+    data = numbers.tobytes()
+    key = (data, numbers.shape, tensor.dtype)
+    found = _KIND_OF.get(key)
+    if found is None:
+        if len(_KIND_OF) >= 1024:
+            _KIND_OF.clear()
+        found = _kind(numbers)
+        if len(data) < 1 << 16:
+            _KIND_OF[key] = found
+    return data if found is _OTHER else found
+
+
+_OTHER = "other"
+_KIND_OF: dict[tuple, str] = {}  # the same mask comes many times; to ask it anew takes longer
+
+
+def _kind(numbers: Any) -> str:
     ones = numbers == 1
     if ones.all():
         return FULL
     if (ones | (numbers == 0)).all():
         return HOLES
-    if tensor.dim() and (numbers == range(numbers.shape[-1])).all():
+    if numbers.ndim and (numbers == range(numbers.shape[-1])).all():
         return RANGE
-    return numbers.tobytes()
+    return _OTHER

@@ -9,6 +9,7 @@ the module). What is inside lists or dicts that a module owns is not watched.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -232,11 +233,20 @@ def _copies(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
 def _quiet() -> Iterator[None]:
     """No grad, and nobody else's modes: a block that is being recorded must not see this pass."""
     token = CURRENT.set(None)
+    _LEARNING.add(threading.get_ident())
     try:
         with _disable_current_modes(), torch.inference_mode(False), torch.no_grad():
             yield
     finally:
+        _LEARNING.discard(threading.get_ident())
         CURRENT.reset(token)
+
+
+# PyTorch prints the traceback of every failing fake operation; here failing is part of the plan.
+_LEARNING: set[int] = set()
+logging.getLogger("torch._subclasses.fake_tensor").addFilter(
+    lambda record: threading.get_ident() not in _LEARNING
+)
 
 
 @contextmanager
@@ -264,12 +274,12 @@ def _groups(module: nn.Module) -> list[dict]:
 @contextmanager
 def _values_kept(module: nn.Module) -> Iterator[None]:
     """Buffers that the pass changes in place (running statistics) get their numbers back."""
-    saved = [(buffer, buffer.clone(), buffer._version) for buffer in module.buffers()]
+    saved = [(buffer, buffer.clone()) for buffer in module.buffers()]
     try:
         yield
     finally:
-        for buffer, value, version in saved:
-            if buffer._version != version:
+        for buffer, value in saved:
+            if not torch.equal(buffer, value):  # batch norm changes them without a new version
                 buffer.copy_(value)
 
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from weft.errors import RecordingError
 from weft.graph.site import Leaf
-from weft.kernels.aval import Aval, contiguous
+from weft.kernels.aval import Aval, contiguous, dtype_name
 
 from .learn import learn_alone
 from .structure import Tree, put_together, take_apart
@@ -61,11 +61,23 @@ class Rules:
         found = self._known.get(key)
         if found is None:
             with self._lock:
-                found = self._by_rule(module, leaves) or self._by_pass(module, path, args, kwargs)
+                found = self._find_out(module, path, args, kwargs, leaves)
                 if len(self._known) > 4096:
                     self._known.clear()
                 self._known[key] = found
         return found
+
+    def _find_out(
+        self, module: nn.Module, path: str, args: tuple, kwargs: dict, leaves: list
+    ) -> Result:
+        try:
+            return self._by_rule(module, leaves) or self._by_pass(module, args, kwargs)
+        except Exception as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise RecordingError(
+                f"{path} cannot take these arguments: {type(error).__name__}: {reason}",
+                fix="give it what its forward takes",
+            ) from error
 
     def _by_rule(self, module: nn.Module, leaves: list) -> Result | None:
         if len(leaves) != 1 or not isinstance(leaves[0], Aval) or _hooked(module):
@@ -74,15 +86,8 @@ class Rules:
         aval = rule(module, leaves[0]) if rule else None
         return None if aval is None else Result(None, (((), aval),), (None,))
 
-    def _by_pass(self, module: nn.Module, path: str, args: tuple, kwargs: dict) -> Result:
-        try:
-            row, alias = learn_alone(module, args, kwargs, self._device_of(module))
-        except Exception as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise RecordingError(
-                f"{path} cannot take these arguments: {type(error).__name__}: {reason}",
-                fix="give it what its forward takes",
-            ) from error
+    def _by_pass(self, module: nn.Module, args: tuple, kwargs: dict) -> Result:
+        row, alias = learn_alone(module, args, kwargs, self._device_of(module))
         return Result(row.tree, tuple(zip(row.keys, row.what, strict=True)), alias)
 
 
@@ -100,7 +105,9 @@ def _hooked(module: nn.Module) -> bool:
 
 def _linear(module: nn.Module, aval: Aval) -> Aval | None:
     weight: Any = module.weight
-    if not aval.shape or aval.shape[-1] != weight.shape[1] or aval.dtype != weight.dtype:
+    if aval.dtype != weight.dtype:  # a fake pass would let it through
+        raise TypeError(f"expected {dtype_name(weight.dtype)}, got {dtype_name(aval.dtype)}")
+    if not aval.shape or aval.shape[-1] != weight.shape[1]:
         return None
     if aval.shape.numel() == 0 or not aval.contiguous:
         return None

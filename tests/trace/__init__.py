@@ -1,0 +1,1 @@
+"""Tests of `weft.trace`: recording, and the signatures of models."""
