@@ -159,6 +159,7 @@ def test_the_users_tensors_are_neither_changed_nor_shared(facts):
         assert one.reshape(-1).tolist() == ROW
     embeds = torch.randn(1, 3, 32, requires_grad=True)
     made = prepare_language(None, None, facts, tensors={"inputs_embeds": embeds})
+    assert made.kwargs["inputs_embeds"].data_ptr() != embeds.data_ptr()
     made.kwargs["inputs_embeds"].sum().backward()  # a copy that gradients go through
     assert embeds.grad is not None
 

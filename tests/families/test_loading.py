@@ -72,6 +72,23 @@ def test_options_reach_both(folder):
         assert net.config._attn_implementation == "eager"
 
 
+def test_a_device_map_reaches_the_loaded_model(folder):
+    loaded = load(Source.of(folder), load_options(device_map="meta"))
+    assert all(parameter.is_meta for parameter in loaded.parameters())
+
+
+def test_the_revision_is_the_models_not_that_of_another_tokenizer(folder, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        transformers.AutoTokenizer, "from_pretrained", lambda name, **given: asked.append(given)
+    )
+    options = load_options(revision="v2")
+    load_tokenizer(Source.of(folder), None, options)
+    load_tokenizer(Source.of(folder), folder, options)
+    assert [given.get("revision") for given in asked] == ["v2", None]
+    assert all(given["trust_remote_code"] is False for given in asked)
+
+
 def test_an_expert_kernel_reaches_both(tmp_path):
     source = Source.of(save(zoo.build("mixtral"), tmp_path))
     options = load_options(experts_implementation="eager")

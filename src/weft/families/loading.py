@@ -13,6 +13,7 @@ not offered.
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -314,11 +315,11 @@ _STORED = {
 
 
 def _keep_wide(net: nn.Module, dtype: torch.dtype) -> None:
-    """Give what loading keeps in float32 that dtype on the skeleton too."""
+    """Give what loading keeps in float32 that dtype on the skeleton too (core_model_loading.py)."""
     plan = getattr(net, "_get_dtype_plan", lambda _: {})(dtype)
-    for name, tensor in (*net.named_parameters(), *net.named_buffers()):
+    for name, tensor in net.state_dict(keep_vars=True).items() if plan else ():
         for pattern, kept in plan.items():
-            if pattern in name.split("."):
+            if re.search(pattern.replace("*", ".*"), name):
                 tensor.data = tensor.data.to(kept)
 
 
