@@ -15,7 +15,7 @@ import torch
 
 import weft
 from weft.testing import tiny_path
-from weft.testing.corpus import ioi_pairs
+from weft.testing.corpus import COUNTRIES, ioi_pairs
 
 FACT = "The capital of France is"
 SHADES = " .:-=+*#%@"
@@ -32,6 +32,7 @@ def demo() -> None:
     title(f"The model: {layers} layers, {sum(p.numel() for p in net.parameters()):,} parameters")
     with clock("logit lens"):
         lens(model, FACT)
+        lens(model, "five plus eight equals")
     with clock("patching, layer by position"):
         patching(model)
     with clock("steering"):
@@ -95,22 +96,29 @@ def patching(model: weft.LanguageModel) -> None:
 
 
 def steering(model: weft.LanguageModel) -> None:
-    """Adds the difference of two prompts' activations to a third."""
-    title("Steering: from France towards Italy")
-    middle = model.model.layers[len(model.model.layers) // 2]
-    ends = []
-    for country in ("France", "Italy"):
-        with model.trace(f"The capital of {country} is"):
-            ends.append(middle.output[:, -1].save())
-    direction = ends[1] - ends[0]
-    for strength in (0.0, 0.5, 1.0, 2.0):
-        with model.trace(FACT):
-            middle.output[:, -1] += strength * direction
-            probs = model.lm_head.output[0, -1].softmax(-1).save()
-        best = int(probs.argmax())
-        print(
-            f"  {strength:.1f} x direction: {model.tokenizer.decode(best)} {float(probs[best]):.2f}"
-        )
+    """Adds a direction, found on ten countries, to prompts about others."""
+    title("Steering: from capitals to languages")
+    middle = model.model.layers[1]
+
+    def last(prompts: list[str]) -> torch.Tensor:
+        with model.trace(prompts):
+            there = middle.output[:, -1].mean(0).save()
+        return there
+
+    known, others = COUNTRIES[:10], COUNTRIES[10:14]
+    direction = last([f"The language of {c.name} is" for c in known]) - last(
+        [f"The capital of {c.name} is" for c in known]
+    )
+    for country in others:
+        prompt = f"The capital of {country.name} is"
+        answers = []
+        for strength in (0.0, 1.0):
+            with model.trace(prompt):
+                middle.output[:, -1] += strength * direction
+                probs = model.lm_head.output[0, -1].softmax(-1).save()
+            best = int(probs.argmax())
+            answers.append(f"{model.tokenizer.decode(best)} {float(probs[best]):.2f}")
+        print(f"  {prompt:<32} {answers[0]:<18} steered: {answers[1]}")
 
 
 def graph(model: weft.LanguageModel) -> None:

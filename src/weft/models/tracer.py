@@ -14,6 +14,7 @@ from weft.families.call import ModelCall
 from weft.graph.node import Const, Graph
 from weft.graph.passes import prune
 from weft.graph.site import Leaf, Site, Where
+from weft.run.price import Price, price
 from weft.trace.lines import user_line, where
 from weft.trace.recorder import Recorder
 from weft.trace.signature import Signature
@@ -21,8 +22,6 @@ from weft.trace.signature import Signature
 from .experiment import Experiment
 
 if TYPE_CHECKING:
-    from weft.run.price import Price
-
     from .handle import Handle
 
 
@@ -148,8 +147,6 @@ class Tracer:
 
     def plan(self) -> Price:
         """What the recorded graph costs, before it runs: sites, operations, bytes, peak memory."""
-        from weft.run.price import price
-
         graph = self._frozen[0] if self._frozen is not None else self._recorder.graph()
         return price(prune(graph), firing_index(self._signature))
 
