@@ -24,7 +24,6 @@ LAYERS: dict[str, set[str]] = {
     "client": {"graph", "wire"},
     "client/local": {"graph", "wire", "run", "families"},
     "models": {"graph", "kernels", "wire", "trace", "families", "client", "run/price"},
-    "methods": {"__init__"},
     "testing": {"__init__"},
     "demo": {"__init__", "testing"},
     "cli": {"__init__", "demo", "models/experiment"},

@@ -73,9 +73,8 @@ def intern(
 
 def aval_of(tensor: torch.Tensor) -> Aval:
     """The abstract value of a dense tensor (real, meta or fake)."""
-    return intern(
-        tuple(tensor.shape), tuple(tensor.stride()), tensor.storage_offset(), tensor.dtype
-    )
+    offset = int(tensor.storage_offset())
+    return intern(tuple(tensor.shape), tuple(tensor.stride()), offset, tensor.dtype)
 
 
 def contiguous(shape: tuple[int, ...], dtype: torch.dtype) -> Aval:

@@ -138,6 +138,9 @@ HANDLERS: dict[Any, Handler] = {
 }
 
 
+_CHECKPOINTING = torch._C._autograd._top_saved_tensors_default_hooks  # type: ignore[attr-defined]
+
+
 def _is_on(kind: str) -> Callable[[torch.device], bool]:
     return lambda device: device.type == kind
 
@@ -158,11 +161,11 @@ ASKED: dict[str, Callable[[torch.device], Any]] = {
 
 def active_transform() -> str | None:
     """The name of an active PyTorch transform that a recorder cannot see through."""
-    if torch._C._functorch.maybe_current_level() is not None:
+    if torch._C._functorch.maybe_current_level() is not None:  # type: ignore[attr-defined]
         return "torch.func (vmap, grad, ...)"
     if torch._C._is_any_autocast_enabled():
         return "torch.autocast"
-    if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+    if _CHECKPOINTING(True) is not None:
         return "torch.utils.checkpoint"
     if torch.compiler.is_compiling():
         return "torch.compile"
