@@ -118,15 +118,16 @@ def same_form(one: Table, other: Table) -> bool:
 def _same_row(one: Row, other: Row) -> bool:
     if one._replace(what=()) != other._replace(what=()):
         return False
-    return all(_same_leaf(a, b) for a, b in zip(one.what, other.what, strict=True))
+    leaves = zip(one.what, other.what, strict=False)
+    return len(one.what) == len(other.what) and all(_same_leaf(a, b) for a, b in leaves)
 
 
 def _same_leaf(one: Any, other: Any) -> bool:
     if isinstance(one, (Aval, Layout)):
         is_tensor = isinstance(other, Aval)
         return is_tensor and one.dtype == other.dtype and len(one.shape) == len(other.shape)
-    if one == other:
-        return True
+    if one == other or isinstance(one, Size):
+        return one == other or (type(other) is Plain and _is_int(other))
     return type(one) is Plain and type(other) is Plain and _is_int(one) and _is_int(other)
 
 

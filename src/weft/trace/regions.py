@@ -49,13 +49,19 @@ class Region:
     """The boxes of one family of calls, for inputs of one kind, on one side of batch 1 and length 1
     (where layouts degenerate)."""
 
-    def __init__(self, probe: Callable[[Point], Table | None], floor: Point) -> None:
+    def __init__(self, probe: Callable[[Point], Table | None], floor: Point, fill: int = 0) -> None:
         self.boxes: list[Box] = []
         self.patience = PATIENCE
         self.probed: dict[Point, Table | None] = {}
         self.probe = probe
+        self.fill = fill  # a token id that is valid
         self._floor = floor  # smallest sizes of the region
         self._loose: dict[Point, Table] = {}  # exact passes that lie in no box
+
+    def known(self) -> list[Box]:
+        """The boxes; an exact pass that lies in none is a box of one point."""
+        lone = [Box(Formulas(t, t.rows), at, at) for at, t in self._loose.items()]
+        return [*self.boxes, *[box for box in lone if self.find(box.low) is None]]
 
     def find(self, point: Point) -> Formulas | None:
         """Formulas known to hold at `point`."""

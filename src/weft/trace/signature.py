@@ -26,10 +26,11 @@ from weft.graph.site import Leaf
 
 from .layouts import Family, Point, family_of, kind_of, layout_of
 from .learn import Facts, Row, Table, learn, learn_by_running, weights_of
-from .regions import Region
+from .regions import Box, Region
 from .rules import Result, Rules
 from .shapes import Look
 from .structure import Opaque, Plain, put_together
+from .tables import Area, Kind, Span, decode, encode
 
 __all__ = ["Facts", "Opaque", "Plain", "Signature", "Signatures", "SiteSignature"]
 
@@ -147,6 +148,32 @@ class Signatures:
             self._kin.clear()
             self.rules.clear()
 
+    def to_bytes(self) -> bytes:
+        """All that is known for families of calls, as compressed data."""
+        with self._lock:
+            kinds = [
+                Kind(
+                    family,
+                    tuple(sorted(kin.watched)),
+                    [_area(*item) for item in kin.regions.items()],
+                )
+                for family, kin in self._kin.items()
+            ]
+            return encode(kinds)
+
+    def add_bytes(self, data: bytes) -> None:
+        """Takes what `to_bytes` of another one gave. Raises GraphError for other bytes.
+
+        What it does not cover is still learnt from the module.
+        """
+        with self._lock:
+            for kind in decode(data):
+                kin = self._kin.setdefault(kind.family, _Kin())
+                kin.watched |= frozenset(kind.watched)
+                for area in kind.areas:
+                    region = self._open(kin, kind.family, area.floor, dict(area.kinds), area.fill)
+                    region.boxes += [Box(s.formulas, s.low, s.high) for s in area.spans]
+
     # -- a layout not seen before ----------------------------------------------------------------
 
     def _find_out(self, layout: Any, tensors: list, args: tuple, kwargs: dict) -> Signature:
@@ -212,16 +239,19 @@ class Signatures:
         kinds = {number: kind_of(tensors[number]) for number in sorted(kin.watched)}
         if any(isinstance(kind, bytes) for kind in kinds.values()):
             return None
-        floor = tuple([1 if size == 1 else 2 for size in point])
+        floor = 1 if point[0] == 1 else 2, 1 if point[1] == 1 else 2
+        return self._open(kin, family, floor, kinds, _first_integer(tensors))  # type: ignore[arg-type]
+
+    def _open(
+        self, kin: _Kin, family: Family, floor: Point, kinds: dict[int, str], fill: int
+    ) -> Region:
         key = (floor, tuple(kinds.items()))
         if key not in kin.regions:
-            fill = _first_integer(tensors)
 
             def probe(at: Point) -> Table | None:
-                args, kwargs = family.inputs(at, kinds, fill)  # type: ignore[arg-type]
-                return self._try(args, kwargs)
+                return self._try(*family.inputs(at, kinds, fill))
 
-            kin.regions[key] = Region(probe, floor)  # type: ignore[arg-type]
+            kin.regions[key] = Region(probe, floor, fill)
         return kin.regions[key]
 
     def _mattering(
@@ -257,9 +287,9 @@ class Signatures:
 
     def _try(self, args: tuple, kwargs: dict, contrary: int | None = None) -> Table | None:
         """A fake pass, or None where it fails."""
-        module = self._module()
         self.passes += 1
         try:
+            module = self._module()
             return learn(module, args, kwargs, self._device_of(module), contrary=contrary)
         except Exception:  # noqa: BLE001 (sizes that nobody asked for may well be refused)
             return None
@@ -280,6 +310,12 @@ class Signatures:
             return learn_by_running(self._real(), args, kwargs)
         except Exception as error:
             raise _unlearnable(error) from error
+
+
+def _area(key: tuple[Point, tuple], region: Region) -> Area:
+    floor, kinds = key
+    spans = [Span(box.formulas, box.low, box.high) for box in region.known()]
+    return Area(floor, kinds, region.fill, spans)
 
 
 def _unlearnable(error: BaseException) -> RecordingError:
