@@ -414,12 +414,14 @@ def test_a_written_value_that_nobody_needs_is_handed_over_without_a_copy():
 
     from weft.run import plan
 
-    functions = dict(plan.FUNCTIONS)
-    plan.FUNCTIONS["mul"] = spy
+    functions = dict(plan.CALLED)
+    plan.CALLED["mul"] = spy
+    plan._PLANS.clear()
     try:
         passed(g, model, x)
     finally:
-        plan.FUNCTIONS.update(functions)
+        plan.CALLED.update(functions)
+        plan._PLANS.clear()
     assert seen == made
 
 

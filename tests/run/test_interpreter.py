@@ -23,16 +23,16 @@ class NoModel:
     def apply(self, path, args, kwargs):
         return args[0] * 2
 
-    def is_weight(self, tensor):
+    def is_weight(self, where):
         return False
 
-    def is_callers(self, tensor):
+    def is_callers(self, where):
         return False
 
 
 def drive(builder, firings, **options):
     """Runs a graph over `(path, value)` pairs: what was saved, and what the sites became."""
-    run = Interpreter(plan(builder.graph()), builder.constants, NoModel(), **options)
+    run = Interpreter(builder.graph(), builder.constants, NoModel(), **options)
     became = []
     with torch.no_grad():
         run.begin()
@@ -42,7 +42,7 @@ def drive(builder, firings, **options):
 
 
 def started(builder):
-    run = Interpreter(plan(builder.graph()), builder.constants, NoModel())
+    run = Interpreter(builder.graph(), builder.constants, NoModel())
     run.begin()
     return run
 
@@ -63,7 +63,7 @@ def test_what_needs_no_site_runs_before_the_first():
     g, lines, x = Builder(), [], example()
     g.read("a", x)
     g.log("two is", g.mul(g.const(torch.tensor(1.0)), 2.0))
-    run = Interpreter(plan(g.graph()), g.constants, NoModel(), on_log=lines.append)
+    run = Interpreter(g.graph(), g.constants, NoModel(), on_log=lines.append)
     run.begin()
     assert lines == ["two is 2.0"]
     assert run.finished
@@ -82,7 +82,7 @@ def test_a_step_runs_as_soon_as_its_site_fires():
     g, lines, x = Builder(), [], example()
     g.log("b", g.call("sum", g.read("b", x)))
     g.log("a", g.call("sum", g.read("a", x)))
-    run = Interpreter(plan(g.graph()), {}, NoModel(), on_log=lambda text: lines.append(text[0]))
+    run = Interpreter(g.graph(), {}, NoModel(), on_log=lambda text: lines.append(text[0]))
     run.begin()
     assert set(run.sites) == {site("a"), site("b")}
     run.fire(site("a"), x)
@@ -305,9 +305,9 @@ def test_a_constant_must_be_there_and_as_recorded():
     g = Builder()
     g.save("c", g.mul(g.const(torch.ones(3)), 2.0))
     with pytest.raises(GraphError, match="missing"):
-        Interpreter(plan(g.graph()), {}, NoModel()).begin()
+        Interpreter(g.graph(), {}, NoModel()).begin()
     with pytest.raises(GraphError, match=r"float32\[3\].*float32\[4\]"):
-        Interpreter(plan(g.graph()), {"c0": torch.ones(4)}, NoModel()).begin()
+        Interpreter(g.graph(), {"c0": torch.ones(4)}, NoModel()).begin()
 
 
 # Arguments

@@ -222,12 +222,14 @@ def test_every_value_is_dropped_at_its_last_use():
     g = Builder()
     for number in range(3):
         g.save(f"{number}", g.call("sum", g.mul(g.mul(g.read(f"blocks.{number}", x), 2.0), 3.0)))
-    functions = dict(plan.FUNCTIONS)
-    plan.FUNCTIONS["mul"] = spy
+    functions = dict(plan.CALLED)
+    plan.CALLED["mul"] = spy
+    plan._PLANS.clear()
     try:
         run(g.graph(), {}, model, (x,), want_result=True)
     finally:
-        plan.FUNCTIONS.update(functions)
+        plan.CALLED.update(functions)
+        plan._PLANS.clear()
     assert len(held) == 6
     assert alive == [0, 0, 0, 0]
 

@@ -7,6 +7,8 @@ else shares that tensor sees it.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -27,15 +29,15 @@ class Held(NamedTuple):
 class Frame:
     """The state of one site while its steps run."""
 
-    __slots__ = ("filled", "lent", "now", "rebound", "site", "structure")
+    # Most firings change nothing: what changes is made by the first change.
+    now: Mapping[Leaf, Held] = MappingProxyType({})  # leaves that steps have changed
+    rebound: Mapping[Leaf, Held] = now  # what the model gets in place of its own tensor
+    filled: Mapping[Leaf, torch.Tensor] = MappingProxyType({})  # what goes into its own tensor
+    lent: Collection[Leaf] = ()  # leaves that were read again after a change
 
     def __init__(self, site: Site, structure: Any) -> None:
         self.site = site
         self.structure = structure
-        self.now: dict[Leaf, Held] = {}  # leaves that steps have changed
-        self.rebound: dict[Leaf, Held] = {}  # what the model gets in place of its own tensor
-        self.filled: dict[Leaf, torch.Tensor] = {}  # what goes into the model's own tensor
-        self.lent: set[Leaf] = set()  # leaves that were read again after a change
 
     def own(self, leaf: Leaf, line: Where | None) -> torch.Tensor:
         """The model's own tensor at a leaf."""
@@ -51,15 +53,20 @@ class Frame:
 
     def write(self, leaf: Leaf, held: Held) -> None:
         """Rebinds a leaf."""
-        self.now[leaf] = self.rebound[leaf] = held
+        self.now = {**self.now, leaf: held}
+        self.rebound = {**self.rebound, leaf: held}
 
     def fill(self, leaf: Leaf, held: Held) -> None:
         """Makes an edited read the value of its leaf."""
-        self.now[leaf] = held
+        self.now = {**self.now, leaf: held}
         if leaf in self.rebound:
-            self.rebound[leaf] = held
+            self.rebound = {**self.rebound, leaf: held}
         else:
-            self.filled[leaf] = held.tensor
+            self.filled = {**self.filled, leaf: held.tensor}
+
+    def lend(self, leaf: Leaf) -> None:
+        """Notes that a changed leaf was read again."""
+        self.lent = {*self.lent, leaf}
 
     def result(self, values: dict[Leaf, torch.Tensor]) -> Any:
         """The structure with rebound leaves."""

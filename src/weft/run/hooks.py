@@ -10,7 +10,8 @@ that they leave. When nothing is left to run, the forward is stopped where it st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
@@ -22,9 +23,9 @@ from weft.graph.node import Graph
 from weft.graph.site import Leaf, Site
 
 from .interpreter import Interpreter
-from .plan import Plan, plan
+from .memory import storage
 from .structure import mapped, tensors
-from .weights import is_weight, weights_of
+from .weights import is_still_weight, weights_of
 
 _RUNNING: ContextVar[_Drive | None] = ContextVar("weft_running", default=None)
 
@@ -61,17 +62,21 @@ def run(
     `can_stop` allows stopping the forward early. `overwritten(site, leaf)` says which tensors the
     model changes later. `line` is the user's line, for the model's own errors.
     """
-    prepared = plan(graph, strict)
-    if not prepared.count and not want_result:
+    drive = _Drive(graph, constants, module, strict, on_log or print, overwritten)
+    if drive.interpreter.finished and not want_result:
         return Results({}, None, None)
-    drive = _Drive(prepared, constants, module, on_log or print, overwritten)
     drive.can_stop = can_stop and not want_result
     drive.want_result = want_result
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.no_grad(), _normal_mode():
         found = drive.run(args, dict(kwargs or {}), line)
     if device is not None:
         found.saved = mapped(found.saved, lambda tensor: tensor.to(device))
     return found
+
+
+def _normal_mode() -> AbstractContextManager[Any]:
+    """Leaves inference mode, in which nobody counts how often a tensor was changed."""
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
 
 
 class _Stop(BaseException):
@@ -83,21 +88,22 @@ class _Drive:
 
     def __init__(
         self,
-        plan: Plan,
+        graph: Graph,
         constants: Mapping[str, torch.Tensor],
         module: Module,
+        strict: bool,
         on_log: Callable[[str], None],
         overwritten: Callable[[Site, Leaf], bool] | None,
     ) -> None:
-        self.plan = plan
         self.module = module
         self.can_stop = True
         self.want_result = False
         self.error: BaseException | None = None
         self.ended: Site | None = None
-        self.callers: set[int] = set()
+        self.callers: set[int] = set()  # storages of the caller's tensors
+        self.weights = weights_of(module)
         self.interpreter = Interpreter(
-            plan, constants, self, on_log=on_log, overwritten=overwritten
+            graph, constants, self, strict=strict, on_log=on_log, overwritten=overwritten
         )
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], line: object) -> Results:
@@ -114,9 +120,12 @@ class _Drive:
 
     def guarded(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         """The caller's tensors are never changed: edits in place get copies of them."""
-        if self.plan.fills:
-            return mapped((args, kwargs), torch.Tensor.clone)
-        self.callers = {t.untyped_storage()._cdata for t in tensors((args, kwargs))}
+        if self.interpreter.plan.fills:
+            args = tuple([mapped(arg, torch.Tensor.clone) for arg in args])
+            kwargs = {name: mapped(arg, torch.Tensor.clone) for name, arg in kwargs.items()}
+        else:
+            for arg in (*args, *kwargs.values()):
+                self.callers.update([storage(tensor) for tensor in tensors(arg)])
         return args, kwargs
 
     def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any], line: object) -> Any:
@@ -175,22 +184,24 @@ class _Drive:
         finally:
             _RUNNING.reset(token)
 
-    def is_weight(self, tensor: torch.Tensor) -> bool:
-        return is_weight(tensor, self.module)
+    def is_weight(self, where: int) -> bool:
+        return where in self.weights.storages and is_still_weight(where, self.module)
 
-    def is_callers(self, tensor: torch.Tensor) -> bool:
-        return tensor.untyped_storage()._cdata in self.callers
+    def is_callers(self, where: int) -> bool:
+        return where in self.callers
 
     @property
     def device(self) -> torch.device | None:
-        return weights_of(self.module).device
+        return self.weights.device
 
 
 def find(module: Module, path: str) -> Module:
     """The module at a dotted path."""
     found: Any = module
     for name in path.split(".") if path else ():
-        found = getattr(found, name, None)
+        found = found._modules.get(name) or getattr(found, name, None)
+        if not isinstance(found, Module):
+            break
     if not isinstance(found, Module):
         raise UnknownPathError(f"the model has no module {path!r}")
     return found
@@ -205,42 +216,46 @@ class _Hooks:
 
     def __init__(self, drive: _Drive) -> None:
         self._drive = drive
-        self._tables: list[tuple[dict, object]] = []
+        self._calls: dict[str, _Calls] = {}
 
-    def add(self, sites: Mapping[Site, Any]) -> None:
-        calls: dict[str, _Calls] = {}
+    def add(self, sites: Iterable[Site]) -> None:
         for site in sites:
-            there = calls.get(site.path)
+            there = self._calls.get(site.path)
             if there is None:
-                there = calls[site.path] = _Calls(self._drive)
-                self._hook(find(self._drive.module, site.path), there)
+                module = find(self._drive.module, site.path)
+                there = self._calls[site.path] = _Calls(self._drive, module)
+                there.hook()
             (there.inputs if site.port == "inputs" else there.outputs)[site.call] = site
 
-    def _hook(self, module: Module, calls: _Calls) -> None:
-        self._put(module._forward_pre_hooks_with_kwargs, calls, True)
-        self._put(module._forward_pre_hooks, calls, calls.before)
-        self._put(module._forward_hooks, calls, calls.after)
-
-    def _put(self, table: dict, key: object, value: object) -> None:
-        table[key] = value
-        self._tables.append((table, key))
-
     def remove(self) -> None:
-        for table, key in self._tables:
-            table.pop(key, None)
+        for calls in self._calls.values():
+            calls.unhook()
 
 
 class _Calls:
     """The two hooks of one module. A call has one number, taken when it begins."""
 
-    __slots__ = ("_drive", "_open", "_started", "inputs", "outputs")
+    __slots__ = ("_drive", "_module", "_open", "_started", "inputs", "outputs")
 
-    def __init__(self, drive: _Drive) -> None:
+    def __init__(self, drive: _Drive, module: Module) -> None:
         self._drive = drive
+        self._module = module
         self._started = 0
         self._open: list[int] = []  # calls that have begun and not returned
         self.inputs: dict[int, Site] = {}
         self.outputs: dict[int, Site] = {}
+
+    def hook(self) -> None:
+        key: Any = self
+        self._module._forward_pre_hooks_with_kwargs[key] = True
+        self._module._forward_pre_hooks[key] = self.before
+        self._module._forward_hooks[key] = self.after
+
+    def unhook(self) -> None:
+        key: Any = self
+        self._module._forward_hooks.pop(key, None)
+        self._module._forward_pre_hooks.pop(key, None)
+        self._module._forward_pre_hooks_with_kwargs.pop(key, None)
 
     def before(self, module: Module, args: tuple[Any, ...], *rest: Any) -> Any:
         """The forward pre-hook. Without `rest`, another thread's run was just being removed."""

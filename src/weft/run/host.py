@@ -18,12 +18,12 @@ class Host(Protocol):
         """The result of one of the model's modules, without firing a site."""
         ...
 
-    def is_weight(self, tensor: torch.Tensor) -> bool:
-        """Whether a tensor shares storage with a weight or buffer."""
+    def is_weight(self, where: int) -> bool:
+        """Whether a storage (see `memory.storage`) holds a weight or buffer."""
         ...
 
-    def is_callers(self, tensor: torch.Tensor) -> bool:
-        """Whether a tensor shares storage with an input that the caller gave."""
+    def is_callers(self, where: int) -> bool:
+        """Whether a storage holds an input that the caller gave."""
         ...
 
     @property

@@ -3,7 +3,7 @@
 It knows no hooks and no modules. Whoever drives it says `begin`, then `fire(site, structure)` for
 each site that it meets ("here is the value, what should it become?"), then `end`:
 
-    run = Interpreter(plan(graph), constants, host)
+    run = Interpreter(graph, constants, host)
     run.begin()
     for site, value in firings:
         value = run.fire(site, value)
@@ -35,9 +35,11 @@ from weft.errors import (
 )
 from weft.graph.node import (
     Apply,
+    Bound,
     Call,
     Const,
     Fill,
+    Graph,
     Guard,
     Log,
     Param,
@@ -55,32 +57,34 @@ from .frame import Frame, Held, is_same
 from .host import Host
 from .lower import Env, lower
 from .memory import Memory, storage, version
-from .plan import Plan, Step
+from .plan import Step, line_of, plan
 from .structure import tensors
 
 
 class Interpreter:
-    """One run of a plan. See the module's text."""
+    """One run of a graph. See the module's text."""
 
     def __init__(
         self,
-        plan: Plan,
+        graph: Graph,
         constants: Mapping[str, torch.Tensor],
         host: Host,
         *,
+        strict: bool = True,
         on_log: Callable[[str], None] = print,
         overwritten: Callable[[Site, Leaf], bool] | None = None,
     ) -> None:
-        self.plan = plan
+        self.graph = graph
+        self.plan = plan(graph, strict)
         self._constants = constants
         self._host = host
         self._on_log = on_log
         self._overwritten = overwritten
-        self._memory = Memory(plan, host)
-        self._pending = dict(plan.sites)
-        self._waits = plan.waits.copy()
+        self._memory = Memory(graph, self.plan, host)
+        self._pending = dict(self.plan.sites)
+        self._waits = self.plan.waits.copy()
         self._ready: list[int] = []
-        self._undone = plan.count
+        self._undone = self.plan.count
         self._frame: Frame | None = None
         self._direct: set[int] = set()  # families that act on the model's own tensor
         self._saves: list[tuple[Step, Env]] = []
@@ -110,51 +114,54 @@ class Interpreter:
             return structure
         frame = self._frame = Frame(site, structure)
         try:
-            for index in there.steps:
-                self._wake(index)
+            self._wake(there.steps)
             self._drain()
-            self._refuse_late(there.effects)
-            return self._close(frame)
+            if there.effects:
+                self._refuse_late(there.effects)
+                structure = self._close(frame)
         finally:
             self._frame = None
+        self._memory.end_firing()
+        return structure
 
     def end(self, result: Any = None) -> dict[str, Any]:
         """What was saved, by name. `result` is what the caller gets besides."""
         if self._undone:
             raise self._not_reached()
         self._memory.check_saves()
-        self._memory.unshare(tensors(result))
+        if result is not None:
+            self._memory.unshare(tensors(result))
         self._saves.sort(key=lambda save: save[0].index)
         return {step.node.name: _filled(step, kept) for step, kept in self._saves}
 
     # The loop
 
     def _drain(self) -> None:
-        ready, steps = self._ready, self.plan.steps
+        ready, steps, memory = self._ready, self.plan.steps, self._memory
         while ready:
             step: Any = steps[heappop(ready)]
-            self._run(step)
+            try:
+                _RUN[step.kind](self, step)
+            except Exception as error:
+                if not isinstance(error, WeftError):
+                    line = self._line(step)
+                    error.add_note(f"in {_what(step.node)} of the experiment, at {line}")
+                raise
             self._undone -= 1
-            self._memory.release(step)
-            for index in step.kids:
-                self._wake(index)
+            if step.uses:
+                memory.release(step)
+            if step.kids:
+                self._wake(step.kids)
 
-    def _wake(self, index: int) -> None:
-        self._waits[index] -= 1
-        if not self._waits[index]:
-            heappush(self._ready, index)
-
-    def _run(self, step: Step) -> None:
-        try:
-            _RUN[type(step.node)](self, step)
-        except WeftError:
-            raise
-        except Exception as error:
-            error.add_note(f"in {_what(step.node)} of the experiment, at {self._line(step)}")
-            raise
+    def _wake(self, indices: list[int]) -> None:
+        waits = self._waits
+        for index in indices:
+            waits[index] -= 1
+            if not waits[index]:
+                heappush(self._ready, index)
 
     def _line(self, step: Step) -> Where | None:
-        return self.plan.line(step.node)
+        return line_of(self.graph, step.node)
 
     # Steps without a site
 
@@ -163,17 +170,18 @@ class Interpreter:
             self._before_write(step)
         env = self._memory.inputs(step)
         args, kwargs = step.args.build(env)  # type: ignore[union-attr]
-        result = step.function(*args, **kwargs) if step.function else self._made(step, args, kwargs)
+        function = step.function
+        result = function(*args, **kwargs) if function else self._made(step, args, kwargs)
         results = [result] if isinstance(result, torch.Tensor) else flatten(result)
         if step.verify:
-            results = self._verified(step, results, env)
+            results = [self._verified(step, out, result, env) for out, result in enumerate(results)]
         self._give(step, results)
 
     def _made(self, step: Step, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """The result of an operation that draws numbers, or makes a tensor from plain values."""
         node, key = step.node, None
         if node.draw is not None:
-            key = seed_of(self.plan.graph.seed or 0, node.draw, 0, 0)
+            key = seed_of(self.graph.seed or 0, node.draw, 0, 0)
         return call(node.op, tuple(args), kwargs, seed_key=key, device=self._host.device)
 
     def _before_write(self, step: Step) -> None:
@@ -184,28 +192,31 @@ class Interpreter:
             if families[slot] in self._direct:
                 memory.protect(memory.env[slot], families[slot])
 
-    def _verified(self, step: Step, results: list[torch.Tensor], env: Env) -> list[torch.Tensor]:
-        """Results that share storage with arguments exactly as recorded."""
-        families = self.plan.family
-        owners = {storage(env[slot]): families[slot] for slot in step.uses}
-        checked = []
-        for slot, result in enumerate(results, step.slot):
-            family, owner = families[slot], owners.get(storage(result))
-            if family == slot and owner is not None:
-                result = result.clone()
-            elif family != slot and owner != family and family in self.plan.written:
-                raise GraphError(
-                    f"torch.{step.node.op} gave a copy where the recording had a view",
-                    line=self._line(step),
-                    fix="record the experiment on an input like this one",
-                )
-            checked.append(result)
-        return checked
+    def _verified(self, step: Step, out: int, result: torch.Tensor, env: Env) -> torch.Tensor:
+        """A result that shares storage with arguments exactly as recorded."""
+        source = step.sources[out] if out < len(step.sources) else None
+        if source is not None:
+            if result is not env[source] and storage(result) != storage(env[source]):
+                self._refuse_copy(step, out)
+        elif storage(result) in [storage(env[slot]) for slot in step.uses]:
+            return result.clone()
+        return result
+
+    def _refuse_copy(self, step: Step, out: int) -> None:
+        if self.plan.family[step.slot + out] in self.plan.written:
+            raise GraphError(
+                f"torch.{step.node.op} gave a copy where the recording had a view",
+                line=self._line(step),
+                fix="record the experiment on an input like this one",
+            )
 
     def _apply(self, step: Step) -> None:
         memory = self._memory
         env = memory.inputs(step)
-        given = {s: env[s].clone() if memory.is_foreign(env[s]) else env[s] for s in step.uses}
+        given = {slot: env[slot] for slot in step.uses}
+        for slot, tensor in given.items():
+            if memory.is_foreign(storage(tensor)):
+                given[slot] = tensor.clone()
         before = {slot: version(env[slot]) for slot in step.uses}
         args, kwargs = step.args.build(given)  # type: ignore[union-attr]
         results = [*tensors(self._host.apply(step.node.path, args, kwargs))]
@@ -220,8 +231,8 @@ class Interpreter:
         self._give(step, [self._own(result, taken) for result in results])
 
     def _own(self, tensor: torch.Tensor, taken: set[int]) -> torch.Tensor:
-        is_taken = storage(tensor) in taken or self._host.is_weight(tensor)
-        return tensor.detach().clone() if is_taken else tensor
+        where = storage(tensor)
+        return tensor.clone() if where in taken or self._host.is_weight(where) else tensor
 
     def _param(self, step: Step) -> None:
         self._give(step, [self._host.parameter(step.node.path).detach()])
@@ -237,11 +248,13 @@ class Interpreter:
                 f"but is {_type_text(tensor)}",
                 line=self._line(step),
             )
-        placed = tensor.detach().to(self._host.device or tensor.device)
+        device = self._host.device
+        if device is not None and tensor.device != device:
+            tensor = tensor.to(device)
         if step.slot in self.plan.written:
-            placed = placed.clone()
-        self._memory.clients.add(storage(placed))
-        self._give(step, [placed])
+            tensor = tensor.clone()
+        self._memory.clients.add(storage(tensor))
+        self._give(step, [tensor])
 
     def _guard(self, step: Step) -> None:
         node = step.node
@@ -269,38 +282,41 @@ class Interpreter:
                 f"{_what(step.node)} gave {len(results)} tensors where {step.outs} were recorded",
                 line=self._line(step),
             )
-        for out, result in enumerate(results):
-            self._memory.put(step, out, result)
+        self._memory.put(step, results)
         for bound in step.bounds:
-            size = results[bound.value.out].shape[bound.dim]
-            if size != bound.size:
-                raise GraphError(
-                    f"the experiment read dimension {bound.dim} as the number {bound.size}; "
-                    f"on this input it is {size}",
-                    line=self.plan.line(bound),
-                    fix="record it again on an input of this size",
-                )
+            self._check_bound(bound, results[bound.value.out])
+
+    def _check_bound(self, bound: Bound, tensor: torch.Tensor) -> None:
+        size = tensor.shape[bound.dim]
+        if size != bound.size:
+            raise GraphError(
+                f"the experiment read dimension {bound.dim} as the number {bound.size}; "
+                f"on this input it is {size}",
+                line=line_of(self.graph, bound),
+                fix="record it again on an input of this size",
+            )
 
     # Steps at a site
 
     def _read(self, step: Step) -> None:
         node, frame = step.node, self._here()
-        held = frame.now.get(node.leaf)
+        held = frame.now.get(node.leaf) if frame.now else None
         if held is None:
-            tensor = self._first_read(step, frame)
+            self._give(step, [self._first_read(step, frame)])
         else:
-            tensor = self._read_again(step, frame, held)
-        self._give(step, [tensor])
+            self._give(step, [self._read_again(step, frame, held)])
 
     def _first_read(self, step: Step, frame: Frame) -> torch.Tensor:
         leaf = step.node.leaf
-        tensor = frame.own(leaf, self._line(step))
+        tensor = frame.structure
+        if leaf or not isinstance(tensor, torch.Tensor):
+            tensor = frame.own(leaf, self._line(step))
         self._check_type(step, tensor)
         changes = self._overwritten is not None and self._overwritten(frame.site, leaf)
         if step.slot not in self.plan.written:
             return tensor.clone() if changes else tensor
         direct = step.direct and not changes and tensor.is_contiguous()
-        if not direct or self._host.is_weight(tensor):
+        if not direct or self._host.is_weight(storage(tensor)):
             return tensor.clone()
         self._direct.add(step.slot)
         return tensor
@@ -308,7 +324,7 @@ class Interpreter:
     def _read_again(self, step: Step, frame: Frame, held: Held) -> torch.Tensor:
         plan, tensor = self.plan, held.tensor
         self._check_type(step, tensor)
-        frame.lent.add(step.node.leaf)
+        frame.lend(step.node.leaf)
         edited = step.slot in plan.written
         if edited or (held.slot is not None and plan.is_written_after(held.slot, step.index)):
             return tensor.clone()
@@ -356,7 +372,7 @@ class Interpreter:
         slot = step.uses[0]
         value = self._memory.inputs(step)[slot]
         own = frame.own(leaf, self._line(step))
-        if leaf not in frame.rebound and self._host.is_weight(own):
+        if leaf not in frame.rebound and self._host.is_weight(storage(own)):
             raise ReadOnlyError(
                 f"{step.node.site}{leaf_text(leaf)} is a weight of the model; "
                 "an edit in place would change it",
@@ -389,7 +405,6 @@ class Interpreter:
         }
         for leaf, value in frame.filled.items():
             self._fill_own(frame.own(leaf, None), value)
-        self._memory.end_firing()
         return frame.result(values) if values else frame.structure
 
     def _hand_over(self, held: Held, handed: set[int], lent: bool) -> torch.Tensor:

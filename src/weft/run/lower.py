@@ -35,7 +35,7 @@ class Args:
         uses: list[int],
     ) -> None:
         self.count = len(args)
-        self.names = [name for name, _ in kwargs]
+        self.names = [name for name, _ in kwargs] if kwargs else ()
         self.proto: list[Any] = []
         self.slots: list[tuple[int, int]] = []
         self.deep: list[tuple[int, Callable[[Env], Any]]] = []
@@ -45,10 +45,14 @@ class Args:
             self._add(arg, base, uses)
 
     def _add(self, arg: Arg, base: Sequence[int], uses: list[int]) -> None:
-        value, hole = lower(arg, base, uses)
-        if hole is not None:
-            (self.slots if type(hole) is int else self.deep).append((len(self.proto), hole))  # type: ignore[arg-type]
-        self.proto.append(value)
+        proto, value = self.proto, arg
+        if type(arg) not in _PLAIN:
+            value, hole = lower(arg, base, uses)
+            if isinstance(hole, int):
+                self.slots.append((len(proto), hole))
+            elif hole is not None:
+                self.deep.append((len(proto), hole))
+        proto.append(value)
 
     def build(self, env: Env) -> tuple[list[Any], dict[str, Any]]:
         """The arguments, with the tensors that are in the slots now."""
@@ -87,6 +91,8 @@ def _map(arg: Map, base: Sequence[int], uses: list[int]) -> tuple[Any, Hole]:
 
 
 def _slice(arg: Slice, base: Sequence[int], uses: list[int]) -> tuple[Any, Hole]:
+    if type(arg.start) in _PLAIN and type(arg.stop) in _PLAIN and type(arg.step) in _PLAIN:
+        return slice(arg.start, arg.stop, arg.step), None
     parts = [lower(item, base, uses) for item in (arg.start, arg.stop, arg.step)]
     return _container(parts, lambda bounds: slice(*bounds))
 
@@ -100,7 +106,10 @@ def _shape(arg: Shape, base: Sequence[int], uses: list[int]) -> tuple[Any, Hole]
 def _container(
     parts: list[tuple[Any, Hole]], finish: Callable[[list[Any]], Any]
 ) -> tuple[Any, Hole]:
-    if all(hole is None for _, hole in parts):
+    for _, hole in parts:
+        if hole is not None:
+            break
+    else:
         return finish([value for value, _ in parts]), None
     return None, lambda env: finish([_value(part, env) for part in parts])
 

@@ -19,12 +19,12 @@ from typing import NamedTuple
 import torch
 
 from weft.errors import OverwrittenError
-from weft.graph.node import Call, Read
+from weft.graph.node import Call, Graph, Read
 from weft.graph.site import leaf_text
 
 from .host import Host
 from .lower import Env
-from .plan import Plan, Step
+from .plan import Plan, Step, line_of
 
 
 def storage(tensor: torch.Tensor) -> int:
@@ -51,6 +51,7 @@ class Memory:
     __slots__ = (
         "_fresh",
         "_frozen",
+        "_graph",
         "_host",
         "_left",
         "_plan",
@@ -60,7 +61,8 @@ class Memory:
         "env",
     )
 
-    def __init__(self, plan: Plan, host: Host) -> None:
+    def __init__(self, graph: Graph, plan: Plan, host: Host) -> None:
+        self._graph = graph
         self._plan = plan
         self._host = host
         self._left = plan.left.copy()
@@ -73,13 +75,13 @@ class Memory:
 
     # Values
 
-    def put(self, step: Step, out: int, tensor: torch.Tensor) -> None:
-        """Result `out` of a step."""
-        slot = step.slot + out
-        if self._left[slot]:
-            self.env[slot] = tensor
-            if step.watch:
-                self._fresh.append(slot)
+    def put(self, step: Step, results: list[torch.Tensor]) -> None:
+        """The results of a step; what nobody uses is not kept."""
+        for slot, tensor in enumerate(results, step.slot):
+            if self._left[slot]:
+                self.env[slot] = tensor
+                if step.watch:
+                    self._fresh.append(slot)
 
     def inputs(self, step: Step) -> Env:
         """The slots as this step means them."""
@@ -108,11 +110,10 @@ class Memory:
         shared = where in self._shared
         return not shared and all(s == slot or storage(t) != where for s, t in self.env.items())
 
-    def is_foreign(self, tensor: torch.Tensor) -> bool:
-        """Whether a tensor shares storage with a constant, an input or a weight."""
+    def is_foreign(self, where: int) -> bool:
+        """Whether a storage holds a constant, an input or a weight."""
         host = self._host
-        client = storage(tensor) in self.clients
-        return client or host.is_callers(tensor) or host.is_weight(tensor)
+        return where in self.clients or host.is_callers(where) or host.is_weight(where)
 
     # Before a write
 
@@ -151,21 +152,19 @@ class Memory:
         """The tensors that a save brings back, frozen."""
         kept: Env = {}
         for slot in step.uses:
-            kept[slot] = self._own(env[slot], slot, kept, slot in step.clones)
+            tensor = env[slot]
+            if slot in step.clones or self._is_anothers(tensor):
+                kept[slot] = tensor.detach().clone()
+            else:
+                self._shared[storage(tensor)] = _Shared(kept, slot, version(tensor))
+                kept[slot] = tensor.detach()
         return kept
 
-    def _own(self, tensor: torch.Tensor, slot: int, kept: Env, clone: bool) -> torch.Tensor:
+    def _is_anothers(self, tensor: torch.Tensor) -> bool:
+        """Whether a save may not share this tensor's storage."""
         whole = tensor.untyped_storage()
         where = whole._cdata
-        if (
-            clone
-            or where in self._shared
-            or whole.nbytes() > tensor.nbytes
-            or self.is_foreign(tensor)
-        ):
-            return tensor.detach().clone()
-        self._shared[where] = _Shared(kept, slot, version(tensor))
-        return tensor.detach()
+        return whole.nbytes() > tensor.nbytes or where in self._shared or self.is_foreign(where)
 
     def is_shared(self, tensor: torch.Tensor) -> bool:
         """Whether a save shares this tensor's storage."""
@@ -206,6 +205,6 @@ class Memory:
         name = f"{node.site}{leaf_text(node.leaf)}" if isinstance(node, Read) else "a value"
         return OverwrittenError(
             f"the model changed {name} in place after it was read, before it was used",
-            line=self._plan.line(node),
+            line=line_of(self._graph, node),
             fix="take .clone() where it is read",
         )

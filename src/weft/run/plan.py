@@ -15,12 +15,15 @@ Only steps that an effect needs are kept. The plan holds no tensor and can be ru
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+import msgspec
 import torch
 
 from weft.errors import GraphError, ReadOnlyError
+from weft.graph.frame import ITEM_SIZES
 from weft.graph.node import (
     EFFECTS,
     AnyNode,
@@ -43,60 +46,49 @@ from weft.kernels.table import FUNCTIONS
 
 from .lower import Args, Hole, lower
 
-_NOTHING: tuple[Any, ...] = ()
+# What a call calls: None where it also needs a key or a device.
+CALLED = {
+    name: None if OPS[name].kind in RANDOM | MAKERS else function
+    for name, function in FUNCTIONS.items()
+}
+_EFFECTS = frozenset(EFFECTS)
+_OTHERS = frozenset((Const, Param))  # whose storage is not ours to give away
+_AT_SITES = frozenset((Read, Write, Fill))
+_DTYPES = {name: getattr(torch, name) for name in ITEM_SIZES}
 
 
 class Step:
     """One node, lowered."""
 
-    __slots__ = (
-        "args",
-        "bounds",
-        "clones",
-        "deps",
-        "direct",
-        "dtype",
-        "function",
-        "index",
-        "kids",
-        "node",
-        "older",
-        "outs",
-        "slot",
-        "targets",
-        "uses",
-        "value",
-        "verify",
-        "waits",
-        "watch",
-    )
+    outs = 0
+    waits = 0  # what it waits for: its deps, and its site
+    args: Args | None = None
+    function: Callable[..., Any] | None = None  # None: it needs more than its arguments
+    value: tuple[Any, Hole] = (None, None)  # of a save; for a write or fill, its slot
+    dtype: torch.dtype | None = None
+    targets: tuple[int, ...] = ()  # slots that it writes into
+    sources: tuple[int | None, ...] = ()  # of each result: the slot whose storage it shares
+    bounds: Sequence[Bound] = ()
+    older: Sequence[tuple[int, int]] = ()  # (step, slot) to copy, if waiting, before it writes
+    clones: Collection[int] = ()  # slots that a save must copy
+    direct = False  # a read whose edits may act on the model's own tensor
+    watch = False  # its results may be the model's own tensors
+    verify = False  # shared storage must be as recorded
 
     def __init__(self, index: int, node: AnyNode, slot: int) -> None:
         self.index = index
         self.node: Any = node
+        self.kind = type(node)
         self.slot = slot  # of the first result
-        self.outs = 0
         self.uses: list[int] = []  # slots that it needs, each once
         self.deps: set[int] = set()  # steps that run before it
         self.kids: list[int] = []  # steps that wait for it
-        self.waits = 0  # what it waits for: its deps, and its site
-        self.args: Args | None = None
-        self.function: Callable[..., Any] | None = None
-        self.value: tuple[Any, Hole] = (None, None)  # of a save; for a write or fill, its slot
-        self.dtype: torch.dtype | None = None
-        self.targets: tuple[int, ...] = _NOTHING  # slots that it writes into
-        self.bounds: tuple[Bound, ...] = _NOTHING
-        self.older: tuple[tuple[int, int], ...] | list[tuple[int, int]] = _NOTHING
-        self.clones: frozenset[int] | set[int] = frozenset()  # slots that a save must copy
-        self.direct = False  # a read whose edits may act on the model's own tensor
-        self.watch = False  # its results may be the model's own tensors
-        self.verify = False  # shared storage must be as recorded
 
 
 class SitePlan:
     """The steps of one site in program order, and those among them that change it."""
 
-    __slots__ = ("effects", "last", "steps")
+    __slots__ = ("effects", "steps")
 
     def __init__(self) -> None:
         self.steps: list[int] = []
@@ -110,7 +102,7 @@ class Plan:
         "count",
         "family",
         "fills",
-        "graph",
+        "nodes",
         "left",
         "maker",
         "members",
@@ -121,8 +113,8 @@ class Plan:
         "written",
     )
 
-    def __init__(self, graph: Graph, strict: bool) -> None:
-        self.graph = graph
+    def __init__(self, nodes: tuple[AnyNode, ...], strict: bool) -> None:
+        self.nodes = nodes
         self.strict = strict
         self.steps: list[Step | None] = []  # by node; None where nothing needs it
         self.family: list[int] = []  # by slot
@@ -135,14 +127,9 @@ class Plan:
         self.count = 0
         self.fills = False  # whether anything is copied into the model's own tensors
 
-    def line(self, node: AnyNode | Bound) -> Where | None:
-        """The user's line of a node."""
-        where = self.graph.where
-        return where[node.at] if node.at < len(where) else None
-
     def source(self, slot: int) -> AnyNode:
         """The node whose result owns the storage of a slot."""
-        return self.graph.nodes[self.maker[self.family[slot]]]
+        return self.nodes[self.maker[self.family[slot]]]
 
     def is_written_after(self, slot: int, index: int) -> bool:
         """Whether a later node than `index` writes into the storage of a slot."""
@@ -150,14 +137,34 @@ class Plan:
 
 
 def plan(graph: Graph, strict: bool = True) -> Plan:
-    """The plan of a checked graph. Raises `ReadOnlyError` where it writes into a weight."""
-    return _Planner(graph, strict).plan()
+    """The plan of a checked graph. Raises `ReadOnlyError` where it writes into a weight.
+
+    The same experiment on another input has the same nodes, so its plan is found again.
+    """
+    key = _ENCODER.encode((strict, graph.nodes, () if strict else graph.bounds))
+    found = _PLANS.pop(key, None) or _Planner(graph, strict).plan()
+    if len(graph.nodes) <= _NODES_KEPT:
+        _PLANS[key] = found  # now the youngest
+        while len(_PLANS) > _PLANS_KEPT:
+            _PLANS.popitem(last=False)
+    return found
+
+
+def line_of(graph: Graph, node: AnyNode | Bound) -> Where | None:
+    """The user's line of a node."""
+    return graph.where[node.at] if node.at < len(graph.where) else None
+
+
+_ENCODER = msgspec.msgpack.Encoder()
+_PLANS: OrderedDict[bytes, Plan] = OrderedDict()
+_PLANS_KEPT = 64
+_NODES_KEPT = 4096
 
 
 class _Planner:
     def __init__(self, graph: Graph, strict: bool) -> None:
         self.graph = graph
-        self.result = Plan(graph, strict)
+        self.result = Plan(graph.nodes, strict)
         self.base: list[int] = []  # first slot of each node
         self.steps: list[Step] = []
         self.writers: dict[int, list[int]] = {}  # family -> nodes that write into it
@@ -185,35 +192,41 @@ class _Planner:
 
     def lower_call(self, step: Step, node: Call) -> None:
         step.args = Args(node.args, node.kwargs, self.base, step.uses)
-        step.function = self.function_of(node)
-        family = self.result.family
+        step.function = CALLED.get(node.op, _unknown)
+        if step.function is _unknown:
+            raise self.no_such(node)
         self.add_slots(step, node.outs)
-        for out, source in enumerate(node.alias):
-            if source is not None:
-                family[step.slot + out] = family[self.base[source.node] + source.out]
+        if node.alias:
+            self.add_views(step, node)
         if node.writes:
-            step.targets = tuple([self.base[ref.node] + ref.out for ref in node.writes])
+            self.add_writes(step, node)
+
+    def add_views(self, step: Step, node: Call) -> None:
+        base, family = self.base, self.result.family
+        step.sources = tuple(
+            [None if ref is None else base[ref.node] + ref.out for ref in node.alias]
+        )
+        for slot, source in enumerate(step.sources, step.slot):
+            if source is not None:
+                family[slot] = family[source]
+
+    def add_writes(self, step: Step, node: Call) -> None:
+        family = self.result.family
+        step.targets = tuple([self.base[ref.node] + ref.out for ref in node.writes])
         for slot in step.targets:
             self.refuse_weight(family[slot], node)
             self.writers.setdefault(family[slot], []).append(step.index)
 
-    def function_of(self, node: Call) -> Callable[..., Any] | None:
-        """The function to call; None where it also needs a key or a device."""
-        function = FUNCTIONS.get(node.op)
-        if function is None:
-            raise GraphError(
-                f"there is no operation {node.op!r} in this version of torch",
-                line=self.result.line(node),
-            )
-        kind = OPS[node.op].kind
-        return None if kind in RANDOM or kind in MAKERS else function
+    def no_such(self, node: Call) -> GraphError:
+        message = f"there is no operation {node.op!r} in this version of torch"
+        return GraphError(message, line=line_of(self.graph, node))
 
     def refuse_weight(self, family: int, node: Call) -> None:
         source = self.result.source(family)
         if type(source) is Param:
             raise ReadOnlyError(
                 f"torch.{node.op} would write into the weight {source.path!r}",
-                line=self.result.line(node),
+                line=line_of(self.graph, node),
                 fix="edit a copy: take .clone() first",
             )
 
@@ -222,7 +235,7 @@ class _Planner:
         self.add_slots(step, node.outs)
 
     def lower_source(self, step: Step, node: Read | Const | Param) -> None:
-        step.dtype = getattr(torch, node.dtype)
+        step.dtype = _DTYPES[node.dtype]
         self.add_slots(step, 1)
 
     def lower_value(self, step: Step, node: Any) -> None:
@@ -232,11 +245,9 @@ class _Planner:
         step.args = Args(node.parts, (), self.base, step.uses)
 
     def add_slots(self, step: Step, count: int) -> None:
-        result = self.result
         step.outs = count
-        for slot in range(step.slot, step.slot + count):
-            result.family.append(slot)
-            result.maker.append(step.index)
+        self.result.family += range(step.slot, step.slot + count)
+        self.result.maker += [step.index] * count
 
     # Liveness
 
@@ -244,13 +255,12 @@ class _Planner:
         """Which nodes an effect (or, on another input, a size to check) needs."""
         live = bytearray(len(self.steps))
         used: set[int] = set()  # families that a later live node uses
-        family, maker = self.result.family, self.result.maker
+        family, maker, bounds = self.result.family, self.result.maker, self.bounds
         for step in reversed(self.steps):
             index = step.index
-            if index in self.bounds:
-                step.bounds = tuple(self.bounds[index])
-                live[index] = 1
-            if not live[index] and not self.is_wanted(step, used):
+            if bounds and index in bounds:
+                step.bounds = bounds[index]
+            elif not live[index] and not self.is_wanted(step, used):
                 continue
             live[index] = 1
             for slot in step.uses:
@@ -259,10 +269,14 @@ class _Planner:
         return live
 
     def is_wanted(self, step: Step, used: set[int]) -> bool:
-        node = step.node
-        if type(node) is not Call:
-            return isinstance(node, EFFECTS)
-        return any(self.result.family[slot] in used for slot in step.targets)
+        """Whether a step changes something: the model, the outside, or a value used later."""
+        if step.kind in _EFFECTS:
+            return True
+        return bool(step.targets) and any(self.result.family[slot] in used for slot in step.targets)
+
+
+def _unknown() -> None:
+    """Stands for an operation that this version of torch lacks."""
 
 
 _LOWER: dict[type, Callable[..., None]] = {
@@ -283,12 +297,12 @@ class _Linker:
         self.wrote: dict[int, int] = {}  # family -> its last write so far
         self.views: dict[int, list[int]] = {}  # family -> views made since then
         self.uses: dict[int, list[tuple[int, int]]] = {}  # family -> (step, slot) since then
-        self.changed: dict[Site, int] = {}  # site -> its last write or fill so far
 
     def link(self, steps: list[Step]) -> None:
         plan = self.plan
-        plan.steps = [None] * len(plan.graph.nodes)
-        plan.waits = [0] * len(plan.graph.nodes)
+        count = len(plan.nodes)
+        plan.steps = [None] * count
+        plan.waits = [0] * count
         plan.left = [0] * len(plan.family)
         plan.count = len(steps)
         for step in steps:
@@ -296,10 +310,11 @@ class _Linker:
         self.find_written(steps)
         for step in steps:
             self.link_values(step)
-            if type(step.node) in _AT_SITES:
+            if step.kind in _AT_SITES:
                 self.link_site(step)
             self.add_waits(step)
-        self.find_direct()
+        if plan.fills:
+            self.find_direct()
 
     def find_written(self, steps: list[Step]) -> None:
         plan = self.plan
@@ -307,89 +322,85 @@ class _Linker:
             alive = [index for index in writers if plan.steps[index] is not None]
             if alive:
                 plan.written[family] = alive[-1]
-        handed = {plan.family[s.uses[0]] for s in steps if type(s.node) in (Write, Fill)}
-        if handed:
-            plan.members = {family: [] for family in handed}
+        for step in steps:
+            if step.kind is Write or step.kind is Fill:
+                plan.members[plan.family[step.uses[0]]] = []
+        if plan.members:
             for slot, family in enumerate(plan.family):
-                if family in handed:
+                if family in plan.members:
                     plan.members[family].append(slot)
 
     def link_values(self, step: Step) -> None:
-        plan = self.plan
+        plan, kind = self.plan, step.kind
         for slot in step.uses:
             step.deps.add(plan.maker[slot])
             plan.left[slot] += 1
         if plan.written:
             self.link_versions(step)
-        kind = type(step.node)
-        if kind is Call:
-            step.verify = self.must_verify(step)
-            step.watch = self.may_be_models(step)
-        elif kind is Read:
+        if kind is Read:
             step.watch = True
+        elif kind is Call:
+            step.verify = bool(plan.written or plan.members) and self.must_verify(step)
+            step.watch = bool(step.sources) and self.may_be_models(step)
         elif kind is Save:
-            step.clones = {slot for slot in step.uses if self.must_clone(slot, step.index)}
+            step.clones = [slot for slot in step.uses if self.must_clone(slot, step.index)]
 
     def link_versions(self, step: Step) -> None:
-        plan = self.plan
-        writing = {plan.family[slot] for slot in step.targets}
+        """Waits for earlier writes; before a write, for the views made since the last one."""
+        family, written, index = self.plan.family, self.plan.written, step.index
+        writing = {family[slot] for slot in step.targets} if step.targets else ()
         for slot in step.uses:
-            family = plan.family[slot]
-            if family in plan.written:
-                if family in self.wrote:
-                    step.deps.add(self.wrote[family])
-                if family not in writing:
-                    self.uses.setdefault(family, []).append((step.index, slot))
-        for family in writing:
-            step.deps.update(self.views.pop(family, ()))
-            step.older = [*step.older, *self.uses.pop(family, ())]
-            self.wrote[family] = step.index
-        for slot in range(step.slot, step.slot + step.outs):
-            if plan.family[slot] != slot:
-                self.views.setdefault(plan.family[slot], []).append(step.index)
-        step.deps.discard(step.index)
+            touched = family[slot]
+            if touched in written:
+                if touched in self.wrote:
+                    step.deps.add(self.wrote[touched])
+                if touched not in writing:
+                    self.uses.setdefault(touched, []).append((index, slot))
+        for touched in writing:
+            step.deps.update(self.views.pop(touched, ()))
+            step.older = [*step.older, *self.uses.pop(touched, ())]
+            self.wrote[touched] = index
+        for slot, source in enumerate(step.sources, step.slot):
+            if source is not None:
+                self.views.setdefault(family[slot], []).append(index)
 
     def link_site(self, step: Step) -> None:
-        site = step.node.site
+        site, index = step.node.site, step.index
         there = self.plan.sites.get(site)
         if there is None:
             there = self.plan.sites[site] = SitePlan()
-        there.steps.append(step.index)
-        if site in self.changed:
-            step.deps.add(self.changed[site])
-        if type(step.node) is not Read:
-            there.effects.append(step.index)
-            self.changed[site] = step.index
-            self.plan.fills |= type(step.node) is Fill
+        there.steps.append(index)
+        if there.effects:
+            step.deps.add(there.effects[-1])
+        if step.kind is not Read:
+            there.effects.append(index)
+            self.plan.fills |= step.kind is Fill
         step.waits = 1
 
     def add_waits(self, step: Step) -> None:
+        steps: list[Any] = self.plan.steps
         step.waits += len(step.deps)
         self.plan.waits[step.index] = step.waits
         for before in step.deps:
-            self.plan.steps[before].kids.append(step.index)  # type: ignore[union-attr]
+            steps[before].kids.append(step.index)
 
     # Storage
 
     def must_verify(self, step: Step) -> bool:
         """Whether sharing storage otherwise than recorded would change a number."""
-        plan = self.plan
-        family, exposed = plan.family, (plan.written, plan.members)
-        if not (plan.written or plan.members):
-            return False
-        results = range(step.slot, step.slot + step.outs)
-        return any(family[slot] in group for slot in results for group in exposed) or any(
-            family[slot] in plan.written for slot in step.uses
-        )
+        family, written, members = self.plan.family, self.plan.written, self.plan.members
+        for slot in range(step.slot, step.slot + step.outs):
+            if family[slot] in written or family[slot] in members:
+                return True
+        return step.outs > 0 and any(family[slot] in written for slot in step.uses)
 
     def may_be_models(self, step: Step) -> bool:
-        plan = self.plan
         results = range(step.slot, step.slot + step.outs)
-        return any(type(plan.source(slot)) is Read for slot in results)
+        return any(type(self.plan.source(slot)) is Read for slot in results)
 
     def must_clone(self, slot: int, index: int) -> bool:
         plan = self.plan
-        return plan.is_written_after(slot, index) or type(plan.source(slot)) in (Const, Param)
+        return plan.is_written_after(slot, index) or type(plan.source(slot)) in _OTHERS
 
     def find_direct(self) -> None:
         """Reads whose edits may act on the model's own tensor.
@@ -401,13 +412,10 @@ class _Linker:
             if not there.effects:
                 continue
             steps: list[Any] = [plan.steps[index] for index in there.steps]
-            edited = [s for s in steps if type(s.node) is Read and s.slot in plan.written]
-            fills = [s for s in steps if type(s.node) is Fill]
+            edited = [s for s in steps if s.kind is Read and s.slot in plan.written]
+            fills = [s for s in steps if s.kind is Fill]
             alone = len({s.node.leaf for s in steps}) == 1 and len(edited) == 1
             if alone and len(fills) == len(there.effects):
                 source, last = edited[0], fills[-1]
                 own = all(plan.family[fill.uses[0]] == source.slot for fill in fills)
                 source.direct = own and plan.written[source.slot] < last.index
-
-
-_AT_SITES = frozenset((Read, Write, Fill))

@@ -25,7 +25,7 @@ from weft.kernels.aval import Aval, contiguous
 from weft.kernels.cost import cost
 
 from .lower import lower
-from .plan import Plan, Step, plan
+from .plan import Plan, Step, line_of, plan
 
 Order = Callable[[Site], int] | Mapping[tuple[str, str, int], int]
 ShapeOf = Callable[[int, int], Aval | None]
@@ -63,7 +63,7 @@ def price(graph: Graph, order: Order, shape_of: ShapeOf | None = None) -> Price:
     `order` gives the firing index of a site, as a function or by `(path, port, call)`.
     `shape_of(node, out)` gives the shape of an applied module's result where the node does not.
     """
-    play = _Play(plan(graph), shape_of)
+    play = _Play(graph, shape_of)
     sites = sorted(play.plan.sites, key=lambda site: (site.step, _when(order, site)))
     play.begin()
     for site in sites:
@@ -124,15 +124,16 @@ class _Memory:
 class _Play:
     """A run on shapes: the same order, and the same moments at which values are dropped."""
 
-    def __init__(self, plan: Plan, shape_of: ShapeOf | None) -> None:
-        self.plan = plan
+    def __init__(self, graph: Graph, shape_of: ShapeOf | None) -> None:
+        self.graph = graph
+        self.plan = plan(graph)
         self.operations = self.flops = self.constants = self.saved = 0
-        self.memory = _Memory(plan.family)
+        self.memory = _Memory(self.plan.family)
         self._shape_of = shape_of
-        self._looks = dict(_looks(plan))
+        self._looks = dict(_looks(self.plan))
         self._env: dict[int, Aval] = {}
-        self._left = plan.left.copy()
-        self._waits = plan.waits.copy()
+        self._left = self.plan.left.copy()
+        self._waits = self.plan.waits.copy()
         self._ready: list[int] = []
 
     def begin(self) -> None:
@@ -207,7 +208,7 @@ class _Play:
         if slot not in self._looks:
             raise GraphError(
                 f"the shape of torch.{step.node.op} depends on numbers, and no guard tells it",
-                line=self.plan.line(step.node),
+                line=line_of(self.graph, step.node),
             )
         counts = step.node.op in _INDICES or slot != step.slot
         dtype = torch.int64 if counts else self._env[step.uses[0]].dtype
@@ -221,7 +222,7 @@ class _Play:
         if out >= len(node.types):
             raise GraphError(
                 f"the shape of what the module {node.path!r} gives is not known",
-                line=self.plan.line(node),
+                line=line_of(self.graph, node),
             )
         dtype, shape = node.types[out]
         return contiguous(shape, _dtype(dtype))

@@ -62,11 +62,8 @@ def weights_of(module: torch.nn.Module) -> Weights:
     return known
 
 
-def is_weight(tensor: torch.Tensor, module: torch.nn.Module) -> bool:
-    """Whether a tensor shares storage with a parameter or buffer."""
-    where = tensor.untyped_storage()._cdata
-    if where not in weights_of(module).storages:
-        return False
+def is_still_weight(where: int, module: torch.nn.Module) -> bool:
+    """Whether a storage that once was a weight's is one now."""
     fresh = _KNOWN[module] = Weights(module)
     return where in fresh.storages
 
