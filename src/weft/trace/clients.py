@@ -18,7 +18,7 @@ from weft.kernels.aval import Aval, contiguous, dtype_name
 
 from .lines import where
 from .value import Family
-from .views import find
+from .views import Layout, same_part
 
 if TYPE_CHECKING:
     from .recorder import Recorder
@@ -31,7 +31,7 @@ class Client:
 
     def __init__(self, tensor: torch.Tensor, ref: Ref, aval: Aval, family: Family) -> None:
         self.tensor = tensor
-        self.version = tensor._version
+        self.version = _version(tensor)
         self._ref = ref
         self._aval = aval
         self._family = family
@@ -50,30 +50,37 @@ class Clients:
 
     def use(self, tensor: torch.Tensor) -> Client:
         """The constant that stands for `tensor`, or the recorded state of a dirty one."""
-        if self.dirty and (base := self.dirty.get(_storage(tensor))) is not None:
-            return base if tensor is base.tensor else self._view(base, tensor)
-        found = self.taken.get(id(tensor))
-        if found is None:
-            found = self.taken[id(tensor)] = self._take(tensor)
-        elif found.version != tensor._version:
-            raise self._changed(found)
-        return found
+        with _plainly():
+            base = self.dirty.get(_storage(tensor)) if self.dirty and _strided(tensor) else None
+            if base is None:
+                return self._constant(tensor)
+            if tensor is base.tensor:
+                return base
+            same = tensor.dtype == base.tensor.dtype
+            layouts = Layout.of(base.tensor), Layout.of(tensor)
+        return self._view(base, tensor, *layouts, same)
 
     def is_dirty(self, tensor: torch.Tensor) -> bool:
         return bool(self.dirty) and _strided(tensor) and _storage(tensor) in self.dirty
 
     def soil(self, tensor: torch.Tensor) -> None:
-        """Makes `tensor`, which a recorded operation is about to write, a recorded one."""
-        base = tensor._base if tensor._is_view() and tensor._base is not None else tensor
-        if not base.is_contiguous():
-            raise self.recorder.refusal(
-                "a value is written into a client tensor that is not contiguous",
-                "call .contiguous() on the tensor before the block",
-            )
-        client = self.dirty[_storage(base)] = self._take(base)
-        key = next(reversed(self.constants))
-        self.constants[key] = self.constants[key].clone()  # the tensor itself changes after the run
-        client.version = base._version
+        """Makes `tensor`, which a recorded operation is about to write, a recorded one.
+
+        With it all that shares its storage: the graph holds the storage, and views of it. The
+        constant is a copy, and so is what was taken from here before: after the run it changes.
+        """
+        base = _whole(tensor)
+        where = _storage(base)
+        self.dirty[where] = self._take(base)
+        self._detach(len(self.recorder.nodes) - 1)
+        for key, client in list(self.taken.items()):
+            if _strided(client.tensor) and _storage(client.tensor) == where:
+                self._detach(self.taken.pop(key)._ref.node)
+
+    def _detach(self, node: int) -> None:
+        """Makes the constant of a node a copy."""
+        key = self.recorder.nodes[node].key  # type: ignore[union-attr]
+        self.constants[key] = self.constants[key].clone()
 
     def forget(self, first: int) -> None:
         """Undoes what was taken by nodes from `first` on, which the recorder drops."""
@@ -84,9 +91,28 @@ class Clients:
 
     def check(self) -> None:
         """Raises if a constant was changed after it was taken."""
-        for client in (*self.taken.values(), *self.dirty.values()):
-            if client.version != client.tensor._version:
-                raise self._changed(client)
+        with _plainly():
+            for client in (*self.taken.values(), *self.dirty.values()):
+                if client.version != _version(client.tensor):
+                    raise self._changed(client)
+
+    def give_back(self, client: Client, content: torch.Tensor) -> None:
+        """Copies what the run made of a dirty tensor into it."""
+        with torch.no_grad():
+            client.tensor.copy_(content)
+        client.version = _version(client.tensor)
+
+    def settle(self) -> None:
+        """After the run: written tensors are the user's again, to change as he likes."""
+        self.dirty.clear()
+
+    def _constant(self, tensor: torch.Tensor) -> Client:
+        found = self.taken.get(id(tensor))
+        if found is None:
+            found = self.taken[id(tensor)] = self._take(tensor)
+        elif found.version != _version(tensor):
+            raise self._changed(found)
+        return found
 
     def _take(self, tensor: torch.Tensor) -> Client:
         self._accept(tensor)
@@ -98,18 +124,18 @@ class Clients:
         ref = self.recorder.append(node)
         return Client(tensor, ref, aval, Family(ref, -1, at))
 
-    def _view(self, base: Client, tensor: torch.Tensor) -> Client:
+    def _view(
+        self, base: Client, tensor: torch.Tensor, whole: Layout, part: Layout, same: bool
+    ) -> Client:
         """A dirty tensor's view: the same part of the recorded tensor."""
-        found = find(base.tensor, tensor)
-        if found is None:
+        if not same or 0 in part.stride:
             raise self.recorder.refusal(
-                f"a view of shape {list(tensor.shape)} of a client tensor that the block writes "
-                f"into (shape {list(base.tensor.shape)}) cannot be recorded",
-                "index the tensor itself: acts[i, j] = value",
+                "the block writes into the memory of this client tensor, which is seen here as "
+                "another dtype or expanded",
+                "use a .clone() of it, made before the block",
             )
-        index, order = found
-        value = self.recorder.handle(base)[index].permute(order).view(tensor.shape)  # type: ignore[arg-type]
-        return Client(tensor, value._ref, value._aval, base._family)  # type: ignore[attr-defined]
+        value = same_part(self.recorder.handle(base), whole, part)  # type: ignore[arg-type]
+        return Client(tensor, value._ref, value._aval, base._family)
 
     def _accept(self, tensor: torch.Tensor) -> None:
         kind = type(tensor)
@@ -130,6 +156,23 @@ class Clients:
             line=where(self.recorder.line()),
             fix="change it before its first use in the block, or use a .clone()",
         )
+
+
+def _plainly() -> Any:
+    """Inside, nobody is told of what is done with tensors."""
+    return torch._C.DisableTorchFunction()
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` if it is all of its storage, in order; else its storage as one row."""
+    size = tensor.untyped_storage().nbytes() // tensor.element_size()
+    if tensor.is_contiguous() and tensor.numel() == size:
+        return tensor
+    return tensor.detach().as_strided((size,), (1,), 0)
+
+
+def _version(tensor: torch.Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _strided(tensor: torch.Tensor) -> bool:

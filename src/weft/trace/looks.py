@@ -81,7 +81,7 @@ class Looks:
             return
         rtol = 1e-5 if real.dtype in (torch.float32, torch.float64) else 1e-2
         scale = float(real.abs().max()) if real.dtype.is_floating_point else 0.0
-        handle = value if isinstance(value, Value) else value.tensor
+        handle: Any = recorder.handle(value)
         close: Any = torch.isclose(handle, real.clone(), rtol=0.0, atol=rtol * scale, equal_nan=True)
         recorder.append(Guard(value=close.all()._ref, expected=True, at=recorder.here()))
 

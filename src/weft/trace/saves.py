@@ -95,10 +95,10 @@ class Saves:
                     handle = group[place]
                     if place == 0 or sys.getrefcount(handle) > _ONLY_OURS:
                         _fill(handle, tensor)
-        with torch.no_grad():
-            for name, client in self.backs.items():
-                client.tensor.copy_(saved[name])
-                client.version = client.tensor._version
+        clients = self.recorder.clients
+        for name, client in self.backs.items():
+            clients.give_back(client, saved[name])
+        clients.settle()
         return {n: r.container for n, r in self.records.items() if r.container is not None}
 
     def _seen(self, value: Any) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from weft.graph.node import Ref
@@ -139,6 +140,17 @@ class Value(torch.Tensor):
 
     def __format__(self, spec: str) -> str:
         return format(self._real, spec) if self._real is not None else repr(self)
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        """`array * value`, `np.exp(value)`: the function of that name in torch."""
+        function = getattr(torch, ufunc.__name__, None)
+        if function is None or method != "__call__" or kwargs:
+            raise self._rec.refusal(
+                f"numpy's {ufunc.__name__} ({method}) cannot be recorded",
+                "use a torch function, or value.numpy(), which looks at the numbers",
+            )
+        numpy_kinds = (np.ndarray, np.generic)
+        return function(*[torch.as_tensor(x) if isinstance(x, numpy_kinds) else x for x in inputs])
 
     def __deepcopy__(self, memo: dict) -> Any:
         return self.clone()

@@ -1,33 +1,63 @@
-"""Which part of a contiguous tensor a view of it is, as an index and an order of dimensions.
+"""The part of a tensor that a view of it is, taken again from something that stands for the tensor.
 
-find(acts, acts[2].T[1:])        # ((2, slice(0, 5, 1), slice(1, 4, 1)), (1, 0))
+    same_part(value, Layout.of(acts), Layout.of(acts[2].T))       # value[2].T
+
+`value` may be a recorded tensor: all steps are operations that give views.
 """
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import torch
 
 Index = tuple[int | slice, ...]
 
 
-def find(base: torch.Tensor, view: torch.Tensor) -> tuple[Index, tuple[int, ...]] | None:
+class Layout(NamedTuple):
+    """Where the elements of a tensor lie in its storage."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> Layout:
+        return cls(tuple(tensor.shape), tensor.stride(), tensor.storage_offset())
+
+
+def same_part(value: Any, base: Layout, view: Layout) -> Any:
+    """The view of `value` that lies in it as `view` lies in the contiguous `base`.
+
+    Raises ValueError for an expanded view, which has elements that lie on each other.
+    """
+    if any(size > 1 and not step for size, step in zip(view.shape, view.stride, strict=True)):
+        raise ValueError("an expanded view")
+    found = find(base, view)
+    if found is None:
+        return _unfolded(value.reshape(-1), view, view.offset - base.offset)
+    index, order = found
+    return value[index].permute(order).view(view.shape)
+
+
+def find(base: Layout, view: Layout) -> tuple[Index, tuple[int, ...]] | None:
     """`(index, order)` such that `base[index].permute(order)` has the elements of `view`.
 
     Dimensions of size 1 are left out. None for a view that mixes dimensions, such as `base.view(-1)`.
     """
-    offset = view.storage_offset() - base.storage_offset()
+    offset = view.offset - base.offset
     starts = []
-    for size, stride in zip(base.shape, base.stride(), strict=True):
+    for size, stride in zip(base.shape, base.stride, strict=True):
         starts.append(offset // stride % size if size else 0)
     index: list[int | slice] = list(starts)
     taken: list[int] = []
-    for size, stride in zip(view.shape, view.stride(), strict=True):
+    for size, stride in zip(view.shape, view.stride, strict=True):
         if size == 1:
             continue
         dim = _dimension(base, stride, taken)
         if dim is None:
             return None
-        step = stride // base.stride(dim)
+        step = stride // base.stride[dim]
         if starts[dim] + (size - 1) * step >= base.shape[dim]:
             return None
         index[dim] = slice(starts[dim], starts[dim] + (size - 1) * step + 1, step)
@@ -36,9 +66,25 @@ def find(base: torch.Tensor, view: torch.Tensor) -> tuple[Index, tuple[int, ...]
     return tuple(index), tuple([rank.index(dim) for dim in taken])
 
 
-def _dimension(base: torch.Tensor, stride: int, taken: list[int]) -> int | None:
+def _dimension(base: Layout, stride: int, taken: list[int]) -> int | None:
     """The dimension of `base` along which a step is `stride` elements."""
-    for dim, (size, own) in enumerate(zip(base.shape, base.stride(), strict=True)):
+    for dim, (size, own) in enumerate(zip(base.shape, base.stride, strict=True)):
         if dim not in taken and size > 1 and own and stride >= own and stride % own == 0:
             return dim
     return None
+
+
+def _unfolded(row: Any, view: Layout, first: int) -> Any:
+    """Any view of a row: the reach of the view, unfolded once for each of its dimensions.
+
+    Largest stride first: `[..., reach]` becomes `[..., size, reach of the dimensions that are left]`.
+    """
+    dims = [d for d, size in enumerate(view.shape) if size != 1]
+    dims.sort(key=lambda d: -view.stride[d])
+    reach = 1 + sum([(view.shape[d] - 1) * view.stride[d] for d in dims])
+    part = row[first : first + reach]
+    for number, d in enumerate(dims):
+        reach -= (view.shape[d] - 1) * view.stride[d]
+        part = part.unfold(number, reach, view.stride[d])
+    order = [dims.index(d) for d in sorted(dims)]
+    return part.select(-1, 0).permute(order).view(view.shape)
