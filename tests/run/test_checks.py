@@ -251,6 +251,24 @@ def test_a_weight_that_is_not_there():
         saved(g, Chain(), example())
 
 
+def test_a_weight_of_another_shape():
+    g = Builder()
+    g.save("w", g.param("head.weight", torch.ones(7, 8)))
+    with pytest.raises(GraphError, match=r"'head.weight' should be float32\[7, 8\], but is"):
+        saved(g, Chain(), example())
+
+
+def test_a_tensor_that_cannot_be_edited_in_place_says_where():
+    model = Does(lambda m, x: m.inner(x[:1].expand(2, 3, 8)), inner=nn.Identity())
+    g, x = Builder(), example()
+    h = g.read("inner", x)
+    g.mul_(h, 2.0)
+    g.fill("inner", h)
+    with pytest.raises(RuntimeError) as caught:
+        saved(g, model, x)
+    assert caught.value.__notes__ == ["in the edit of inner.output in place"]
+
+
 @pytest.mark.parametrize("where", ["begin", "fire", "late", "write", "interrupt", "log"])
 def test_no_hook_survives_an_error(where):
     model, x, g = Chain(), example(), Builder()

@@ -26,7 +26,7 @@ class NoModel:
     def is_weight(self, where):
         return False
 
-    def is_callers(self, where):
+    def is_anothers(self, where):
         return False
 
 

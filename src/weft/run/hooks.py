@@ -187,8 +187,8 @@ class _Drive:
     def is_weight(self, where: int) -> bool:
         return where in self.weights.storages and is_still_weight(where, self.module)
 
-    def is_callers(self, where: int) -> bool:
-        return where in self.callers
+    def is_anothers(self, where: int) -> bool:
+        return where in self.callers or self.is_weight(where)
 
     @property
     def device(self) -> torch.device | None:

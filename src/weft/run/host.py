@@ -22,8 +22,8 @@ class Host(Protocol):
         """Whether a storage (see `memory.storage`) holds a weight or buffer."""
         ...
 
-    def is_callers(self, where: int) -> bool:
-        """Whether a storage holds an input that the caller gave."""
+    def is_anothers(self, where: int) -> bool:
+        """Whether a storage holds a weight, a buffer, or an input that the caller gave."""
         ...
 
     @property

@@ -86,7 +86,8 @@ class Interpreter:
         self._ready: list[int] = []
         self._undone = self.plan.count
         self._frame: Frame | None = None
-        self._direct: set[int] = set()  # families that act on the model's own tensor
+        # Families that act on the model's own tensor; whether all others are safe from them.
+        self._direct: dict[int, bool] = {}
         self._saves: list[tuple[Step, Env]] = []
 
     # The interface
@@ -172,10 +173,11 @@ class Interpreter:
         args, kwargs = step.args.build(env)  # type: ignore[union-attr]
         function = step.function
         result = function(*args, **kwargs) if function else self._made(step, args, kwargs)
-        results = [result] if isinstance(result, torch.Tensor) else flatten(result)
-        if step.verify:
-            results = [self._verified(step, out, result, env) for out, result in enumerate(results)]
-        self._give(step, results)
+        if isinstance(result, torch.Tensor) and step.outs == 1 and not step.bounds:
+            self._memory.put(step, step.slot, self._verified(step, 0, result, env))
+        else:
+            results = enumerate(flatten(result))
+            self._give(step, [self._verified(step, out, result, env) for out, result in results])
 
     def _made(self, step: Step, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """The result of an operation that draws numbers, or makes a tensor from plain values."""
@@ -185,15 +187,20 @@ class Interpreter:
         return call(node.op, tuple(args), kwargs, seed_key=key, device=self._host.device)
 
     def _before_write(self, step: Step) -> None:
-        memory, families = self._memory, self.plan.family
+        memory, families, direct = self._memory, self.plan.family, self._direct
         if step.older:
-            memory.freeze(step.older, lambda index: self._waits[index] > 0)
-        for slot in step.targets:
-            if families[slot] in self._direct:
-                memory.protect(memory.env[slot], families[slot])
+            memory.freeze([use for use in step.older if self._waits[use[0]]])
+        if direct:
+            for slot in step.targets:
+                family = families[slot]
+                if direct.get(family) is False:
+                    memory.protect(memory.env[slot], family)
+                    direct[family] = True
 
     def _verified(self, step: Step, out: int, result: torch.Tensor, env: Env) -> torch.Tensor:
         """A result that shares storage with arguments exactly as recorded."""
+        if not step.verify:
+            return result
         source = step.sources[out] if out < len(step.sources) else None
         if source is not None:
             if result is not env[source] and storage(result) != storage(env[source]):
@@ -235,19 +242,16 @@ class Interpreter:
         return tensor.clone() if where in taken or self._host.is_weight(where) else tensor
 
     def _param(self, step: Step) -> None:
-        self._give(step, [self._host.parameter(step.node.path).detach()])
+        tensor = self._host.parameter(step.node.path).detach()
+        self._refuse_other(step, tensor, f"the weight {step.node.path!r}")
+        self._give(step, [tensor])
 
     def _const(self, step: Step) -> None:
         node = step.node
         tensor = self._constants.get(node.key)
         if tensor is None:
             raise GraphError(f"the constant {node.key!r} is missing", line=self._line(step))
-        if tensor.shape != node.shape or tensor.dtype != step.dtype:
-            raise GraphError(
-                f"the constant {node.key!r} should be {node.dtype}{list(node.shape)}, "
-                f"but is {_type_text(tensor)}",
-                line=self._line(step),
-            )
+        self._refuse_other(step, tensor, f"the constant {node.key!r}")
         device = self._host.device
         if device is not None and tensor.device != device:
             tensor = tensor.to(device)
@@ -255,6 +259,14 @@ class Interpreter:
             tensor = tensor.clone()
         self._memory.clients.add(storage(tensor))
         self._give(step, [tensor])
+
+    def _refuse_other(self, step: Step, tensor: torch.Tensor, name: str) -> None:
+        node = step.node
+        if tensor.shape != node.shape or tensor.dtype != step.dtype:
+            recorded = f"{node.dtype}{list(node.shape)}"
+            raise GraphError(
+                f"{name} should be {recorded}, but is {_type_text(tensor)}", line=self._line(step)
+            )
 
     def _guard(self, step: Step) -> None:
         node = step.node
@@ -282,7 +294,8 @@ class Interpreter:
                 f"{_what(step.node)} gave {len(results)} tensors where {step.outs} were recorded",
                 line=self._line(step),
             )
-        self._memory.put(step, results)
+        for slot, result in enumerate(results, step.slot):
+            self._memory.put(step, slot, result)
         for bound in step.bounds:
             self._check_bound(bound, results[bound.value.out])
 
@@ -300,6 +313,8 @@ class Interpreter:
 
     def _read(self, step: Step) -> None:
         node, frame = step.node, self._here()
+        if self._direct:
+            self._direct = dict.fromkeys(self._direct, False)  # this value may share their tensor
         held = frame.now.get(node.leaf) if frame.now else None
         if held is None:
             self._give(step, [self._first_read(step, frame)])
@@ -318,7 +333,7 @@ class Interpreter:
         direct = step.direct and not changes and tensor.is_contiguous()
         if not direct or self._host.is_weight(storage(tensor)):
             return tensor.clone()
-        self._direct.add(step.slot)
+        self._direct[step.slot] = False
         return tensor
 
     def _read_again(self, step: Step, frame: Frame, held: Held) -> torch.Tensor:
@@ -371,6 +386,9 @@ class Interpreter:
         frame, leaf = self._here(), step.node.leaf
         slot = step.uses[0]
         value = self._memory.inputs(step)[slot]
+        if self.plan.family[slot] in self._direct:
+            frame.fill(leaf, Held(value, slot))  # it is the model's own tensor
+            return
         own = frame.own(leaf, self._line(step))
         if leaf not in frame.rebound and self._host.is_weight(storage(own)):
             raise ReadOnlyError(
@@ -404,7 +422,11 @@ class Interpreter:
             for leaf, held in frame.rebound.items()
         }
         for leaf, value in frame.filled.items():
-            self._fill_own(frame.own(leaf, None), value)
+            try:
+                self._fill_own(frame.own(leaf, None), value)
+            except RuntimeError as error:
+                error.add_note(f"in the edit of {frame.site}{leaf_text(leaf)} in place")
+                raise
         return frame.result(values) if values else frame.structure
 
     def _hand_over(self, held: Held, handed: set[int], lent: bool) -> torch.Tensor:

@@ -13,8 +13,7 @@ counter, and used only while it stands (`OverwrittenError`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
 
 import torch
 
@@ -37,12 +36,7 @@ def version(tensor: torch.Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-class _Shared(NamedTuple):
-    """A save that shares storage with somebody."""
-
-    kept: Env
-    slot: int
-    version: int
+_Shared = tuple[Env, int, int]  # what a save keeps, its slot, the tensor's version then
 
 
 class Memory:
@@ -75,19 +69,19 @@ class Memory:
 
     # Values
 
-    def put(self, step: Step, results: list[torch.Tensor]) -> None:
-        """The results of a step; what nobody uses is not kept."""
-        for slot, tensor in enumerate(results, step.slot):
-            if self._left[slot]:
-                self.env[slot] = tensor
-                if step.watch:
-                    self._fresh.append(slot)
+    def put(self, step: Step, slot: int, tensor: torch.Tensor) -> None:
+        """A result of a step; what nobody uses is not kept."""
+        if self._left[slot]:
+            self.env[slot] = tensor
+            if step.watch:
+                self._fresh.append(slot)
 
     def inputs(self, step: Step) -> Env:
         """The slots as this step means them."""
-        older = self._frozen.pop(step.index, None) if self._frozen else None
-        if self._versions:
-            self._check(step.uses, older or {})
+        if not (self._versions or self._frozen):
+            return self.env
+        older = self._frozen.pop(step.index, None)
+        self._check(step.uses, older or {})
         return self.env if older is None else {**self.env, **older}
 
     def release(self, step: Step) -> None:
@@ -112,20 +106,18 @@ class Memory:
 
     def is_foreign(self, where: int) -> bool:
         """Whether a storage holds a constant, an input or a weight."""
-        host = self._host
-        return where in self.clients or host.is_callers(where) or host.is_weight(where)
+        return where in self.clients or self._host.is_anothers(where)
 
     # Before a write
 
-    def freeze(self, older: Iterable[tuple[int, int]], is_waiting: Callable[[int], bool]) -> None:
-        """Copies what waiting steps still mean by slots that are about to be changed."""
+    def freeze(self, uses: Iterable[tuple[int, int]]) -> None:
+        """Copies, for steps that wait, the slots that are about to be changed."""
         copies: Env = {}
-        for index, slot in older:
-            if is_waiting(index):
-                if slot not in copies:
-                    self._check((slot,), {})
-                    copies[slot] = self.env[slot].clone()
-                self._frozen.setdefault(index, {})[slot] = copies[slot]
+        for index, slot in uses:
+            if slot not in copies:
+                self._check((slot,), {})
+                copies[slot] = self.env[slot].clone()
+            self._frozen.setdefault(index, {})[slot] = copies[slot]
 
     def protect(self, tensor: torch.Tensor, family: int | None) -> None:
         """Copies all that shares this tensor's storage, except its family."""
@@ -142,9 +134,9 @@ class Memory:
         return [s for s, t in self.env.items() if families[s] != family and storage(t) == where]
 
     def _unshare(self, where: int) -> None:
-        shared = self._shared.pop(where)
+        shared = kept, slot, _ = self._shared.pop(where)
         self._check_shared(shared)
-        shared.kept[shared.slot] = shared.kept[shared.slot].clone()
+        kept[slot] = kept[slot].clone()
 
     # Saves
 
@@ -153,18 +145,19 @@ class Memory:
         kept: Env = {}
         for slot in step.uses:
             tensor = env[slot]
-            if slot in step.clones or self._is_anothers(tensor):
+            whole = tensor.untyped_storage()
+            where = whole._cdata
+            if (
+                slot in step.clones
+                or where in self._shared
+                or whole.nbytes() > tensor.nbytes  # a slice would hold all of it
+                or self.is_foreign(where)
+            ):
                 kept[slot] = tensor.detach().clone()
             else:
-                self._shared[storage(tensor)] = _Shared(kept, slot, version(tensor))
                 kept[slot] = tensor.detach()
+                self._shared[where] = (kept, slot, version(tensor))
         return kept
-
-    def _is_anothers(self, tensor: torch.Tensor) -> bool:
-        """Whether a save may not share this tensor's storage."""
-        whole = tensor.untyped_storage()
-        where = whole._cdata
-        return whole.nbytes() > tensor.nbytes or where in self._shared or self.is_foreign(where)
 
     def is_shared(self, tensor: torch.Tensor) -> bool:
         """Whether a save shares this tensor's storage."""
@@ -197,8 +190,9 @@ class Memory:
             self._check_shared(shared)
 
     def _check_shared(self, shared: _Shared) -> None:
-        if version(shared.kept[shared.slot]) != shared.version:
-            raise self._overwritten(shared.slot)
+        kept, slot, known = shared
+        if version(kept[slot]) != known:
+            raise self._overwritten(slot)
 
     def _overwritten(self, slot: int) -> OverwrittenError:
         node = self._plan.source(slot)

@@ -358,7 +358,8 @@ class _Linker:
                     self.uses.setdefault(touched, []).append((index, slot))
         for touched in writing:
             step.deps.update(self.views.pop(touched, ()))
-            step.older = [*step.older, *self.uses.pop(touched, ())]
+            older = self.uses.pop(touched, ())
+            step.older = [*step.older, *[use for use in older if use[0] not in step.deps]]
             self.wrote[touched] = index
         for slot, source in enumerate(step.sources, step.slot):
             if source is not None:
