@@ -31,8 +31,9 @@ from weft.errors import (
 from weft.graph.node import AnyNode, Apply, Bound, Call, Graph, Log, Param, Ref
 from weft.graph.ops import OPS
 from weft.graph.site import Where
-from weft.kernels.abstract import OUTCOMES, DataDependentError, Outcome, evaluate, rebuild
+from weft.kernels.abstract import OUTCOMES, DataDependentError, Outcome, rebuild
 from weft.kernels.aval import Aval, dtype_name
+from weft.kernels.quick import outcome as abstract_outcome
 from weft.kernels.table import NAMES, reason
 
 from . import special
@@ -200,7 +201,7 @@ class Recorder:
         tensors = iter([tensor._aval for tensor in walk.tensors])
         lent = abstract(list(args), tensors), abstract(kwargs, tensors)
         try:
-            found = evaluate(name, tuple(lent[0]), lent[1])
+            found = abstract_outcome(name, tuple(lent[0]), lent[1])
         except DataDependentError:
             return None
         except UnsupportedOperationError as error:
@@ -215,6 +216,8 @@ class Recorder:
         if isinstance(value, Value) and name in special.SIZE_READS:
             dims = range(len(value._aval.shape))
             which = [arg for arg in walk.key[2:] if type(arg) is int]
+            if name == "Tensor.size" and not which:
+                return value.shape
             chosen = [dims[which[-1]]] if name == "Tensor.size" and which else list(dims)
             self.bind(value, tuple(chosen))
         return rebuild(outcome.tree, [])
@@ -437,6 +440,7 @@ class Recorder:
 
     def deliver(self, saved: dict[str, Any]) -> dict[str, Any]:
         """Turns saved handles into the plain tensors of `saved`; returns results by name."""
+        self.looks.run_prefix = None  # leads to the tracer, and with it to its results
         return self.saves.deliver(saved)
 
     def fail(self, cause: BaseException | str) -> None:
@@ -467,7 +471,15 @@ class Recorder:
             fix="add .save() to it in the block",
         )
 
-    def foreign_value(self, value: Value) -> Exception:
+    def own(self, value: Value) -> Any:
+        """`value` as this block may use it: the tensor, where an earlier block has filled it."""
+        if value._rec is self:
+            return value
+        if value._real is None:
+            raise self._foreign(value)
+        return value._real
+
+    def _foreign(self, value: Value) -> Exception:
         other = value._rec
         if not other.open:
             return other._ended(value)

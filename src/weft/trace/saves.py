@@ -75,7 +75,7 @@ class Saves:
             fresh = [group for group in new if id(group[0]) not in record.keys]
             if fresh:
                 for group in fresh:
-                    self._seen(group[0])
+                    self._seen(self.recorder.own(group[0]))
                 items = Seq("list", tuple([group[0]._ref for group in fresh]))
                 self.recorder.append(Save(name=f"{name}+", value=items))
                 self.records[f"{name}+"] = _Record(fresh, None)
@@ -99,7 +99,10 @@ class Saves:
         for name, client in self.backs.items():
             clients.give_back(client, saved[name])
         clients.settle()
-        return {n: r.container for n, r in self.records.items() if r.container is not None}
+        results = {n: r.container for n, r in self.records.items() if r.container is not None}
+        self.records.clear()  # a handle that the user keeps leads here, and must not keep results
+        self.backs.clear()
+        return results
 
     def _seen(self, value: Any) -> None:
         """Keeps the firing index of the latest site that a save needs."""
@@ -125,7 +128,7 @@ class Saves:
                 record.handles = [[h for h in group if h is not value] for group in record.handles]
 
     def _lower(self, item: Any, handles: list[list[Value]]) -> Arg:
-        if isinstance(item, Value):
+        if isinstance(item, Value) and isinstance(item := self.recorder.own(item), Value):
             handles.append([item])
             self._seen(item)
             return item._ref
@@ -139,7 +142,7 @@ class Saves:
 
 
 def _values_in(item: Any, found: list[list[Value]]) -> None:
-    if isinstance(item, Value):
+    if isinstance(item, Value) and item._real is None:
         found.append([item])
     elif isinstance(item, (list, tuple)):
         for one in item:
