@@ -170,9 +170,13 @@ def firing_index(signature: Signature) -> Callable[[Site], int]:
     return lambda site: signature.site(site.path, site.port, site.call).index
 
 
+_WARNED: dict[Any, Any] = {}
+"""Lines that were warned, so that each is once."""
+
+
 def _warn(message: str) -> None:
     file, line = user_line()
-    warnings.warn_explicit(message, UnusedEditWarning, file, line)
+    warnings.warn_explicit(message, UnusedEditWarning, file, line, registry=_WARNED)
 
 
 __all__ = ["Tracer", "UnusedEditWarning", "Where"]

@@ -55,10 +55,8 @@ class Walk:
         return self._rare(arg)
 
     def _value(self, value: Value) -> Arg:
-        if value._real is not None:
-            return self.lower(value._real)
         if value._rec is not self.recorder:
-            raise self.recorder.foreign_value(value)
+            return self.lower(self.recorder.own(value))
         self.tensors.append(value)
         self.key.append(value._aval)
         return value._ref

@@ -47,6 +47,8 @@ class Looks:
 
     def tensor(self, value: Any) -> torch.Tensor:
         """The numbers of one value, with a guard on them."""
+        if isinstance(value, Value):
+            value = self.recorder.own(value)
         if not isinstance(value, Value):
             client = self.recorder.clients
             if not client.is_dirty(value):

@@ -135,9 +135,11 @@ class Sites:
 
     def write_leaf(self, state: LeafState, value: Any) -> None:
         """Rebinds one tensor of a site."""
-        if isinstance(value, Value) and self._is_current(value, state):
-            return
         recorder = self.recorder
+        if isinstance(value, Value):
+            value = recorder.own(value)
+            if isinstance(value, Value) and self._is_current(value, state):
+                return
         if not isinstance(value, torch.Tensor):
             raise self._mismatch(state, f"a {type(value).__name__}")
         source = value if isinstance(value, Value) else recorder.clients.use(value)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .lines import user_line
 from .value import Sizes, Value
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ SIZE_READS = frozenset(
     )
 )
 """Answers that bind a graph to the sizes it was recorded with."""
+
+_WARNED: dict[Any, Any] = {}
+"""Lines that were warned, so that each is once."""
 
 HOLDS_LISTS = frozenset((torch.tensor, torch.as_tensor, torch.asarray))
 
@@ -84,12 +88,13 @@ def _number(recorder: Recorder, bound: Any) -> Any:
 def _getitem(recorder: Recorder, func: Any, args: tuple, kwargs: dict) -> Any:
     value, index = args[0], _numbers(recorder, args[1])
     if isinstance(value, Value) and value._bare is not None and type(index) is int and index == 0:
-        warnings.warn(
+        warnings.warn_explicit(
             f"{value._bare}.output is a tensor, so [0] takes its first batch row. In older "
             f"versions of transformers this layer returned a tuple: write .output for the hidden "
             f"states, .output[:1] for the first row",
             FutureWarning,
-            stacklevel=4,
+            *user_line(),
+            registry=_WARNED,
         )
     return recorder.record("Tensor.__getitem__", func, (value, index), kwargs)
 
