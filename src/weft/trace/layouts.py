@@ -65,7 +65,7 @@ def _stand_in(slot: Slot, point: Point, kind: str | None, fill: int) -> torch.Te
 def layout_of(args: tuple, kwargs: dict) -> tuple[Any, list[torch.Tensor]]:
     """(key of the layout, the tensors in order)."""
     tensors: list[torch.Tensor] = []
-    parts = [len(args)]
+    parts: list[Any] = [len(args)]
     for arg in args:
         parts.append(_part(arg, tensors))
     for key, value in kwargs.items():
@@ -74,16 +74,17 @@ def layout_of(args: tuple, kwargs: dict) -> tuple[Any, list[torch.Tensor]]:
     if len(tensors) > 1:
         storages = [t.untyped_storage()._cdata for t in tensors]
         if len(set(storages)) < len(storages):
-            parts.append(tuple([storages.index(storage) for storage in storages]))  # type: ignore[arg-type]
+            parts.append(tuple([storages.index(storage) for storage in storages]))
     return tuple(parts), tensors
 
 
 def _part(value: Any, tensors: list[torch.Tensor]) -> Any:
-    if isinstance(value, torch.Tensor):
+    kind = type(value)
+    if kind is torch.Tensor or issubclass(kind, torch.Tensor):
         tensors.append(value)
         return aval_of(value)
-    if type(value) in PLAIN:
-        return type(value), value
+    if kind in PLAIN:
+        return kind, value
     tree, _, leaves = take_apart(value)
     if tree is None:
         return _inside(value)

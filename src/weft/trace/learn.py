@@ -251,24 +251,31 @@ logging.getLogger("torch._subclasses.fake_tensor").addFilter(
 
 @contextmanager
 def _state_kept(module: nn.Module) -> Iterator[None]:
-    """Attributes, parameters and buffers afterwards are the very objects that they were."""
-    saved = [
-        (child, dict(vars(child)), *[dict(group) for group in _groups(child)])
-        for child in module.modules()
-    ]
+    """Attributes, parameters and buffers afterwards are the very objects that they were.
+
+    A new attribute stays unless it holds tensors: it may tell of something that stays too, as
+    `transformers` marks a model to which it has just added hooks of its own.
+    """
+    spaces = [space for child in module.modules() for space in _spaces(child)]
+    saved = [(space, dict(space)) for space in spaces]
     try:
         yield
     finally:
-        for child, attributes, *groups in saved:
-            vars(child).clear()
-            vars(child).update(attributes)
-            for group, was in zip(_groups(child), groups, strict=True):
-                group.clear()
-                group.update(was)
+        for space, was in saved:
+            _put_back(space, was)
 
 
-def _groups(module: nn.Module) -> list[dict]:
-    return [module._parameters, module._buffers, module._modules]  # type: ignore[list-item]
+def _spaces(module: nn.Module) -> list[dict[str, Any]]:
+    return [vars(module), module._parameters, module._buffers, module._modules]  # type: ignore[list-item]
+
+
+def _put_back(space: dict[str, Any], was: dict[str, Any]) -> None:
+    for name, value in was.items():
+        if space.get(name, space) is not value:
+            space[name] = value
+    for name in [name for name in space if name not in was]:
+        if any(isinstance(leaf, torch.Tensor) for leaf in take_apart(space[name])[2]):
+            del space[name]
 
 
 @contextmanager

@@ -95,6 +95,14 @@ class Signature:
         return self._rules.apply(module, path, args, kwargs)
 
 
+class _Known:
+    """The signatures of one layout, by what the numbers of the watched inputs are like."""
+
+    def __init__(self, watched: frozenset[int]) -> None:
+        self.watched = watched
+        self.signatures: dict[tuple[str | bytes, ...], Signature] = {}
+
+
 class _Kin:
     """The calls of one family. `watched` are the inputs whose numbers the model reads; `idle` the
     looks whose answer does nothing, by all looks of the pass."""
@@ -123,8 +131,7 @@ class Signatures:
         self._real = real
         self._device = None if device is None else torch.device(device)
         self._lock = threading.RLock()
-        self._known: dict[Any, Signature] = {}
-        self._watched: dict[Any, frozenset[int]] = {}
+        self._known: dict[Any, _Known] = {}
         self._kin: dict[Family, _Kin] = {}
         self.rules = Rules(self._device_of)
         self.passes = 0  # exact passes so far
@@ -132,9 +139,9 @@ class Signatures:
     def for_call(self, args: tuple, kwargs: dict) -> Signature:
         """The signature of `module(*args, **kwargs)`."""
         layout, tensors = layout_of(args, kwargs)
-        watched = self._watched.get(layout)
-        if watched is not None:
-            found = self._known.get(_key(layout, tensors, watched))
+        known = self._known.get(layout)
+        if known is not None:
+            found = known.signatures.get(_kinds(tensors, known.watched))
             if found is not None:
                 return found
         with self._lock:
@@ -144,7 +151,6 @@ class Signatures:
         """Forgets everything; for a model whose code or options have changed."""
         with self._lock:
             self._known.clear()
-            self._watched.clear()
             self._kin.clear()
             self.rules.clear()
 
@@ -177,22 +183,32 @@ class Signatures:
     # -- a layout not seen before ----------------------------------------------------------------
 
     def _find_out(self, layout: Any, tensors: list, args: tuple, kwargs: dict) -> Signature:
-        watched = self._watched.get(layout, frozenset())
-        found = self._known.get(_key(layout, tensors, watched))
-        if found is not None and layout in self._watched:
-            return found  # another thread was faster
+        known = self._known.get(layout)
+        if known is not None:  # another thread may have been faster
+            found = known.signatures.get(_kinds(tensors, known.watched))
+            if found is not None:
+                return found
         family = family_of(args, kwargs)
         kin = self._kin.setdefault(family[0], _Kin()) if family else _Kin()
-        kin.watched |= watched
+        if known is not None:
+            kin.watched |= known.watched
         found = self._derive(kin, *family, tensors) if family else None
         if found is None:
             found = self._learn(kin, family, tensors, args, kwargs)
-        if len(self._known) >= REMEMBERED:
-            self._known.clear()
-            self._watched.clear()
-        self._known[_key(layout, tensors, kin.watched)] = found
-        self._watched[layout] = kin.watched
+        self._remember(layout, tensors, kin.watched, found)
         return found
+
+    def _remember(
+        self, layout: Any, tensors: list, watched: frozenset[int], signature: Signature
+    ) -> None:
+        known = self._known.get(layout)
+        if known is None or known.watched != watched:
+            if len(self._known) >= REMEMBERED:
+                self._known.clear()
+            known = self._known[layout] = _Known(watched)
+        if len(known.signatures) >= REMEMBERED:
+            known.signatures.clear()
+        known.signatures[_kinds(tensors, watched)] = signature
 
     def _derive(
         self, kin: _Kin, family: Family, point: Point, tensors: list[torch.Tensor]
@@ -328,11 +344,11 @@ def _unlearnable(error: BaseException) -> RecordingError:
     )
 
 
-def _key(layout: Any, tensors: list[torch.Tensor], watched: frozenset[int]) -> Any:
-    """The layout, and what the numbers of the watched inputs are like."""
+def _kinds(tensors: list[torch.Tensor], watched: frozenset[int]) -> tuple[str | bytes, ...]:
+    """What the numbers of the watched inputs are like."""
     if not watched:
-        return layout
-    return layout, tuple([kind_of(tensors[number]) for number in sorted(watched)])
+        return ()
+    return tuple([kind_of(tensors[number]) for number in sorted(watched)])
 
 
 def _first_integer(tensors: list[torch.Tensor]) -> int:
