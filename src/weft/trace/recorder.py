@@ -50,6 +50,7 @@ from .value import Family, Sizes, Value, make, short
 if TYPE_CHECKING:
     from .signature import Signature
 
+_ANSWERED = frozenset(("look", "hint", "asked"))
 _TO_CALL = {name: op.kind for name, op in OPS.items()}
 FACTORIES = frozenset(func for func, name in NAMES.items() if "factory" in _TO_CALL[name])
 
@@ -75,6 +76,7 @@ class Recorder:
         self.seed = seed
         self.owner = owner
         self.open = False
+        self.entered = False
         self.failure: BaseException | str | None = None
         self.nodes: list[AnyNode] = []
         self.lines: dict[tuple[str, int], int] = {}
@@ -95,6 +97,9 @@ class Recorder:
                 line=where(user_line()),
                 fix="close the outer block first; a saved tensor can be used in the next one",
             )
+        if self.entered:
+            raise self.refusal("a block was opened a second time", "call model.trace(...) again")
+        self.entered = True
         self.thread = threading.get_ident()
         self._token = CURRENT.set(self)
         self.open = True
@@ -134,7 +139,7 @@ class Recorder:
 
     def observe(self, func: Any, types: Any, args: tuple, kwargs: dict) -> Any:
         """A torch call seen by the mode: ours if it holds a value, a dirty tensor or `Sizes`."""
-        if any(issubclass(kind, Value) for kind in types):
+        if Value in types:
             return self.dispatch(func, args, kwargs)
         if func in special.HOLDS_LISTS and has(Value, args):
             return self.dispatch(func, args, kwargs)
@@ -166,20 +171,16 @@ class Recorder:
     def record(self, name: str, func: Any, args: tuple, kwargs: dict) -> Any:
         """Records operation `name` of the table; returns what the user sees."""
         kind = _TO_CALL[name]
-        if kind == "look":
-            return self.looks.call(func, args, kwargs)
-        if kind == "hint":
-            return args[0]
-        if kind == "asked":
-            return special.ASKED[name](self.device)
-        if "out" in kwargs and kwargs["out"] is not None:
-            raise self.refusal("out= cannot be recorded", "use the result that is returned")
-        kwargs = {key: value for key, value in kwargs.items() if key not in special.HINTS}
+        if kind in _ANSWERED:
+            return self._answer(name, kind, func, args, kwargs)
         before = len(self.nodes)
         walk = Walk(self, name)
         lowered = tuple([walk.lower(arg) for arg in args])
-        lowered_kw = tuple([(key, walk.lower(value)) for key, value in kwargs.items()])
-        walk.key.append(tuple(kwargs))
+        lowered_kw = ()
+        if kwargs:
+            kwargs = self._without_hints(kwargs)
+            lowered_kw = tuple([(key, walk.lower(value)) for key, value in kwargs.items()])
+            walk.key.append(tuple(kwargs))
         outcome = self._outcome(name, walk, args, kwargs)
         if outcome is None:
             return self.looks.shapes(name, args, kwargs, lowered, lowered_kw, walk.tensors)
@@ -188,6 +189,17 @@ class Recorder:
         if outcome.writes and self._soils(outcome, walk, before):
             return self.record(name, func, args, kwargs)
         return self._commit(name, kind, lowered, lowered_kw, outcome, walk, args)
+
+    def _answer(self, name: str, kind: str, func: Any, args: tuple, kwargs: dict) -> Any:
+        """A call that leaves no node: numbers are looked at, placement is answered here."""
+        if kind == "look":
+            return self.looks.call(func, args, kwargs)
+        return args[0] if kind == "hint" else special.ASKED[name](self.device)
+
+    def _without_hints(self, kwargs: dict) -> dict:
+        if kwargs.get("out") is not None:
+            raise self.refusal("out= cannot be recorded", "use the result that is returned")
+        return {key: value for key, value in kwargs.items() if key not in special.HINTS}
 
     def _outcome(self, name: str, walk: Walk, args: tuple, kwargs: dict) -> Outcome | None:
         """The abstract result, cached; None where its shape depends on numbers."""
@@ -254,18 +266,13 @@ class Recorder:
         draw = self._draw() if "random" in kind else None
         at = self.here()
         leaves = outcome.leaves
-        aliased = any(leaf.alias is not None for leaf in leaves)
-        alias = (
-            tuple([None if o.alias is None else tensors[o.alias]._ref for o in leaves])
-            if aliased
-            else ()
-        )
+        alias = tuple([None if o.alias is None else tensors[o.alias]._ref for o in leaves])
         node = Call(
             op=name,
             args=args,
             kwargs=kwargs,
             outs=len(leaves),
-            alias=alias,
+            alias=alias if any(alias) else (),
             writes=tuple([tensors[index]._ref for index in outcome.writes]),
             draw=draw,
             grad=torch.is_grad_enabled(),
