@@ -46,6 +46,29 @@ def test_two_arguments(name: str, first: Aval, second: Any) -> None:
     assert_same(name, (first, second))
 
 
+@pytest.mark.parametrize("name", sorted(quick._IN_PLACE))
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(first=avals(), second=st.one_of(avals(), SCALARS))
+def test_in_place(name: str, first: Aval, second: Any) -> None:
+    assert_same(name, (first, second))
+
+
+BOUNDS = st.one_of(st.none(), st.integers(-4, 4))
+ITEMS = st.one_of(
+    st.integers(-3, 2), st.builds(slice, BOUNDS, BOUNDS, st.one_of(st.none(), st.integers(1, 3)))
+)
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(aval=avals(), index=st.one_of(ITEMS, st.lists(ITEMS, max_size=3).map(tuple)))
+def test_indexing(aval: Aval, index: Any) -> None:
+    assert_same("Tensor.__getitem__", (aval, index))
+    by_rule = quick._by_rule("Tensor.__getitem__", (aval, index))
+    if by_rule is not None:
+        told = evaluate("Tensor.__getitem__", (aval, index), {})
+        assert by_rule.leaves[0].aval is told.leaves[0].aval
+
+
 def assert_same(name: str, args: tuple) -> None:
     by_rule = quick._by_rule(name, args)
     if by_rule is None:
@@ -63,3 +86,5 @@ def test_the_rules_are_used() -> None:
     assert all(quick._by_rule(name, (plain,)) for name in quick._UNARY)
     assert all(quick._by_rule(name, (plain, plain)) for name in quick._BINARY | quick._COMPARISON)
     assert quick._by_rule("mul", (plain, 2.0))
+    assert all(quick._by_rule(name, (plain, plain)) for name in quick._IN_PLACE)
+    assert quick._by_rule("Tensor.__getitem__", (plain, (slice(None), -1)))
