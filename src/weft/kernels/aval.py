@@ -36,7 +36,10 @@ class Aval:
     def meta(self) -> torch.Tensor:
         """One meta tensor of this layout, shared: never write into it."""
         if self._meta is None:
-            with _disable_current_modes():  # an aval may be interned while a fake mode is active
+            if torch._C._len_torch_dispatch_stack():  # it must not be a fake mode's tensor
+                with _disable_current_modes():
+                    self._meta = self.fresh()
+            else:
                 self._meta = self.fresh()
         return self._meta
 
