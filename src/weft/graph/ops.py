@@ -86,9 +86,9 @@ _TABLE = (
         rnn_tanh_cell roll rot90 round rsqrt rsub scatter scatter_add scatter_reduce searchsorted
         select select_copy select_scatter selu sgn sigmoid sign signbit sin sinc sinh slice_copy
         slice_scatter slogdet softmax sort split split_copy split_with_sizes split_with_sizes_copy
-        sqrt square squeeze squeeze_copy stack std std_mean stft sub subtract sum svd swapaxes swapdims t
-        t_copy take take_along_dim tan tanh tensor_split tensordot threshold tile topk trace
-        transpose transpose_copy trapezoid triangular_solve tril triu trunc unbind unbind_copy
+        sqrt square squeeze squeeze_copy stack std std_mean stft sub subtract sum svd swapaxes
+        swapdims t t_copy take take_along_dim tan tanh tensor_split tensordot threshold tile topk
+        trace transpose transpose_copy trapezoid triangular_solve tril triu trunc unbind unbind_copy
         unflatten unfold_copy unique unique_consecutive unravel_index unsqueeze unsqueeze_copy
         vander var var_mean vdot view_as_complex view_as_complex_copy view_as_real view_as_real_copy
         view_copy vsplit vstack where xlogy zeros_like

@@ -90,7 +90,7 @@ def evaluate(
     for choice in without_masks(name, args):
         try:
             return _outcome(name, choice, kwargs, limit)
-        except (RuntimeError, IndexError) as error:
+        except (RuntimeError, IndexError, AssertionError) as error:
             errors.append(_read(error, name))
     raise errors[0]
 
@@ -100,7 +100,7 @@ def _read(error: Exception, name: str) -> Exception:
     text = str(error)
     if "cannot be called on meta" in text or "Cannot copy out of meta" in text:
         return DataDependentError(f"torch.{name} needs numbers that are not known yet")
-    return error
+    return TypeError(f"torch.{name}: {text}") if isinstance(error, AssertionError) else error
 
 
 def _outcome(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], limit: int) -> Outcome:

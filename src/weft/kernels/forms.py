@@ -8,9 +8,11 @@ numbers (`needs_numbers`). All work on the arguments of a call, with `Aval`s in 
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import torch
+from torch.nn.functional import multi_head_attention_forward
 
 from ..errors import UnsupportedOperationError
 from ..graph.ops import OPS
@@ -80,13 +82,13 @@ def _attention_dropout(
     return "it draws numbers; use dropout_p=0 and nn.functional.dropout" if dropout_p else None
 
 
-def _head_dropout(
-    *args: Any, training: bool = True, dropout_p: float = 0.0, **_: Any
-) -> str | None:
-    dropout_p = args[9] if len(args) > 9 else dropout_p
-    training = args[12] if len(args) > 12 else training
-    return "it draws numbers; use training=False" if training and dropout_p else None
+def _head_dropout(*args: Any, **named: Any) -> str | None:
+    at = dict(zip(_HEADS, args, strict=False)) | named
+    draws = at.get("dropout_p") and at.get("training", True)
+    return "it draws numbers; use training=False" if draws else None
 
+
+_HEADS = tuple(signature(multi_head_attention_forward).parameters)
 
 _REFUSED: dict[str, Callable[..., str | None]] = {
     "Tensor.to": _casts,

@@ -24,7 +24,7 @@ MAX_ELEMENTS = 2**33
 _RESOLVED = frozenset({"adjoint", "Tensor.H.__get__", "Tensor.mH.__get__"})
 _SETTLED = frozenset(
     {"cholesky_inverse", "cholesky_solve", "inverse", "lu_unpack", "orgqr", "ormqr", "pinverse"}
-    | {"svd", "triangular_solve", "nonzero_static"}
+    | {"svd", "triangular_solve", "nonzero_static", "nn.functional.scaled_dot_product_attention"}
     | {f"nn.functional.max_unpool{n}d" for n in (1, 2, 3)}
 )
 _VIEWS = frozenset({"linalg.diagonal"})
@@ -50,7 +50,7 @@ def itself(tensor: Tensor, *_: Any, **__: Any) -> Tensor:
 def settled(function: Function) -> Function:
     """`function` with results that are contiguous and never lazily conjugated.
 
-    The strides of decompositions and transforms differ between devices and the meta device.
+    The strides of decompositions, transforms and attention differ between kernels and devices.
     """
 
     @wraps(function)
@@ -102,7 +102,7 @@ def _repeated(
 ) -> int:
     """Elements of the result; also checks `output_size`, on which torch relies unseen on a GPU."""
     counts = input if repeats is None else repeats
-    if not isinstance(counts, Tensor):
+    if not isinstance(counts, Tensor) or counts.is_meta:
         return 0
     if repeats is None:
         length, rest = counts.numel(), 1
