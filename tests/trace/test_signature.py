@@ -255,6 +255,28 @@ def test_numbers_of_masks_decide_where_the_model_asks_for_them() -> None:
     assert signatures.passes == 2
 
 
+def test_looks_at_ids_count_only_if_something_hangs_on_them() -> None:
+    """A model that asks about its ids and does nothing with the answer, and one that does."""
+
+    class Asking(nn.Module):
+        def __init__(self, obeys: bool, nested: bool = False) -> None:
+            super().__init__()
+            self.obeys, self.nested = obeys, nested
+            self.inner = nn.Identity()
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            found = 7 in ids and (not self.nested or 8 in ids)
+            return self.inner(ids) if found and self.obeys else ids
+
+    draws = [torch.tensor([row]) for row in ([3, 4, 5], [3, 7, 5], [6, 7, 8], [9, 9, 8])]
+    for obeys, nested in ((False, False), (True, False), (True, True)):
+        net = Asking(obeys, nested)
+        signatures = Signatures(lambda net=net: net)
+        for ids in draws:
+            check(signatures.for_call((ids,), {}), net, (ids,), {})
+        assert (signatures.passes == 2) is not obeys
+
+
 def test_positions_and_other_numbers() -> None:
     class Longest(nn.Module):
         def __init__(self) -> None:
