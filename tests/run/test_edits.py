@@ -136,6 +136,43 @@ def test_a_read_after_a_fill_sees_it_and_one_before_does_not():
     same(saved["after"], 3 * plain(model.blocks[0], x))
 
 
+@pytest.mark.parametrize("filled", [True, False])
+def test_a_read_between_an_edit_and_its_fill_does_not_see_it(filled):
+    model, x = Chain(), example()
+    g = Builder()
+    h = g.read("blocks.0", x)
+    if filled:
+        g.mul_(h, 2.0)
+        g.fill("blocks.0", h)
+    g.mul_(h, 5.0)
+    g.save("between", g.read("blocks.0", x))
+    g.fill("blocks.0", h)
+    result, saved = passed(g, model, x)
+    factor = 2 if filled else 1
+    same(saved["between"], factor * plain(model.blocks[0], x))
+    with hooked((model.blocks[0], lambda out: 5 * factor * out)):
+        same(result, model(x))
+
+
+def test_a_read_between_two_fills_of_one_handle_keeps_its_version():
+    model, x = Chain(), example()
+    g = Builder()
+    h = g.read("blocks.0", x)
+    g.mul_(h, 2.0)
+    g.fill("blocks.0", h)
+    between = g.read("blocks.0", x)
+    g.save("between", between)
+    g.mul_(h, 5.0)
+    g.fill("blocks.0", h)
+    g.save("later", g.add2(between, g.read("blocks.1", x)))
+    result, saved = passed(g, model, x)
+    first = plain(model.blocks[0], x)
+    same(saved["between"], 2 * first)
+    same(saved["later"], 2 * first + plain(model.blocks[1], 10 * first))
+    with hooked((model.blocks[0], lambda out: 10 * out)):
+        same(result, model(x))
+
+
 def test_the_last_of_several_fills_counts():
     model, x = Chain(), example()
     g = Builder()
@@ -323,10 +360,13 @@ def test_a_write_after_a_fill_gives_both():
     same(result, expected)
 
 
-def test_a_write_takes_its_value_at_its_own_place_in_the_program():
+@pytest.mark.parametrize("source", ["const", "site"])
+def test_a_write_takes_its_value_at_its_own_place_in_the_program(source):
     model, x = Chain(), example()
     g = Builder()
     c = g.mul(g.const(torch.ones_like(x)), 1.0)
+    if source == "site":  # then the write runs before the edit
+        c = g.call("ones_like", g.read("blocks.0", x))
     g.write("blocks.0", c)
     g.mul_(c, 50.0)
     g.save("c", c)
@@ -395,6 +435,22 @@ def test_a_read_of_a_written_value_is_safe_from_the_model():
     g.save("later", g.add2(h, g.read("last", x)))
     _, saved = passed(g, model, x)
     same(saved["h"], torch.full_like(x, 2.0))
+    same(saved["later"], torch.full_like(x, 104.0))
+
+
+@pytest.mark.parametrize("cast", [True, False])
+def test_a_written_value_that_was_read_again_is_not_handed_over(cast):
+    def forward(m, x):
+        y = m.inner(x * 1)
+        y += 100
+        return m.last(y)
+
+    model = Does(forward, inner=nn.Identity(), last=nn.Identity())
+    g, x = Builder(), example()
+    ones = torch.ones(2, 3, 8, dtype=torch.float64 if cast else torch.float32)
+    g.write("inner", g.mul(g.const(ones), 2.0))
+    g.save("later", g.add2(g.read("inner", x), g.read("last", x)))
+    _, saved = passed(g, model, x)
     same(saved["later"], torch.full_like(x, 104.0))
 
 

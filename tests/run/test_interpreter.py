@@ -226,6 +226,17 @@ def test_writes_reach_every_view_whatever_its_place_in_the_program():
     same(saved["late"], expected[:, -1])
 
 
+def test_a_write_waits_for_the_views_before_it():
+    """A view that a later site shapes is still a view of what is edited."""
+    g, x = Builder(), example()
+    h = g.mul(g.read("a", x), 1.0)
+    view = g.call("Tensor.view_as", h, g.read("b", (6, 8)), alias=(h,))
+    g.mul_(h, 10.0)
+    g.save("view", view)
+    saved, _ = drive(g, [("a", x), ("b", torch.zeros(6, 8))])
+    same(saved["view"], 10 * x.view(6, 8))
+
+
 def test_the_result_of_an_in_place_operation_is_its_argument():
     g, x = Builder(), example()
     h = g.mul(g.read("a", x), 1.0)

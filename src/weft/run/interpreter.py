@@ -86,7 +86,8 @@ class Interpreter:
         self._ready: list[int] = []
         self._undone = self.plan.count
         self._frame: Frame | None = None
-        # Families that act on the model's own tensor; whether all others are safe from them.
+        # Families that act on the model's own tensor; whether all others are safe from that.
+        # Once is enough: the site's later reads get copies (`_read_again`).
         self._direct: dict[int, bool] = {}
         self._saves: list[tuple[Step, Env]] = []
 
@@ -313,8 +314,6 @@ class Interpreter:
 
     def _read(self, step: Step) -> None:
         node, frame = step.node, self._here()
-        if self._direct:
-            self._direct = dict.fromkeys(self._direct, False)  # this value may share their tensor
         held = frame.now.get(node.leaf) if frame.now else None
         if held is None:
             self._give(step, [self._first_read(step, frame)])
@@ -402,11 +401,11 @@ class Interpreter:
         frame.fill(leaf, Held(value.clone(), None) if later else Held(value, slot))
 
     def _is_refilled(self, step: Step) -> bool:
-        """Whether the next change of the leaf is another fill."""
+        """Whether the next that happens to the leaf is another fill."""
         steps, node = self.plan.steps, step.node
-        changes: list[Any] = [steps[index] for index in self.plan.sites[node.site].effects]
-        later = [s.node for s in changes if s.index > step.index and s.node.leaf == node.leaf]
-        return bool(later) and type(later[0]) is Fill
+        there: list[Any] = [steps[index] for index in self.plan.sites[node.site].steps]
+        later = [s for s in there if s.index > step.index and s.node.leaf == node.leaf]
+        return bool(later) and later[0].kind is Fill
 
     def _here(self) -> Frame:
         if self._frame is None:

@@ -9,7 +9,8 @@ version a use means:
 - a use before a write that has not run when the write is about to run gets a copy (`Step.older`):
   the write does not wait, or a legal edit would become late.
 
-Steps of one site keep program order: whatever follows a write or fill of the site waits for it.
+Steps of one site keep program order by themselves: steps that are ready run in program order, and
+a write or fill that is not ready when its site fires is late, which is an error.
 Only steps that an effect needs are kept. The plan holds no tensor and can be run many times.
 """
 
@@ -371,8 +372,6 @@ class _Linker:
         if there is None:
             there = self.plan.sites[site] = SitePlan()
         there.steps.append(index)
-        if there.effects:
-            step.deps.add(there.effects[-1])
         if step.kind is not Read:
             there.effects.append(index)
             self.plan.fills |= step.kind is Fill
@@ -404,19 +403,29 @@ class _Linker:
         return plan.is_written_after(slot, index) or type(plan.source(slot)) in _OTHERS
 
     def find_direct(self) -> None:
-        """Reads whose edits may act on the model's own tensor.
+        """Reads whose edits may act on the model's own tensor (see `is_direct`)."""
+        for there in self.plan.sites.values():
+            steps: list[Any] = [self.plan.steps[index] for index in there.steps]
+            edited = [s for s in steps if s.kind is Read and s.slot in self.plan.written]
+            if there.effects and len(edited) == 1:
+                edited[0].direct = self.is_direct(edited[0], steps)
 
-        Nothing else of the graph touches the site, and the last fill comes after the last edit.
+    def is_direct(self, source: Step, steps: list[Any]) -> bool:
+        """Nobody can tell it from an edit of a copy that is copied back at the end.
+
+        All other steps of the site are fills with this value, the last of them after the last
+        edit, and reads of the same leaf that do not stand between an edit and its fill.
         """
-        plan = self.plan
-        for there in plan.sites.values():
-            if not there.effects:
-                continue
-            steps: list[Any] = [plan.steps[index] for index in there.steps]
-            edited = [s for s in steps if s.kind is Read and s.slot in plan.written]
-            fills = [s for s in steps if s.kind is Fill]
-            alone = len({s.node.leaf for s in steps}) == 1 and len(edited) == 1
-            if alone and len(fills) == len(there.effects):
-                source, last = edited[0], fills[-1]
-                own = all(plan.family[fill.uses[0]] == source.slot for fill in fills)
-                source.direct = own and plan.written[source.slot] < last.index
+        family, leaf = source.slot, source.node.leaf
+        fills = [s.index for s in steps if s.kind is Fill and self.plan.family[s.uses[0]] == family]
+        others = [s.index for s in steps if s.kind is Read and s is not source]
+        if len(fills) + len(others) + 1 < len(steps) or any(s.node.leaf != leaf for s in steps):
+            return False
+        if not fills or self.plan.written[family] > fills[-1]:
+            return False
+        return not any(self.is_unfilled(family, fills, index) for index in others)
+
+    def is_unfilled(self, family: int, fills: list[int], index: int) -> bool:
+        """Whether at this place in the program an edit has no fill yet."""
+        last = max([fill for fill in fills if fill < index], default=-1)
+        return any(last < write < index for write in self.writers[family])
