@@ -2,7 +2,8 @@
 
 `prune` drops what nothing needs: reads that were only handed out, operations without a use, fills
 that a later fill replaces. Sound by construction: the effects (`EFFECTS`) stay, and with them all
-that they need; an in-place operation stays while anything still reads what it changed.
+that they need; an in-place operation stays while anything still reads what it changed, and a result
+whose size was read as a number stays, because on another input the size is checked.
 """
 
 from __future__ import annotations
@@ -51,16 +52,16 @@ def prune(graph: Graph) -> Graph:
         return graph
     place = {old: new for new, old in enumerate(sorted(live))}
     nodes = tuple([_moved(graph.nodes[old], place) for old in place])
-    bounds = tuple([_bound(b, place) for b in graph.bounds if b.value.node in place])
+    bounds = tuple([_bound(bound, place) for bound in graph.bounds])
     return replace(graph, nodes=nodes, bounds=bounds)
 
 
 def live_nodes(graph: Graph) -> set[int]:
-    """The ids of the nodes that an effect needs, effects included."""
+    """The ids of the nodes that an effect or a bound needs, effects included."""
     nodes, owner = graph.nodes, roots(graph.nodes)
     replaced = _replaced_fills(nodes)
     live: set[int] = set()
-    needed: set[int] = set()
+    needed = {bound.value.node for bound in graph.bounds}  # their sizes are checked on other inputs
     needed_storage: set[Ref] = set()
     for number in range(len(nodes) - 1, -1, -1):
         node = nodes[number]
