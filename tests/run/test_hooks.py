@@ -101,6 +101,7 @@ def test_inside_inference_mode():
     g.save("h", g.read("head", (2, 3, 5)))
     with torch.inference_mode():
         inside = run(g.graph(), {}, model, (x.clone(),)).saved["h"]
+    assert not inside.is_inference()
     same(inside, run(g.graph(), {}, model, (x,)).saved["h"])
 
 

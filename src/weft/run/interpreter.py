@@ -28,10 +28,7 @@ from weft.errors import (
     LateEditError,
     NotReachedError,
     OverwrittenError,
-    ReadOnlyError,
-    SiteMismatchError,
     WeftError,
-    WriteMismatchError,
 )
 from weft.graph.node import (
     Apply,
@@ -47,17 +44,18 @@ from weft.graph.node import (
     Save,
     Write,
 )
-from weft.graph.site import Leaf, Site, Where, leaf_text
-from weft.kernels.aval import dtype_name
+from weft.graph.site import Leaf, Site, Where
 from weft.kernels.execute import call, seed_of
 from weft.kernels.results import flatten
 
 from .compare import agree, value_of
-from .frame import Frame, Held, is_same
+from .firing import SiteSteps, type_text
+from .frame import Frame
 from .host import Host
 from .lower import Env, lower
 from .memory import Memory, storage, version
-from .plan import Step, line_of, plan
+from .plan import plan
+from .steps import Step, line_of
 from .structure import tensors
 
 
@@ -79,16 +77,13 @@ class Interpreter:
         self._constants = constants
         self._host = host
         self._on_log = on_log
-        self._overwritten = overwritten
         self._memory = Memory(graph, self.plan, host)
+        self._at = SiteSteps(graph, self.plan, self._memory, host, overwritten)
         self._pending = dict(self.plan.sites)
         self._waits = self.plan.waits.copy()
         self._ready: list[int] = []
         self._undone = self.plan.count
         self._frame: Frame | None = None
-        # Families that act on the model's own tensor; whether all others are safe from that.
-        # Once is enough: the site's later reads get copies (`_read_again`).
-        self._direct: dict[int, bool] = {}
         self._saves: list[tuple[Step, Env]] = []
 
     # The interface
@@ -120,7 +115,7 @@ class Interpreter:
             self._drain()
             if there.effects:
                 self._refuse_late(there.effects)
-                structure = self._close(frame)
+                structure = self._at.close(frame)
         finally:
             self._frame = None
         self._memory.end_firing()
@@ -188,15 +183,10 @@ class Interpreter:
         return call(node.op, tuple(args), kwargs, seed_key=key, device=self._host.device)
 
     def _before_write(self, step: Step) -> None:
-        memory, families, direct = self._memory, self.plan.family, self._direct
         if step.older:
-            memory.freeze([use for use in step.older if self._waits[use[0]]])
-        if direct:
-            for slot in step.targets:
-                family = families[slot]
-                if direct.get(family) is False:
-                    memory.protect(memory.env[slot], family)
-                    direct[family] = True
+            self._memory.freeze([use for use in step.older if self._waits[use[0]]])
+        if self._at.direct:
+            self._at.protect(step.targets)
 
     def _verified(self, step: Step, out: int, result: torch.Tensor, env: Env) -> torch.Tensor:
         """A result that shares storage with arguments exactly as recorded."""
@@ -266,7 +256,7 @@ class Interpreter:
         if tensor.shape != node.shape or tensor.dtype != step.dtype:
             recorded = f"{node.dtype}{list(node.shape)}"
             raise GraphError(
-                f"{name} should be {recorded}, but is {_type_text(tensor)}", line=self._line(step)
+                f"{name} should be {recorded}, but is {type_text(tensor)}", line=self._line(step)
             )
 
     def _guard(self, step: Step) -> None:
@@ -313,146 +303,17 @@ class Interpreter:
     # Steps at a site
 
     def _read(self, step: Step) -> None:
-        node, frame = step.node, self._here()
-        held = frame.now.get(node.leaf) if frame.now else None
-        if held is None:
-            self._give(step, [self._first_read(step, frame)])
-        else:
-            self._give(step, [self._read_again(step, frame, held)])
-
-    def _first_read(self, step: Step, frame: Frame) -> torch.Tensor:
-        leaf = step.node.leaf
-        tensor = frame.structure
-        if leaf or not isinstance(tensor, torch.Tensor):
-            tensor = frame.own(leaf, self._line(step))
-        self._check_type(step, tensor)
-        changes = self._overwritten is not None and self._overwritten(frame.site, leaf)
-        if step.slot not in self.plan.written:
-            return tensor.clone() if changes else tensor
-        direct = step.direct and not changes and tensor.is_contiguous()
-        if not direct or self._host.is_weight(storage(tensor)):
-            return tensor.clone()
-        self._direct[step.slot] = False
-        return tensor
-
-    def _read_again(self, step: Step, frame: Frame, held: Held) -> torch.Tensor:
-        plan, tensor = self.plan, held.tensor
-        self._check_type(step, tensor)
-        frame.lend(step.node.leaf)
-        edited = step.slot in plan.written
-        if edited or (held.slot is not None and plan.is_written_after(held.slot, step.index)):
-            return tensor.clone()
-        return tensor
-
-    def _check_type(self, step: Step, tensor: torch.Tensor) -> None:
-        node, dtype = step.node, step.dtype
-        if tensor.shape == node.shape and tensor.dtype == dtype:
-            return
-        same_kind = _kind(tensor.dtype) == _kind(dtype) and tensor.dim() == len(node.shape)  # type: ignore[arg-type]
-        if self.plan.strict or not same_kind:
-            raise SiteMismatchError(
-                f"{node.site}{leaf_text(node.leaf)} should be {node.dtype}{list(node.shape)}, "
-                f"but is {_type_text(tensor)}",
-                line=self._line(step),
-                fix="record the experiment on an input like this one",
-            )
+        self._give(step, [self._at.read(step, self._here())])
 
     def _write(self, step: Step) -> None:
-        frame, leaf = self._here(), step.node.leaf
-        slot = step.uses[0]
-        value = self._memory.inputs(step)[slot]
-        held = frame.now.get(leaf)
-        present = held.tensor if held else frame.own(leaf, self._line(step))
-        fitting = self._fitted(step, value, present)
-        if self.plan.is_written_after(slot, step.index) and fitting is value:
-            fitting = value.clone()
-        frame.write(leaf, Held(fitting, slot if fitting is value else None))
-
-    def _fitted(self, step: Step, value: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-        """`value` as the site needs it: its shape exactly, its floating dtype, its device."""
-        both_floating = value.is_floating_point() and present.is_floating_point()
-        if value.shape != present.shape or (value.dtype != present.dtype and not both_floating):
-            raise WriteMismatchError(
-                f"{step.node.site}{leaf_text(step.node.leaf)} is {_type_text(present)}, "
-                f"but {_type_text(value)} is written to it",
-                line=self._line(step),
-            )
-        if value.dtype is present.dtype and value.device == present.device:
-            return value
-        return value.to(device=present.device, dtype=present.dtype)
+        self._at.write(step, self._here())
 
     def _fill(self, step: Step) -> None:
-        frame, leaf = self._here(), step.node.leaf
-        slot = step.uses[0]
-        value = self._memory.inputs(step)[slot]
-        if self.plan.family[slot] in self._direct:
-            frame.fill(leaf, Held(value, slot))  # it is the model's own tensor
-            return
-        own = frame.own(leaf, self._line(step))
-        if leaf not in frame.rebound and self._host.is_weight(storage(own)):
-            raise ReadOnlyError(
-                f"{step.node.site}{leaf_text(leaf)} is a weight of the model; "
-                "an edit in place would change it",
-                line=self._line(step),
-                fix="assign a new value to the site instead of editing it in place",
-            )
-        self._fitted(step, value, own)
-        later = self.plan.is_written_after(slot, step.index) and not self._is_refilled(step)
-        frame.fill(leaf, Held(value.clone(), None) if later else Held(value, slot))
-
-    def _is_refilled(self, step: Step) -> bool:
-        """Whether the next that happens to the leaf is another fill."""
-        steps, node = self.plan.steps, step.node
-        there: list[Any] = [steps[index] for index in self.plan.sites[node.site].steps]
-        later = [s for s in there if s.index > step.index and s.node.leaf == node.leaf]
-        return bool(later) and later[0].kind is Fill
+        self._at.fill(step, self._here())
 
     def _here(self) -> Frame:
-        if self._frame is None:
-            raise GraphError("a step of a site ran while no site was firing")
+        assert self._frame is not None  # what stands at a site waits for it
         return self._frame
-
-    # The end of a firing
-
-    def _close(self, frame: Frame) -> Any:
-        handed: set[int] = set()
-        values = {
-            leaf: self._hand_over(held, handed, leaf in frame.lent)
-            for leaf, held in frame.rebound.items()
-        }
-        for leaf, value in frame.filled.items():
-            try:
-                self._fill_own(frame.own(leaf, None), value)
-            except RuntimeError as error:
-                error.add_note(f"in the edit of {frame.site}{leaf_text(leaf)} in place")
-                raise
-        return frame.result(values) if values else frame.structure
-
-    def _hand_over(self, held: Held, handed: set[int], lent: bool) -> torch.Tensor:
-        """A tensor for the model to do with as it likes."""
-        tensor = held.tensor
-        free = held.slot is None or self._is_free(held.slot, tensor)
-        if lent or not free or storage(tensor) in handed:
-            tensor = tensor.clone()
-        handed.add(storage(tensor))
-        return tensor
-
-    def _is_free(self, slot: int, tensor: torch.Tensor) -> bool:
-        """Whether the graph made this tensor and needs it no longer."""
-        plan, family = self.plan, self.plan.family[slot]
-        source = type(plan.source(slot))
-        private = source is Read and family in plan.written and family not in self._direct
-        made = source is Call or private
-        memory = self._memory
-        return made and not memory.is_needed(plan.members[family]) and not memory.is_shared(tensor)
-
-    def _fill_own(self, own: torch.Tensor, value: torch.Tensor) -> None:
-        if is_same(own, value):
-            return
-        if storage(own) == storage(value):
-            value = value.clone()
-        self._memory.protect(own, None)
-        own.copy_(value)
 
     # What can go wrong
 
@@ -522,15 +383,3 @@ def _text(part: Any) -> str:
     if not isinstance(part, torch.Tensor):
         return str(part)
     return str(part.item()) if part.dim() == 0 else str(part.detach().cpu())
-
-
-def _type_text(tensor: torch.Tensor) -> str:
-    return f"{dtype_name(tensor.dtype)}{list(tensor.shape)}"
-
-
-def _kind(dtype: torch.dtype) -> str:
-    if dtype.is_floating_point:
-        return "floating"
-    if dtype.is_complex:
-        return "complex"
-    return "bool" if dtype is torch.bool else "integer"

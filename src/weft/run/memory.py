@@ -23,7 +23,7 @@ from weft.graph.site import leaf_text
 
 from .host import Host
 from .lower import Env
-from .plan import Plan, Step, line_of
+from .steps import Plan, Step, line_of
 
 
 def storage(tensor: torch.Tensor) -> int:

@@ -25,7 +25,8 @@ from weft.kernels.aval import Aval, contiguous
 from weft.kernels.cost import cost
 
 from .lower import lower
-from .plan import Plan, Step, line_of, plan
+from .plan import plan
+from .steps import Plan, Step, line_of
 
 Order = Callable[[Site], int] | Mapping[tuple[str, str, int], int]
 ShapeOf = Callable[[int, int], Aval | None]

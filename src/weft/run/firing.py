@@ -1,0 +1,204 @@
+"""The steps at a site: reads, writes and fills, and what the model gets when they are done.
+
+A read whose value is edited gets a private copy, which is copied back at the end. In the usual case
+(`Step.direct`) it is the model's own tensor instead, and whatever else shares it is copied first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from weft.errors import ReadOnlyError, SiteMismatchError, WriteMismatchError
+from weft.graph.node import Call, Fill, Graph, Read
+from weft.graph.site import Leaf, Site, Where, leaf_text
+from weft.kernels.aval import dtype_name
+
+from .frame import Frame, Held, is_same
+from .host import Host
+from .memory import Memory, storage
+from .steps import Plan, Step, line_of
+
+
+class SiteSteps:
+    """Runs the steps of one run that stand at sites."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        plan: Plan,
+        memory: Memory,
+        host: Host,
+        overwritten: Callable[[Site, Leaf], bool] | None,
+    ) -> None:
+        self.graph = graph
+        self.plan = plan
+        self._memory = memory
+        self._host = host
+        self._overwritten = overwritten
+        # Families that act on the model's own tensor; whether all others are safe from that.
+        # Once is enough: the site's later reads get copies (`_read_again`).
+        self.direct: dict[int, bool] = {}
+
+    def protect(self, slots: tuple[int, ...]) -> None:
+        """Before a write into these slots: copies what shares a model's tensor with them."""
+        for slot in slots:
+            family = self.plan.family[slot]
+            if self.direct.get(family) is False:
+                self._memory.protect(self._memory.env[slot], family)
+                self.direct[family] = True
+
+    def _line(self, step: Step) -> Where | None:
+        return line_of(self.graph, step.node)
+
+    def read(self, step: Step, frame: Frame) -> torch.Tensor:
+        """What the leaf is at this place in the program."""
+        held = frame.now.get(step.node.leaf) if frame.now else None
+        return self._read_again(step, frame, held) if held else self._first_read(step, frame)
+
+    def _first_read(self, step: Step, frame: Frame) -> torch.Tensor:
+        leaf = step.node.leaf
+        tensor = frame.structure
+        if leaf or not isinstance(tensor, torch.Tensor):
+            tensor = frame.own(leaf, self._line(step))
+        self._check_type(step, tensor)
+        changes = self._overwritten is not None and self._overwritten(frame.site, leaf)
+        if step.slot not in self.plan.written:
+            return tensor.clone() if changes else tensor
+        direct = step.direct and not changes and tensor.is_contiguous()
+        if not direct or self._host.is_weight(storage(tensor)):
+            return tensor.clone()
+        self.direct[step.slot] = False
+        return tensor
+
+    def _read_again(self, step: Step, frame: Frame, held: Held) -> torch.Tensor:
+        plan, tensor = self.plan, held.tensor
+        self._check_type(step, tensor)
+        frame.lend(step.node.leaf)
+        edited = step.slot in plan.written
+        if edited or (held.slot is not None and plan.is_written_after(held.slot, step.index)):
+            return tensor.clone()
+        return tensor
+
+    def _check_type(self, step: Step, tensor: torch.Tensor) -> None:
+        node, dtype = step.node, step.dtype
+        if tensor.shape == node.shape and tensor.dtype == dtype:
+            return
+        same_kind = _kind(tensor.dtype) == _kind(dtype) and tensor.dim() == len(node.shape)  # type: ignore[arg-type]
+        if self.plan.strict or not same_kind:
+            raise SiteMismatchError(
+                f"{node.site}{leaf_text(node.leaf)} should be {node.dtype}{list(node.shape)}, "
+                f"but is {type_text(tensor)}",
+                line=self._line(step),
+                fix="record the experiment on an input like this one",
+            )
+
+    def write(self, step: Step, frame: Frame) -> None:
+        """Rebinds a leaf to a value, which is taken as it is now."""
+        leaf = step.node.leaf
+        slot = step.uses[0]
+        value = self._memory.inputs(step)[slot]
+        held = frame.now.get(leaf)
+        present = held.tensor if held else frame.own(leaf, self._line(step))
+        fitting = self._fitted(step, value, present)
+        if self.plan.is_written_after(slot, step.index) and fitting is value:
+            fitting = value.clone()
+        frame.write(leaf, Held(fitting, slot if fitting is value else None))
+
+    def _fitted(self, step: Step, value: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+        """`value` as the site needs it: its shape exactly, its floating dtype, its device."""
+        both_floating = value.is_floating_point() and present.is_floating_point()
+        if value.shape != present.shape or (value.dtype != present.dtype and not both_floating):
+            raise WriteMismatchError(
+                f"{step.node.site}{leaf_text(step.node.leaf)} is {type_text(present)}, "
+                f"but {type_text(value)} is written to it",
+                line=self._line(step),
+            )
+        if value.dtype is present.dtype and value.device == present.device:
+            return value
+        return value.to(device=present.device, dtype=present.dtype)
+
+    def fill(self, step: Step, frame: Frame) -> None:
+        """Makes an edited read the value of its leaf."""
+        leaf = step.node.leaf
+        slot = step.uses[0]
+        value = self._memory.inputs(step)[slot]
+        if self.plan.family[slot] in self.direct:
+            frame.fill(leaf, Held(value, slot))  # it is the model's own tensor
+            return
+        own = frame.own(leaf, self._line(step))
+        if leaf not in frame.rebound and self._host.is_weight(storage(own)):
+            raise ReadOnlyError(
+                f"{step.node.site}{leaf_text(leaf)} is a weight of the model; "
+                "an edit in place would change it",
+                line=self._line(step),
+                fix="assign a new value to the site instead of editing it in place",
+            )
+        self._fitted(step, value, own)
+        later = self.plan.is_written_after(slot, step.index) and not self._is_refilled(step)
+        frame.fill(leaf, Held(value.clone(), None) if later else Held(value, slot))
+
+    def _is_refilled(self, step: Step) -> bool:
+        """Whether the next that happens to the leaf is another fill."""
+        steps, node = self.plan.steps, step.node
+        there: list[Any] = [steps[index] for index in self.plan.sites[node.site].steps]
+        later = [s for s in there if s.index > step.index and s.node.leaf == node.leaf]
+        return bool(later) and later[0].kind is Fill
+
+    # The end of a firing
+
+    def close(self, frame: Frame) -> Any:
+        """What the model gets, once all steps of the site have run."""
+        handed: set[int] = set()
+        values = {
+            leaf: self._hand_over(held, handed, leaf in frame.lent)
+            for leaf, held in frame.rebound.items()
+        }
+        for leaf, value in frame.filled.items():
+            try:
+                self._fill_own(frame.own(leaf, None), value)
+            except RuntimeError as error:
+                error.add_note(f"in the edit of {frame.site}{leaf_text(leaf)} in place")
+                raise
+        return frame.result(values) if values else frame.structure
+
+    def _hand_over(self, held: Held, handed: set[int], lent: bool) -> torch.Tensor:
+        """A tensor for the model to do with as it likes."""
+        tensor = held.tensor
+        free = held.slot is None or self._is_free(held.slot, tensor)
+        if lent or not free or storage(tensor) in handed:
+            tensor = tensor.clone()
+        handed.add(storage(tensor))
+        return tensor
+
+    def _is_free(self, slot: int, tensor: torch.Tensor) -> bool:
+        """Whether the graph made this tensor and needs it no longer."""
+        plan, family = self.plan, self.plan.family[slot]
+        source = type(plan.source(slot))
+        private = source is Read and family in plan.written and family not in self.direct
+        made = source is Call or private
+        memory = self._memory
+        return made and not memory.is_needed(plan.members[family]) and not memory.is_shared(tensor)
+
+    def _fill_own(self, own: torch.Tensor, value: torch.Tensor) -> None:
+        if is_same(own, value):
+            return
+        if storage(own) == storage(value):
+            value = value.clone()
+        self._memory.protect(own, None)
+        own.copy_(value)
+
+
+def type_text(tensor: torch.Tensor) -> str:
+    """`float32[2, 3]`."""
+    return f"{dtype_name(tensor.dtype)}{list(tensor.shape)}"
+
+
+def _kind(dtype: torch.dtype) -> str:
+    if dtype.is_floating_point:
+        return "floating"
+    if dtype.is_complex:
+        return "complex"
+    return "bool" if dtype is torch.bool else "integer"

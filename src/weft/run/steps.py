@@ -1,0 +1,97 @@
+"""The nouns of a run: a step, the steps of a site, a plan. See `plan` for how they come about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import torch
+
+from weft.graph.node import AnyNode, Bound, Graph
+from weft.graph.site import Site, Where
+
+from .lower import Args, Hole
+
+
+class Step:
+    """One node, lowered."""
+
+    outs = 0
+    waits = 0  # what it waits for: its deps, and its site
+    args: Args | None = None
+    function: Callable[..., Any] | None = None  # None: it needs more than its arguments
+    value: tuple[Any, Hole] = (None, None)  # of a save; for a write or fill, its slot
+    dtype: torch.dtype | None = None
+    targets: tuple[int, ...] = ()  # slots that it writes into
+    sources: tuple[int | None, ...] = ()  # of each result: the slot whose storage it shares
+    bounds: Sequence[Bound] = ()
+    older: Sequence[tuple[int, int]] = ()  # (step, slot) to copy, if waiting, before it writes
+    clones: Collection[int] = ()  # slots that a save must copy
+    direct = False  # a read whose edits may act on the model's own tensor
+    watch = False  # its results may be the model's own tensors
+    verify = False  # shared storage must be as recorded
+
+    def __init__(self, index: int, node: AnyNode, slot: int) -> None:
+        self.index = index
+        self.node: Any = node
+        self.kind = type(node)
+        self.slot = slot  # of the first result
+        self.uses: list[int] = []  # slots that it needs, each once
+        self.deps: set[int] = set()  # steps that run before it
+        self.kids: list[int] = []  # steps that wait for it
+
+
+class SitePlan:
+    """The steps of one site in program order, and those among them that change it."""
+
+    __slots__ = ("effects", "steps")
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        self.effects: list[int] = []
+
+
+class Plan:
+    """What `Interpreter` runs. See the module's text."""
+
+    __slots__ = (
+        "count",
+        "family",
+        "fills",
+        "nodes",
+        "left",
+        "maker",
+        "members",
+        "sites",
+        "steps",
+        "strict",
+        "waits",
+        "written",
+    )
+
+    def __init__(self, nodes: tuple[AnyNode, ...], strict: bool) -> None:
+        self.nodes = nodes
+        self.strict = strict
+        self.steps: list[Step | None] = []  # by node; None where nothing needs it
+        self.family: list[int] = []  # by slot
+        self.maker: list[int] = []  # by slot: the node
+        self.left: list[int] = []  # by slot: how many steps use it
+        self.waits: list[int] = []  # by node
+        self.written: dict[int, int] = {}  # family -> the last node that writes into it
+        self.members: dict[int, list[int]] = {}  # families handed to the model -> their slots
+        self.sites: dict[Site, SitePlan] = {}
+        self.count = 0
+        self.fills = False  # whether anything is copied into the model's own tensors
+
+    def source(self, slot: int) -> AnyNode:
+        """The node whose result owns the storage of a slot."""
+        return self.nodes[self.maker[self.family[slot]]]
+
+    def is_written_after(self, slot: int, index: int) -> bool:
+        """Whether a later node than `index` writes into the storage of a slot."""
+        return self.written.get(self.family[slot], -1) > index
+
+
+def line_of(graph: Graph, node: AnyNode | Bound) -> Where | None:
+    """The user's line of a node."""
+    return graph.where[node.at] if node.at < len(graph.where) else None
