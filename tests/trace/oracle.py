@@ -6,6 +6,7 @@ seen in the numbers, structures are walked by key.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -153,4 +154,4 @@ def _copied(inputs: Any, made: dict[int, torch.Tensor]) -> Any:
         return {key: _copied(value, made) for key, value in inputs.items()}
     if isinstance(inputs, tuple):
         return tuple([_copied(value, made) for value in inputs])
-    return inputs
+    return copy.deepcopy(inputs)

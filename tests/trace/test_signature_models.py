@@ -135,3 +135,32 @@ def test_dynamic_rope_state_is_put_back() -> None:
     assert all(a.keys() == b.keys() for a, b in zip(before, after, strict=True))
     assert all(b[key] is a[key] for a, b in zip(before, after, strict=True) for key in a)
     check(sig, net, args, kwargs)
+
+
+def test_long_rope_switches_with_the_length() -> None:
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, **factors}
+    changes = {"rope_parameters": rope, "original_max_position_embeddings": 16}
+    net = zoo.build("phi3", **changes)
+    signatures = Signatures(lambda: net)
+    for length in (5, 9, 12, 17, 30, 16):
+        args, kwargs = inputs("padded", 1, length)
+        check(signatures.for_call(args, kwargs), net, args, kwargs)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma3"])
+def test_a_decoding_step_leaves_the_cache_as_it_is(name: str) -> None:
+    net = zoo.build(name)
+    signatures = Signatures(lambda: net)
+    for length in (4, 9, 10):
+        args, kwargs = inputs("padded", 2, length)
+        with torch.no_grad():
+            cache = net(*args, **kwargs).past_key_values
+        before = cache.get_seq_length(), cache.layers[0].keys
+        ids, mask = torch.full((2, 1), 5), torch.ones(2, length + 1, dtype=torch.long)
+        step = {"input_ids": ids, "attention_mask": mask, "past_key_values": cache}
+        sig = signatures.for_call((), step)
+        assert cache.get_seq_length() == before[0]
+        assert cache.layers[0].keys is before[1]
+        assert type(before[1]) is torch.Tensor
+        check(sig, net, (), step)

@@ -9,6 +9,7 @@ the module). What is inside lists or dicts that a module owns is not watched.
 
 from __future__ import annotations
 
+import copy
 import logging
 import threading
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ from weft.kernels.aval import Aval
 
 from .current import CURRENT
 from .shapes import Look, Shapes, storage_of
-from .structure import Tree, abstract, put_together, take_apart
+from .structure import PLAIN, Tree, abstract, put_together, take_apart, tensors_inside
 
 
 class Facts(NamedTuple):
@@ -155,7 +156,7 @@ def learn(
     tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
     with _quiet():
         stand_ins = mode.inputs(tensors)
-        args, kwargs = put_together(tree, _replaced(leaves, stand_ins))
+        args, kwargs = put_together(tree, _replaced(leaves, stand_ins, mode))
         events = _pass(module, args, kwargs, mode)
     return _table(module, events, [*weights, *stand_ins], mode.origin, mode.looks)
 
@@ -166,7 +167,7 @@ def learn_by_running(module: nn.Module, args: tuple, kwargs: dict) -> Table:
     tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
     with _quiet(), torch.random.fork_rng(devices=[]), _values_kept(module):
         copies = _copies(tensors)
-        args, kwargs = put_together(tree, _replaced(leaves, copies))
+        args, kwargs = put_together(tree, _replaced(leaves, copies, None))
         events = _pass(module, args, kwargs, None)
     everything = Look(frozenset(range(len(tensors))), truth=False)
     return _table(module, events, [*weights_of(module), *copies], {}, [everything])
@@ -209,9 +210,19 @@ def weights_of(module: nn.Module) -> list[torch.Tensor]:
     return [*module.parameters(), *module.buffers()]
 
 
-def _replaced(leaves: list, tensors: list[torch.Tensor]) -> list:
+def _replaced(leaves: list, tensors: list[torch.Tensor], mode: Shapes | None) -> list:
     rest = iter(tensors)
-    return [next(rest) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+    return [
+        next(rest) if isinstance(leaf, torch.Tensor) else _private(leaf, mode) for leaf in leaves
+    ]
+
+
+def _private(leaf: Any, mode: Shapes | None) -> Any:
+    """A copy of an object that the model may change, such as a cache; with fakes as tensors."""
+    if type(leaf) in PLAIN:
+        return leaf
+    memo = {} if mode is None else {id(t): mode.fake(t) for t in tensors_inside(leaf)}
+    return copy.deepcopy(leaf, memo)
 
 
 def _copies(tensors: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -121,6 +121,26 @@ def _kind(cls: type) -> str:
     return kind
 
 
+def tensors_inside(value: Any) -> list[torch.Tensor]:
+    """The tensors that an opaque object holds, such as a cache: in attributes, lists and dicts."""
+    found: dict[int, torch.Tensor] = {}
+    seen: set[int] = set()
+    todo = [value]
+    while todo:
+        item = todo.pop()
+        if isinstance(item, torch.Tensor):
+            found[id(item)] = item
+        elif type(item) not in PLAIN and id(item) not in seen:
+            seen.add(id(item))
+            if isinstance(item, dict):
+                todo += item.values()
+            elif isinstance(item, (tuple, list, set)):
+                todo += item
+            elif not isinstance(item, type):
+                todo.append(getattr(item, "__dict__", None))
+    return list(found.values())
+
+
 def put_together(tree: Tree, values: Any) -> Any:
     """The structure `tree` with `values` as its leaves, in order."""
     return _put(tree, iter(values))
