@@ -64,6 +64,16 @@ def test_a_bound_holds_on_another_input():
     assert caught.value.line == "user.py:100"
 
 
+def test_a_graph_without_the_bound_is_another_graph():
+    g = Builder()
+    h = g.read("blocks.0", example(2, 3))
+    g.save("last", g.item(h, slice(None), -1))
+    saved(g, Chain(), example(2, 4), strict=False)
+    g.bound(h, 1, 3)
+    with pytest.raises(GraphError, match="dimension 1"):
+        saved(g, Chain(), example(2, 4), strict=False)
+
+
 def test_a_bound_on_a_value_that_nothing_else_needs():
     g, x = Builder(), example(2, 3)
     g.bound(g.read("blocks.0", x), 1, 3)

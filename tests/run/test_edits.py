@@ -298,6 +298,24 @@ def test_a_weight_that_moved_is_still_a_weight():
         passed(g, model, torch.ones(2, 8, dtype=torch.float64))
 
 
+def test_a_tensor_that_was_a_weight_once_may_be_edited():
+    old = torch.ones(2, 8)
+    model = Does(lambda m, x: m.inner(old) + x, inner=nn.Identity())
+    for number in range(3):
+        setattr(model, f"part{number}", nn.Module())
+        getattr(model, f"part{number}").register_buffer("table", torch.ones(2, 8))
+    model.part1.table = old
+    plain_g = Builder()
+    plain_g.save("x", plain_g.read("", (2, 8)))
+    run(plain_g.graph(), {}, model, (torch.ones(2, 8),))  # the weights are known now
+    model.part1.table = torch.zeros(2, 8)
+    g = Builder()
+    h = g.read("inner", (2, 8))
+    g.mul_(h, 10.0)
+    g.fill("inner", h)
+    same(passed(g, model, torch.ones(2, 8))[0], torch.full((2, 8), 11.0))
+
+
 # Write: another tensor in place of the model's own
 
 
@@ -413,12 +431,30 @@ def test_what_was_written_is_safe_from_the_model(source):
     same(c, torch.full((2, 3, 8), 2.0))
     same(model.norm.weight.detach(), torch.ones(8))
     same(saved["h"], x)
+    value = {"const": c, "site": x, "param": torch.ones(8)}.get(source, 2 * x)
+    if source == "apply":
+        value = plain(model.norm, x)
+    same(result, value + 100 + (value if source == "twice" else x) + 100)
     if source == "saved":
         same(saved["saved"], 2 * x)
     if source == "used":
         same(saved["used"], (2 * x + x + 200) * 2 * x)
-    if source == "twice":
-        same(result, 4 * x + 200)
+
+
+def test_one_value_written_to_two_leaves_is_two_tensors():
+    def forward(m, x):
+        a, b = m.inner(x)
+        a += 100
+        return a, b
+
+    model = Does(forward, inner=Does(lambda m, x: (x * 1, x * 1)))
+    g, x = Builder(), example()
+    value = g.mul(g.read("inner", x, leaf=(0,)), 2.0)
+    for leaf in (0, 1):
+        g.write("inner", value, leaf=(leaf,))
+    (a, b), _ = passed(g, model, x)
+    same(a, 2 * x + 100)
+    same(b, 2 * x)
 
 
 def test_a_read_of_a_written_value_is_safe_from_the_model():

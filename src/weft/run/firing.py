@@ -16,7 +16,7 @@ from weft.graph.node import Call, Fill, Graph, Read
 from weft.graph.site import Leaf, Site, Where, leaf_text
 from weft.kernels.aval import dtype_name
 
-from .frame import Frame, Held, is_same
+from .frame import Frame, Held
 from .host import Host
 from .memory import Memory, storage
 from .steps import Plan, Step, line_of
@@ -183,12 +183,9 @@ class SiteSteps:
         return made and not memory.is_needed(plan.members[family]) and not memory.is_shared(tensor)
 
     def _fill_own(self, own: torch.Tensor, value: torch.Tensor) -> None:
-        if is_same(own, value):
-            return
-        if storage(own) == storage(value):
-            value = value.clone()
-        self._memory.protect(own, None)
-        own.copy_(value)
+        if value is not own:
+            self._memory.protect(own, None)
+            own.copy_(value)
 
 
 def type_text(tensor: torch.Tensor) -> str:

@@ -74,15 +74,3 @@ class Frame:
         for leaf, tensor in values.items():
             structure = replaced(structure, leaf, tensor)
         return structure
-
-
-def is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two tensors are the same memory in the same layout."""
-    if one is other:
-        return True
-    return (
-        one.data_ptr() == other.data_ptr()
-        and one.shape == other.shape
-        and one.stride() == other.stride()
-        and one.untyped_storage()._cdata == other.untyped_storage()._cdata
-    )
