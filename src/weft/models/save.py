@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from weft.errors import OutsideTraceError
-from weft.trace.current import CURRENT
+from weft.trace.current import current
 from weft.trace.lines import user_line, where
 from weft.trace.value import Value
 
@@ -17,7 +17,7 @@ def save(values: Any, name: str | None = None) -> Any:
     Returns its argument; the values in it become plain tensors when the block has run.
     Raises `OutsideTraceError` outside a block.
     """
-    recorder = CURRENT.get()
+    recorder = current()
     if recorder is None:
         raise OutsideTraceError(
             "weft.save was called outside a block",

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 _SCALARS = frozenset((int, bool, str, NoneType))
 
 
+class TensorBound(Exception):
+    """A tensor stands where a slice needs a number."""
+
+
 class Walk:
     """Lowers the arguments of one call."""
 
@@ -51,7 +55,10 @@ class Walk:
             return Seq("tuple", tuple([self.lower(item) for item in arg]))
         if kind is slice:
             self.key.append(":")
-            return Slice(self.lower(arg.start), self.lower(arg.stop), self.lower(arg.step))
+            bounds = (arg.start, arg.stop, arg.step)
+            if any([isinstance(bound, torch.Tensor) for bound in bounds]):
+                raise TensorBound
+            return Slice(*[self.lower(bound) for bound in bounds])
         return self._rare(arg)
 
     def _value(self, value: Value) -> Arg:

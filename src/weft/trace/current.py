@@ -4,7 +4,8 @@ The mode is what lets a recorder see calls that hold no `Value`: factories with 
 and operations on client tensors that the block has written into. It is pushed while at least one
 block is open on the thread and passes everything through that does not belong to the block of the
 current task. Asyncio tasks may close their blocks in any order, so it is removed from wherever in
-the stack it stands.
+the stack it stands; a block that another thread closes (a generator that was dropped there) leaves
+it, passive, until the next block of its thread closes.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 if TYPE_CHECKING:
     from .recorder import Recorder
@@ -22,11 +23,23 @@ if TYPE_CHECKING:
 CURRENT: ContextVar[Recorder | None] = ContextVar("weft_recorder", default=None)
 
 
+def current() -> Recorder | None:
+    """The recorder of this task's open block.
+
+    A block that was closed elsewhere does not count, nor one of another thread, whose context
+    `asyncio.to_thread` copies.
+    """
+    recorder = CURRENT.get()
+    if recorder is None or not recorder.open or recorder.thread != threading.get_ident():
+        return None
+    return recorder
+
+
 class _Watch(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        recorder = CURRENT.get()
+        recorder = current()
         if recorder is None:
             return func(*args, **kwargs) if kwargs else func(*args)
         return recorder.observe(func, types, args, kwargs or {})
@@ -35,23 +48,28 @@ class _Watch(TorchFunctionMode):
 class _Thread(threading.local):
     def __init__(self) -> None:
         self.mode = _Watch()
-        self.blocks = 0
+        self.blocks: set[int] = set()
 
 
 _THREAD = _Thread()
 
 
-def enter_watch() -> None:
-    """Starts watching this thread's torch calls (counted)."""
-    if _THREAD.blocks == 0:
+def blocks_here() -> set[int]:
+    """The open blocks of this thread."""
+    return _THREAD.blocks
+
+
+def enter_watch(recorder: Recorder, blocks: set[int]) -> None:
+    """Starts watching this thread's torch calls, for one more of its `blocks`."""
+    blocks.add(id(recorder))
+    if _THREAD.mode not in _get_current_function_mode_stack():
         torch._C._push_on_torch_function_stack(_THREAD.mode)
-    _THREAD.blocks += 1
 
 
-def leave_watch() -> None:
-    """Stops watching when the last open block of this thread closes."""
-    _THREAD.blocks -= 1
-    if _THREAD.blocks:
+def leave_watch(recorder: Recorder, blocks: set[int]) -> None:
+    """Stops watching when the last of the blocks of this thread closes."""
+    blocks.discard(id(recorder))
+    if blocks or blocks is not _THREAD.blocks:
         return
     above = []
     while torch._C._len_torch_function_stack():

@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from weft.errors import LookError
-from weft.graph.node import Arg, Call, Guard, Name, Ref, Save, Seq
-from weft.kernels.abstract import flatten
-from weft.kernels.aval import aval_of
+from weft.graph.node import Arg, Guard, Name, Ref, Save, Seq
+from weft.kernels.abstract import LeafOut, Outcome, flatten
+from weft.kernels.aval import Aval, aval_of
 from weft.kernels.execute import call as execute
+from weft.kernels.results import tree_of
 
 from . import special
 from .arguments import abstract
 from .lines import user_line, where
-from .value import Family, Value, make
+from .value import Value
 
 if TYPE_CHECKING:
     from .recorder import Recorder, RunPrefix
@@ -84,35 +85,49 @@ class Looks:
         rtol = 1e-5 if real.dtype in (torch.float32, torch.float64) else 1e-2
         scale = float(real.abs().max()) if real.dtype.is_floating_point else 0.0
         handle: Any = recorder.handle(value)
-        close: Any = torch.isclose(handle, real.clone(), rtol=0.0, atol=rtol * scale, equal_nan=True)
+        close: Any = torch.isclose(
+            handle, real.clone(), rtol=0.0, atol=rtol * scale, equal_nan=True
+        )
         recorder.append(Guard(value=close.all()._ref, expected=True, at=recorder.here()))
 
-    def shapes(
-        self,
-        name: str,
-        args: tuple,
-        kwargs: dict,
-        lowered: tuple,
-        lowered_kw: tuple,
-        tensors: list,
-    ) -> Any:
-        """An operation whose result's shape depends on numbers (`x[x > 0]`): looks at the shape."""
+    def outcome(self, name: str, args: tuple, kwargs: dict, tensors: list) -> Outcome:
+        """What an operation gives whose result's shape depends on numbers (`x[x > 0]`).
+
+        Looks at its arguments and runs it on them: shapes, shared storage and writes are seen.
+        """
+        reals = [
+            _like(real, t._aval) for real, t in zip(self._fetch(tensors), tensors, strict=True)
+        ]
+        versions = [real._version for real in reals]
+        given = iter(reals)
+        lent = abstract(list(args), given), abstract(kwargs, given)
+        with torch.no_grad():
+            result = execute(name, tuple(lent[0]), lent[1])
+        storages = {real.untyped_storage()._cdata: i for i, real in enumerate(reals)}
+        objects = {id(real): i for i, real in enumerate(reals)}
+        leaves = [
+            LeafOut(aval_of(out), storages.get(out.untyped_storage()._cdata), objects.get(id(out)))
+            for out in flatten(result)
+        ]
+        writes = [i for i, real in enumerate(reals) if real._version != versions[i]]
+        return Outcome(tree_of(result), tuple(leaves), tuple(writes))
+
+    def guard_shapes(self, number: int, outcome: Outcome) -> None:
+        """Guards on the shapes of what node `number` gives, which were looked at."""
         recorder = self.recorder
-        reals = iter(self._fetch(tensors))
-        lent = abstract(list(args), reals), abstract(kwargs, reals)
-        result = execute(name, tuple(lent[0]), lent[1])
-        outs = flatten(result)
-        at = recorder.here()
-        node = Call(op=name, args=lowered, kwargs=lowered_kw, outs=len(outs), at=at)
-        number = recorder.append(node).node
-        time = max(max(t._time, t._family.time) for t in tensors)
-        values = []
-        for out, real in enumerate(outs):
-            ref = Ref(number, out)
-            expected = Seq("tuple", tuple(real.shape))
-            recorder.append(Guard(value=ref, expected=expected, look="shape", at=at))
-            values.append(make(recorder, ref, aval_of(real), Family(ref, time, at), time, at))
-        return _rebuild(result, iter(values))
+        for out, leaf in enumerate(outcome.leaves):
+            expected = Seq("tuple", tuple(leaf.aval.shape))
+            guard = Guard(
+                value=Ref(number, out), expected=expected, look="shape", at=recorder.here()
+            )
+            recorder.append(guard)
+
+
+def _like(real: torch.Tensor, aval: Aval) -> torch.Tensor:
+    """`real` with the strides that were recorded: they decide what is a view."""
+    if real.stride() == aval.stride or 0 in aval.stride:
+        return real
+    return torch.empty_strided(aval.shape, aval.stride, dtype=real.dtype).copy_(real)
 
 
 def _plain(numbers: Any) -> Arg:
@@ -121,12 +136,3 @@ def _plain(numbers: Any) -> Arg:
     if isinstance(numbers, float) and not math.isfinite(numbers):
         return Name("float", str(numbers))
     return numbers
-
-
-def _rebuild(result: Any, values: Any) -> Any:
-    """`result` with the next of `values` for each tensor in it."""
-    if isinstance(result, torch.Tensor):
-        return next(values)
-    if isinstance(result, (tuple, list)):
-        return type(result)([_rebuild(item, values) for item in result])
-    return result

@@ -24,35 +24,28 @@ from weft.errors import (
     FailedRunError,
     NotSavedError,
     OutsideTraceError,
-    ReadOnlyError,
     RecordingError,
     UnsupportedOperationError,
 )
-from weft.graph.node import AnyNode, Apply, Bound, Call, Graph, Log, Param, Ref
-from weft.graph.ops import OPS
+from weft.graph.node import AnyNode, Bound, Graph, Log, Ref
 from weft.graph.site import Where
-from weft.kernels.abstract import OUTCOMES, DataDependentError, Outcome, rebuild
-from weft.kernels.aval import Aval, dtype_name
-from weft.kernels.quick import outcome as abstract_outcome
 from weft.kernels.table import NAMES, reason
 
 from . import special
-from .arguments import Walk, abstract, has
-from .clients import Client, Clients
-from .current import CURRENT, enter_watch, leave_watch
+from .arguments import Walk, has
+from .clients import Clients
+from .current import CURRENT, blocks_here, current, enter_watch, leave_watch
 from .lines import frames_within, user_line, where
 from .looks import Looks
+from .operations import KINDS, Operations
 from .saves import Saves
 from .sites import Sites
-from .structure import Plain
-from .value import Family, Sizes, Value, make, short
+from .value import Sizes, Value, make, short
 
 if TYPE_CHECKING:
     from .signature import Signature
 
-_ANSWERED = frozenset(("look", "hint", "asked"))
-_TO_CALL = {name: op.kind for name, op in OPS.items()}
-FACTORIES = frozenset(func for func, name in NAMES.items() if "factory" in _TO_CALL[name])
+FACTORIES = frozenset(func for func, name in NAMES.items() if "factory" in KINDS[name])
 
 RunPrefix = Callable[[Graph, dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 
@@ -77,12 +70,13 @@ class Recorder:
         self.owner = owner
         self.open = False
         self.entered = False
+        self._blocks: set[int] = set()
         self.failure: BaseException | str | None = None
         self.nodes: list[AnyNode] = []
         self.lines: dict[tuple[str, int], int] = {}
         self.bounds: dict[tuple[Ref, int], Bound] = {}
         self.edits: list[tuple[int, int]] = []
-        self.draws = 0
+        self.operations = Operations(self)
         self.clients = Clients(self)
         self.sites = Sites(self)
         self.looks = Looks(self, run_prefix)
@@ -91,7 +85,7 @@ class Recorder:
     # -- the block ---------------------------------------------------------------------------
 
     def __enter__(self) -> Recorder:
-        if CURRENT.get() is not None:
+        if current() is not None:
             raise RecordingError(
                 "a block was opened inside another block",
                 line=where(user_line()),
@@ -101,15 +95,23 @@ class Recorder:
             raise self.refusal("a block was opened a second time", "call model.trace(...) again")
         self.entered = True
         self.thread = threading.get_ident()
-        self._token = CURRENT.set(self)
-        self.open = True
-        enter_watch()
+        self._blocks = blocks_here()
+        try:
+            CURRENT.set(self)
+            self.open = True
+            enter_watch(self, self._blocks)
+        except BaseException:  # Ctrl-C
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *exc: object) -> None:
-        leave_watch()
-        CURRENT.reset(self._token)
         self.open = False
+        try:
+            leave_watch(self, self._blocks)
+        finally:
+            if CURRENT.get() is self:
+                CURRENT.set(None)
 
     # -- nodes and lines ---------------------------------------------------------------------
 
@@ -166,156 +168,7 @@ class Recorder:
         name = NAMES.get(func)
         if name is None:
             raise self._unsupported(func)
-        return self.record(name, func, args, kwargs)
-
-    def record(self, name: str, func: Any, args: tuple, kwargs: dict) -> Any:
-        """Records operation `name` of the table; returns what the user sees."""
-        kind = _TO_CALL[name]
-        if kind in _ANSWERED:
-            return self._answer(name, kind, func, args, kwargs)
-        before = len(self.nodes)
-        walk = Walk(self, name)
-        lowered = tuple([walk.lower(arg) for arg in args])
-        lowered_kw = ()
-        if kwargs:
-            kwargs = self._without_hints(kwargs)
-            lowered_kw = tuple([(key, walk.lower(value)) for key, value in kwargs.items()])
-            walk.key.append(tuple(kwargs))
-        outcome = self._outcome(name, walk, args, kwargs)
-        if outcome is None:
-            return self.looks.shapes(name, args, kwargs, lowered, lowered_kw, walk.tensors)
-        if kind == "plain" and not outcome.leaves:
-            return self._plain(name, outcome, walk)
-        if outcome.writes and self._soils(outcome, walk, before):
-            return self.record(name, func, args, kwargs)
-        return self._commit(name, kind, lowered, lowered_kw, outcome, walk, args)
-
-    def _answer(self, name: str, kind: str, func: Any, args: tuple, kwargs: dict) -> Any:
-        """A call that leaves no node: numbers are looked at, placement is answered here."""
-        if kind == "look":
-            return self.looks.call(func, args, kwargs)
-        return args[0] if kind == "hint" else special.ASKED[name](self.device)
-
-    def _without_hints(self, kwargs: dict) -> dict:
-        if kwargs.get("out") is not None:
-            raise self.refusal("out= cannot be recorded", "use the result that is returned")
-        return {key: value for key, value in kwargs.items() if key not in special.HINTS}
-
-    def _outcome(self, name: str, walk: Walk, args: tuple, kwargs: dict) -> Outcome | None:
-        """The abstract result, cached; None where its shape depends on numbers."""
-        try:
-            key = tuple(walk.key)
-            found = OUTCOMES.get(key)
-        except TypeError:
-            key, found = None, None
-        if found is not None:
-            return found
-        tensors = iter([tensor._aval for tensor in walk.tensors])
-        lent = abstract(list(args), tensors), abstract(kwargs, tensors)
-        try:
-            found = abstract_outcome(name, tuple(lent[0]), lent[1])
-        except DataDependentError:
-            return None
-        except UnsupportedOperationError as error:
-            raise self._at_line(error) from None
-        if key is not None:
-            OUTCOMES.put(key, found)
-        return found
-
-    def _plain(self, name: str, outcome: Outcome, walk: Walk) -> Any:
-        """An answer that needs no tensor: sizes bind the graph."""
-        value = walk.tensors[0]
-        if isinstance(value, Value) and name in special.SIZE_READS:
-            dims = range(len(value._aval.shape))
-            which = [arg for arg in walk.key[2:] if type(arg) is int]
-            if name == "Tensor.size" and not which:
-                return value.shape
-            chosen = [dims[which[-1]]] if name == "Tensor.size" and which else list(dims)
-            self.bind(value, tuple(chosen))
-        return rebuild(outcome.tree, [])
-
-    def _soils(self, outcome: Outcome, walk: Walk, before: int) -> bool:
-        """Makes written client tensors dirty; True if the call must be walked anew."""
-        targets = [walk.tensors[index] for index in outcome.writes]
-        clean = [
-            target.tensor
-            for target in targets
-            if isinstance(target, Client) and not self.clients.is_dirty(target.tensor)
-        ]
-        if clean:
-            self.clients.forget(before)
-            del self.nodes[before:]
-        for tensor in clean:
-            self.clients.soil(tensor)
-        return bool(clean)
-
-    def _commit(
-        self,
-        name: str,
-        kind: str,
-        args: tuple,
-        kwargs: tuple,
-        outcome: Outcome,
-        walk: Walk,
-        given: tuple,
-    ) -> Any:
-        tensors = walk.tensors
-        time, latest = _latest(tensors)
-        for index in outcome.writes:
-            self._check_write(tensors[index]._family, time, latest)
-        draw = self._draw() if "random" in kind else None
-        at = self.here()
-        leaves = outcome.leaves
-        alias = tuple([None if o.alias is None else tensors[o.alias]._ref for o in leaves])
-        node = Call(
-            op=name,
-            args=args,
-            kwargs=kwargs,
-            outs=len(leaves),
-            alias=alias if any(alias) else (),
-            writes=tuple([tensors[index]._ref for index in outcome.writes]),
-            draw=draw,
-            grad=torch.is_grad_enabled(),
-            at=at,
-        )
-        self.nodes.append(node)
-        number = len(self.nodes) - 1
-        for index in outcome.writes:
-            family = tensors[index]._family
-            family.time = max(family.time, time)
-            family.written = at
-            self.sites.filled(family, at)
-        values = self._values(outcome, tensors, number, time, at)
-        return rebuild(outcome.tree, values)
-
-    def _draw(self) -> int:
-        """The number of the next random draw; without a seed, PyTorch's own generator gives one."""
-        if self.seed is None:
-            self.seed = int(torch.randint(2**62, ()))
-        self.draws += 1
-        return self.draws - 1
-
-    def _values(
-        self, outcome: Outcome, tensors: list, number: int, time: int, at: int
-    ) -> list[Any]:
-        values = []
-        for out, leaf in enumerate(outcome.leaves):
-            if leaf.same is not None:
-                values.append(_original(tensors[leaf.same]))
-                continue
-            ref = Ref(number, out)
-            family = Family(ref, time, at) if leaf.alias is None else tensors[leaf.alias]._family
-            values.append(make(self, ref, leaf.aval, family, time, at))
-        return values
-
-    def _check_write(self, family: Family, time: int, latest: Any) -> None:
-        if family.readonly is not None:
-            raise ReadOnlyError(
-                f"{family.readonly} is a weight of the model; a block cannot change it",
-                line=where(user_line()),
-                fix="work on a .clone() of it, or edit the module's output",
-            )
-        self.sites.check_writable(family, time, latest)
+        return self.operations.record(name, func, args, kwargs)
 
     # -- sites, weights, modules -------------------------------------------------------------
 
@@ -342,46 +195,6 @@ class Recorder:
         if first is None:
             raise self.refusal(f"{path} has no tensor among its inputs", "use .inputs")
         return state.tensors[first]
-
-    def param(self, path: str, aval: Aval) -> Value:
-        """A weight or buffer of the model, read-only."""
-        at = self.here()
-        dtype = dtype_name(aval.dtype)
-        ref = self.append(Param(path=path, shape=tuple(aval.shape), dtype=dtype, at=at))
-        family = Family(ref, -1, at)
-        family.readonly = path
-        return make(self, ref, aval, family, -1, at)
-
-    def apply(self, path: str, module: Any, args: tuple, kwargs: dict) -> Any:
-        """Runs one of the model's own modules on given values; fires no site."""
-        walk = Walk(self, path)
-        lowered = tuple([walk.lower(arg) for arg in args])
-        lowered_kw = tuple([(key, walk.lower(value)) for key, value in kwargs.items()])
-        tensors = iter([tensor._aval for tensor in walk.tensors])
-        given = abstract(list(args), tensors), abstract(kwargs, tensors)
-        shape = self.signature.apply(module, path, tuple(given[0]), given[1])
-        time, _ = _latest(walk.tensors)
-        at = self.here()
-        avals = [what for _, what in shape.leaves if isinstance(what, Aval)]
-        node = Apply(
-            path=path,
-            args=lowered,
-            kwargs=lowered_kw,
-            outs=len(avals),
-            types=tuple([(dtype_name(a.dtype), tuple(a.shape)) for a in avals]),
-            grad=torch.is_grad_enabled(),
-            at=at,
-        )
-        ref = self.append(node)
-        values, out = [], 0
-        for _, what in shape.leaves:
-            if isinstance(what, Aval):
-                one = Ref(ref.node, out)
-                values.append(make(self, one, what, Family(one, time, at), time, at))
-                out += 1
-            else:
-                values.append(what.value if isinstance(what, Plain) else None)
-        return shape.rebuild(values)
 
     # -- what values ask ---------------------------------------------------------------------
 
@@ -501,7 +314,7 @@ class Recorder:
             fix="use another operation, or save the value and go on after the block",
         )
 
-    def _at_line(self, error: UnsupportedOperationError) -> Exception:
+    def at_line(self, error: UnsupportedOperationError) -> Exception:
         """A refusal of the kernels, which know no lines, with the user's."""
         return UnsupportedOperationError(error.message, line=where(user_line()), fix=error.fix)
 
@@ -522,17 +335,3 @@ class Recorder:
         found: list[torch.Tensor] = []
         special.tensors_in((args, kwargs), found)
         return any(self.clients.is_dirty(tensor) for tensor in found)
-
-
-def _latest(tensors: list) -> tuple[int, Any]:
-    """When all of `tensors` exist, and the last of them."""
-    time, latest = -1, None
-    for tensor in tensors:
-        one = max(tensor._time, tensor._family.time)
-        if one > time or latest is None:
-            time, latest = one, tensor
-    return time, latest
-
-
-def _original(tensor: Any) -> Any:
-    return tensor.tensor if isinstance(tensor, Client) else tensor

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .arguments import TensorBound, Walk
+from weft.kernels.aval import Aval
+
 from .lines import user_line
 from .value import Sizes, Value
 
@@ -50,7 +53,7 @@ def _to(recorder: Recorder, func: Any, args: tuple, kwargs: dict) -> Any:
     copy = kwargs.get("copy", False) or (len(rest) > 2 and rest[-1] is True)
     if dtype is None or dtype == value.dtype:
         return value.clone() if copy else value
-    return recorder.record("Tensor.to", func, (value, dtype), {})
+    return recorder.operations.record("Tensor.to", func, (value, dtype), {})
 
 
 def _tensor(recorder: Recorder, func: Any, args: tuple, kwargs: dict) -> Any:
@@ -81,12 +84,26 @@ def _numbers(recorder: Recorder, index: Any) -> Any:
     return index
 
 
+INDEXED = frozenset(("Tensor.__getitem__", "Tensor.__setitem__"))
+
+
+def pinned(index: Any) -> Any:
+    """An index with 0 for each integer that is a tensor: it chooses a place, not a shape."""
+    if isinstance(index, Aval):
+        chooses = not index.shape and index.dtype in _INTEGERS
+        return 0 if chooses else index
+    return tuple([pinned(item) for item in index]) if isinstance(index, tuple) else index
+
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8)
+
+
 def _number(recorder: Recorder, bound: Any) -> Any:
     return int(recorder.number(bound)) if isinstance(bound, torch.Tensor) else bound
 
 
 def _getitem(recorder: Recorder, func: Any, args: tuple, kwargs: dict) -> Any:
-    value, index = args[0], _numbers(recorder, args[1])
+    value, index = args
     if isinstance(value, Value) and value._bare is not None and type(index) is int and index == 0:
         warnings.warn_explicit(
             f"{value._bare}.output is a tensor, so [0] takes its first batch row. In older "
@@ -96,7 +113,11 @@ def _getitem(recorder: Recorder, func: Any, args: tuple, kwargs: dict) -> Any:
             *user_line(),
             registry=_WARNED,
         )
-    return recorder.record("Tensor.__getitem__", func, (value, index), kwargs)
+    try:
+        return recorder.operations.record("Tensor.__getitem__", func, args, kwargs)
+    except TensorBound:
+        args = (value, _numbers(recorder, index))
+        return recorder.operations.record("Tensor.__getitem__", func, args, kwargs)
 
 
 def _setitem(recorder: Recorder, func: Any, args: tuple, kwargs: dict) -> Any:
@@ -106,12 +127,10 @@ def _setitem(recorder: Recorder, func: Any, args: tuple, kwargs: dict) -> Any:
         same = value._family is target._family and _is_view_at(recorder, value, target, index)
         if same:
             return None
-    return recorder.record("Tensor.__setitem__", func, (target, index, value), kwargs)
+    return recorder.operations.record("Tensor.__setitem__", func, (target, index, value), kwargs)
 
 
 def _is_view_at(recorder: Recorder, value: Value, target: Value, index: Any) -> bool:
-    from .arguments import Walk
-
     node = recorder.nodes[value._ref.node]
     if getattr(node, "op", None) != "Tensor.__getitem__":
         return False

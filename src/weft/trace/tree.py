@@ -16,7 +16,7 @@ import torch
 from weft.errors import OutsideTraceError, UnknownPathError
 from weft.kernels.aval import aval_of
 
-from .current import CURRENT
+from .current import current
 from .lines import user_line, where
 from .recorder import Recorder
 
@@ -37,7 +37,7 @@ class Root:
 
     def recorder(self, what: str) -> Recorder:
         """The open recorder of this model's block."""
-        recorder = CURRENT.get()
+        recorder = current()
         if recorder is None or recorder.owner is not self:
             other = "another model's block" if recorder is not None else "no block"
             raise OutsideTraceError(
@@ -100,10 +100,12 @@ class Module:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """In a block: the module applied to given values (a logit lens). Else: the real call."""
-        recorder = CURRENT.get()
+        recorder = current()
         if recorder is None or recorder.owner is not self._root:
             return self._real()(*args, **kwargs)
-        return recorder.apply(self._path, self._find(self._root.skeleton()), args, kwargs)
+        return recorder.operations.apply(
+            self._path, self._find(self._root.skeleton()), args, kwargs
+        )
 
     # -- the tree ----------------------------------------------------------------------------
 
@@ -148,12 +150,12 @@ class Module:
         return getattr(self._real() if _holds_tensors(getattr(module, name)) else module, name)
 
     def _weight(self, name: str, module: torch.nn.Module) -> Any:
-        recorder = CURRENT.get()
+        recorder = current()
         if recorder is None or recorder.owner is not self._root:
             return getattr(self._real(), name)
         tensor = getattr(module, name)
         path = f"{self._path}.{name}" if self._path else name
-        return None if tensor is None else recorder.param(path, aval_of(tensor.detach()))
+        return None if tensor is None else recorder.operations.param(path, aval_of(tensor.detach()))
 
     def _find(self, root: torch.nn.Module) -> torch.nn.Module:
         return root.get_submodule(self._path)
