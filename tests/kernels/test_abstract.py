@@ -163,6 +163,8 @@ def test_what_depends_on_numbers_says_so(name: str, args: tuple) -> None:
         ("Tensor.to", (H, 0), {}),
         ("Tensor.type", (H, "torch.cuda.FloatTensor"), {}),
         ("Tensor.type", (H,), {}),
+        ("mvlgamma", (H, 10**9), {}),
+        ("nn.functional.multi_head_attention_forward", (H,), {"dropout_p": 0.1}),
         ("nn.functional.relu", (H, True), {}),
         ("nn.functional.relu", (H,), {"inplace": True}),
         ("nn.functional.embedding", (IDS, WEIGHT, None, 1.0), {}),

@@ -19,10 +19,11 @@ from weft.errors import GraphError
 from weft.graph.ops import OPS, RANDOM
 from weft.kernels.abstract import flatten
 from weft.kernels.execute import call, seed_of
+from weft.kernels.table import _spellings
 
 from . import byhand
 from .compare import allowed
-from .opdb import Sample, tensors_in
+from .opdb import REFUSALS, Sample, tensors_in
 
 FIXED = ("pure", "writes", "factory")
 
@@ -64,6 +65,40 @@ def test_a_call_is_the_function_itself(drawn: list[Sample]) -> None:
         if run(sample) != expected:
             different.add(sample.name)
     assert different == set()
+
+
+# These are recorded as zeros, on purpose.
+ZEROED = {"empty", "empty_like", "Tensor.new_empty", "Tensor.empty", "Tensor.empty_like"}
+
+
+def test_spellings_of_an_operation_mean_the_same(drawn: list[Sample]) -> None:
+    samples: dict[str, list[Sample]] = {}
+    for sample in drawn:
+        if OPS[sample.name].kind in (*FIXED, "plain") and allowed(sample):
+            samples.setdefault(sample.name, []).append(sample)
+    spellings = [pair for pair in _spellings() if pair[0] != pair[1] and pair[0] not in ZEROED]
+    tried = {spelling for spelling, name in spellings if _agree(spelling, samples.get(name, []))}
+    random = {spelling for spelling, name in spellings if OPS[name].kind in RANDOM}
+    looks = {spelling for spelling, name in spellings if OPS[name].kind in ("look", "asked")}
+    assert {spelling for spelling, _ in spellings} - tried - random - looks == set()
+
+
+def _agree(spelling: str, samples: list[Sample]) -> bool:
+    """Whether a spelling takes some of the calls; it must give the same for those it takes."""
+    taken = False
+    for sample in samples:
+        again = sample.copy()
+        try:
+            with quiet():
+                result = reduce(getattr, spelling.split("."), torch)(*again.args, **again.kwargs)
+        except (*REFUSALS, NotImplementedError):
+            continue
+        if result is NotImplemented:
+            continue
+        result = list(result) if spelling.endswith("__iter__") else result
+        assert traces(result, again) == run(sample), spelling
+        taken = True
+    return taken
 
 
 @contextmanager
@@ -198,6 +233,9 @@ def test_numbers_cannot_ask_for_too_much() -> None:
         call("repeat_interleave", (torch.ones(2), torch.tensor([1, 2])), {"output_size": 9})
     assert call("bincount", (torch.tensor([1, 1]),), {}).tolist() == [0, 2]
     assert call("repeat_interleave", (torch.tensor([2, 1]),), {}).tolist() == [0, 0, 1]
+    rows, repeats = torch.ones(3, 2), torch.tensor([2, 0, 1])
+    assert call("repeat_interleave", (rows, repeats, 0), {"output_size": 3}).shape == (3, 2)
+    assert call("repeat_interleave", (), {"repeats": repeats}).tolist() == [0, 0, 2]
 
 
 @pytest.mark.gpu

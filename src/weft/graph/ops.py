@@ -128,15 +128,12 @@ _TABLE = (
         irfft2 irfftn rfft rfft2 rfftn
     """),
     ("pure", "special.", """
-        airy_ai bessel_j0 bessel_j1 bessel_y0 bessel_y1 chebyshev_polynomial_t
-        chebyshev_polynomial_u chebyshev_polynomial_v chebyshev_polynomial_w digamma entr erf erfc
-        erfcx erfinv exp2 expit expm1 gammainc gammaincc gammaln hermite_polynomial_h
-        hermite_polynomial_he i0 i0e i1 i1e laguerre_polynomial_l legendre_polynomial_p log1p
-        log_ndtr log_softmax logit logsumexp modified_bessel_i0 modified_bessel_i1
-        modified_bessel_k0 modified_bessel_k1 multigammaln ndtr ndtri polygamma psi round
-        scaled_modified_bessel_k0 scaled_modified_bessel_k1 shifted_chebyshev_polynomial_t
-        shifted_chebyshev_polynomial_u shifted_chebyshev_polynomial_v shifted_chebyshev_polynomial_w
-        sinc softmax spherical_bessel_j0 xlog1py xlogy zeta
+        airy_ai bessel_j0 bessel_j1 bessel_y0 bessel_y1 digamma entr erf erfc erfcx erfinv
+        exp2 expit expm1 gammainc gammaincc gammaln i0 i0e i1 i1e log1p log_ndtr log_softmax
+        logit logsumexp modified_bessel_i0 modified_bessel_i1 modified_bessel_k0
+        modified_bessel_k1 multigammaln ndtr ndtri polygamma psi round
+        scaled_modified_bessel_k0 scaled_modified_bessel_k1 sinc softmax spherical_bessel_j0
+        xlog1py xlogy zeta
     """),
     ("writes", "", """
         abs_ acos_ acosh_ addmv_ asin_ asinh_ atan_ atanh_ ceil_ celu_ clamp_ clamp_max_ clamp_min_
@@ -195,7 +192,8 @@ _TABLE = (
     ("hint", "Tensor.", "cpu cuda ipu mtia pin_memory xpu"),
 )  # fmt: skip
 
-# Other spellings: prefix of both sides, then `spellings = name` per line.
+# Other spellings: prefix of both sides, then `spellings = name` per line. Two change the meaning:
+# `empty` and its kin are zeros here, and `conj` computes at once (no lazily conjugated views).
 _ALIASES = (
     ("", """
         absolute = abs
@@ -305,6 +303,13 @@ _EXCLUDED = (
         nn.functional.embedding_bag
     """),
     ("the size of its result is not bounded by its arguments", "", "combinations histogramdd"),
+    ("it runs for as long as a number in its arguments says", "special.", """
+        chebyshev_polynomial_t chebyshev_polynomial_u chebyshev_polynomial_v
+        chebyshev_polynomial_w hermite_polynomial_h hermite_polynomial_he
+        laguerre_polynomial_l legendre_polynomial_p shifted_chebyshev_polynomial_t
+        shifted_chebyshev_polynomial_u shifted_chebyshev_polynomial_v
+        shifted_chebyshev_polynomial_w
+    """),
     ("it changes the tensor's own shape; use the twin without the underscore", "Tensor.", """
         resize resize_ resize_as squeeze_ swapaxes_ swapdims_ t_ transpose_ unsqueeze_
     """),

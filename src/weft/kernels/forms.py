@@ -50,26 +50,28 @@ def refuse(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         raise UnsupportedOperationError(f"torch.{name} cannot be recorded like this: {text}")
 
 
-def _casts(tensor: Any, target: Any = None, *_: Any, dtype: Any = None, **__: Any) -> str | None:
+def _casts(
+    tensor: Any = None, target: Any = None, *_: Any, dtype: Any = None, **__: Any
+) -> str | None:
     if isinstance(target, (str, int, torch.device)) or isinstance(dtype, str):
         return "a device cannot be chosen in a graph"
     return None
 
 
-def _type(tensor: Any, dtype: Any = None, *_: Any, **__: Any) -> str | None:
+def _type(tensor: Any = None, dtype: Any = None, *_: Any, **__: Any) -> str | None:
     return None if isinstance(dtype, torch.dtype) else "give it a torch.dtype"
 
 
 def _keeps_statistics(
-    input: Any, mean: Any = None, var: Any = None, weight: Any = None, bias: Any = None,
+    input: Any = None, mean: Any = None, var: Any = None, weight: Any = None, bias: Any = None,
     training: bool = False, *_: Any, **named: Any,
 ) -> str | None:  # fmt: skip
-    mean = named.get("running_mean", mean)
-    return "training=True changes the running statistics" if training and mean else None
+    kept = named.get("running_mean", mean) is not None
+    return "training=True changes the running statistics" if training and kept else None
 
 
 def _instance_statistics(
-    input: Any, mean: Any = None, var: Any = None, weight: Any = None, bias: Any = None,
+    input: Any = None, mean: Any = None, var: Any = None, weight: Any = None, bias: Any = None,
     use_input_stats: bool = True, *rest: Any, **named: Any,
 ) -> str | None:  # fmt: skip
     return _keeps_statistics(input, mean, var, weight, bias, use_input_stats, *rest, **named)
@@ -90,7 +92,16 @@ def _head_dropout(*args: Any, **named: Any) -> str | None:
 
 _HEADS = tuple(signature(multi_head_attention_forward).parameters)
 
+
+def _few(input: Any = None, p: int = 1, *_: Any, **__: Any) -> str | None:
+    return f"it would need {p} times the memory; 1024 at most" if p > 1024 else None
+
+
 _REFUSED: dict[str, Callable[..., str | None]] = {
+    "mvlgamma": _few,
+    "nn.functional.local_response_norm": lambda input=None, size=1, *_, **__: _few(input, size),
+    "special.multigammaln": _few,
+    "Tensor.mvlgamma_": _few,
     "Tensor.to": _casts,
     "Tensor.type": _type,
     "nn.functional.batch_norm": _keeps_statistics,
@@ -117,11 +128,13 @@ def needs_numbers(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> b
     return bool(rule and rule(*args, **kwargs))
 
 
-def _repeats(input: Any, repeats: Any = None, *_: Any, output_size: Any = None, **__: Any) -> bool:
-    return output_size is None and (repeats is None or type(repeats) is Aval)
+def _repeats(
+    input: Any = None, repeats: Any = None, *_: Any, output_size: Any = None, **__: Any
+) -> bool:
+    return output_size is None and (repeats is None or input is None or type(repeats) is Aval)
 
 
-def _classes(tensor: Any, num_classes: int = -1, **_: Any) -> bool:
+def _classes(tensor: Any = None, num_classes: int = -1, **_: Any) -> bool:
     return num_classes == -1
 
 

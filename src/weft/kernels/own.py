@@ -98,21 +98,19 @@ def _classes(input: Tensor) -> int:
 
 
 def _repeated(
-    input: Tensor, repeats: Any = None, dim: int | None = None, *, output_size: int | None = None
+    input: Any = None, repeats: Any = None, dim: int | None = None, *, output_size: Any = None
 ) -> int:
     """Elements of the result; also checks `output_size`, on which torch relies unseen on a GPU."""
-    counts = input if repeats is None else repeats
+    given = [tensor for tensor in (input, repeats) if tensor is not None]
+    repeated, counts = given[0], given[-1]  # one argument alone repeats its own positions
     if not isinstance(counts, Tensor) or counts.is_meta:
         return 0
-    if repeats is None:
-        length, rest = counts.numel(), 1
-    else:
-        length = input.numel() if dim is None else input.shape[dim]
-        rest = input.numel() // max(length, 1)
+    whole = repeated.numel()
+    length = whole if dim is None else repeated.shape[dim]
     total = int(counts.sum()) * (length if counts.numel() == 1 else 1)
     if output_size not in (None, total):
         raise ValueError(f"repeat_interleave: output_size is {output_size}, repeats add to {total}")
-    return total * rest
+    return total * (whole // max(length, 1))
 
 
 _SIZES: dict[str, Callable[..., int]] = {
