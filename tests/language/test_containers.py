@@ -23,7 +23,7 @@ def test_structures_are_the_models_own_kinds(model, net, ids):
         assert isinstance(args, tuple) and isinstance(kwargs, dict)
         kind = type(net(ids))
         assert isinstance(result, kind) and result.logits is result["logits"]
-        assert list(result)[0] == "logits" and result.to_tuple()[0] is result.logits
+        assert next(iter(result)) == "logits" and result.to_tuple()[0] is result.logits
         result.logits.save()
 
 

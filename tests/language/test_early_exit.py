@@ -88,10 +88,9 @@ def test_reading_the_result_runs_all(gpt2):
 def test_logs_and_edits_below_the_last_save(gpt2):
     from weft import UnusedEditWarning
 
-    with counting(gpt2) as ran, pytest.warns(UnusedEditWarning):
-        with gpt2.model.trace(gpt2.ids):
-            gpt2.model.transformer.h[1].output[:] = 0
-            gpt2.model.transformer.h[0].output.save()
+    with counting(gpt2) as ran, pytest.warns(UnusedEditWarning), gpt2.model.trace(gpt2.ids):
+        gpt2.model.transformer.h[1].output[:] = 0
+        gpt2.model.transformer.h[0].output.save()
     assert 2 not in ran
 
 

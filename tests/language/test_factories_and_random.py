@@ -121,7 +121,7 @@ def test_without_a_seed_pytorchs_own_generator_decides(gpt2):
 def test_draws_look_like_draws(gpt2):
     normal, uniform = drawn(gpt2, "randn", 1), drawn(gpt2, "rand", 1)
     assert abs(float(normal.mean())) < 0.3 and 0.8 < float(normal.std()) < 1.2
-    assert 0 <= float(uniform.min()) and float(uniform.max()) < 1
+    assert float(uniform.min()) >= 0 and float(uniform.max()) < 1
     assert len(uniform.unique()) > uniform.numel() * 0.9
 
 

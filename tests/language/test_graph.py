@@ -128,7 +128,7 @@ def test_a_graph_runs_on_another_copy_of_the_model(model, ids, v):
 SIZES = {
     "an item": lambda h: h[:, h.shape[1] - 1],
     "size(1)": lambda h: h[:, h.size(1) - 1],
-    "unpacked": lambda h: h.view([n for n in h.shape][0], -1)[:, -32:],
+    "unpacked": lambda h: h.view(next(iter(h.shape)), -1)[:, -32:],
     "len": lambda h: h.mT[:, :, : len(h.transpose(0, 1)) - 1],
     "numel": lambda h: h[:, : h.numel() // 32 - 1],
     "iteration": lambda h: torch.stack(list(h.transpose(0, 1))),

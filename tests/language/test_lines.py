@@ -49,10 +49,10 @@ def test_a_line_in_a_lambda(model, ids):
     assert "# in the lambda" in str(caught.value.line)
 
 
-def test_a_line_in_a_generator_and_a_map(model, ids):
+def test_a_line_in_a_generator(model, ids):
     with pytest.raises(UnsupportedOperationError) as caught, model.trace(ids):
         expected = here() + 1
-        list(map(lambda layer: layer.output.data_ptr(), model.transformer.h))
+        list(layer.output.data_ptr() for layer in model.transformer.h)  # noqa: C400
     assert line_of(caught) == (__file__, expected)
 
 
@@ -102,7 +102,9 @@ h + 1
 """
 
 
-@pytest.mark.parametrize("file", ["<stdin>", "<string>", "<ipython-input-3-abc>", "/tmp/ipykernel_1/2.py"])
+@pytest.mark.parametrize(
+    "file", ["<stdin>", "<string>", "<ipython-input-3-abc>", "/tmp/ipykernel_1/2.py"]
+)
 def test_a_line_of_code_without_a_file(model, ids, file):
     with pytest.raises(NotSavedError) as caught:
         exec(compile(SOURCE, file, "exec"), {"model": model, "ids": ids})

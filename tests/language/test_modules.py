@@ -41,7 +41,9 @@ def test_applying_a_module_fires_no_site(model, net, ids):
 @pytest.mark.parametrize("path", ["transformer.h.0.mlp", "transformer.ln_f", "transformer.wte"])
 def test_modules_of_several_kinds(model, net, ids, path):
     with model.trace(ids):
-        given = model.transformer.wte.input if path.endswith("wte") else model.transformer.h[1].output
+        given = (
+            model.transformer.wte.input if path.endswith("wte") else model.transformer.h[1].output
+        )
         got = model.get(path)(given).save()
     key = "transformer.h.1.output"
     given = ids if path.endswith("wte") else with_hooks(net, {key: None}, ids)[key]

@@ -111,9 +111,7 @@ def test_a_late_edit_is_refused_with_both_lines_before_the_model_runs(model, net
 LATE = {
     "write": lambda m: setattr(m.transformer.h[0], "output", m.transformer.h[1].output),
     "fill": lambda m: m.transformer.h[0].output.add_(m.transformer.h[1].output),
-    "index": lambda m: m.transformer.h[0].output.__setitem__(
-        m.transformer.h[1].output > 0, 0.0
-    ),
+    "index": lambda m: m.transformer.h[0].output.__setitem__(m.transformer.h[1].output > 0, 0.0),
     "view": lambda m: m.transformer.h[0].output[:, 0].copy_(m.transformer.h[1].output[:, 0]),
     "input of the same module": lambda m: setattr(
         m.transformer.h[0].mlp, "input", m.transformer.h[0].mlp.output

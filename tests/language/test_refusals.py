@@ -90,14 +90,18 @@ def test_an_unsupported_operation_names_the_reason(model, ids, name):
 
 
 def test_the_transforms_are_named(model, ids):
-    for name, said in [("vmap", "torch.func"), ("autocast", "autocast"), ("checkpoint", "checkpoint")]:
+    for name, said in [
+        ("vmap", "torch.func"),
+        ("autocast", "autocast"),
+        ("checkpoint", "checkpoint"),
+    ]:
         with pytest.raises(RecordingError, match=said), model.trace(ids):
             UNSEEN[name](model.transformer.h[1].output)
 
 
 def test_torch_compile_says_so_too(model, ids):
     """Its compiler wraps every error in one of its own."""
-    with pytest.raises(Exception, match="torch.compile cannot be recorded"), model.trace(ids):
+    with pytest.raises(Exception, match=r"torch\.compile cannot be recorded"), model.trace(ids):
         torch.compile(torch.sin, backend="eager")(model.transformer.h[1].output)
 
 
@@ -164,7 +168,7 @@ def test_an_unknown_path_names_the_nearest(model, ids):
         model.transfomer
     with pytest.raises(UnknownPathError), model.trace(ids):
         model.layers[0].output
-    with pytest.raises(UnknownPathError, match="transformer.h"):
+    with pytest.raises(UnknownPathError, match=r"transformer\.h"):
         model.get("transformer.h.0.mpl")
     assert not hasattr(model, "nothing_of_this_name")
 

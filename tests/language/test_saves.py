@@ -329,10 +329,10 @@ def test_after_a_failed_run_each_handle_says_why_and_the_error_is_the_models_own
     with model.trace(torch.ones(2, 4)):
         model.output.save()
     net.fails = True
-    with pytest.raises(FileNotFoundError, match="the model's own error") as raised:
-        with model.trace(torch.ones(2, 4)):
-            first = model.first.output.save()
-            last = model.output.save()
+    x, failure = torch.ones(2, 4), pytest.raises(FileNotFoundError, match="the model's own error")
+    with failure as raised, model.trace(x):
+        first = model.first.output.save()
+        last = model.output.save()
     assert any(__file__ in note for note in raised.value.__notes__)
     for handle in (first, last):
         with pytest.raises(FailedRunError, match="the model's own error"):

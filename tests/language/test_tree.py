@@ -35,7 +35,7 @@ def test_a_list_of_layers_is_a_list(model, ids):
     assert [layer.path for layer in layers] == [f"transformer.h.{i}" for i in range(3)]
     assert layers[-1] is layers[2]
     assert layers[1:] == [layers[1], layers[2]]
-    assert [layer.path for layer in reversed(layers)][0] == "transformer.h.2"
+    assert next(reversed(layers)).path == "transformer.h.2"
 
 
 def test_get_walks_a_dotted_path(model, net):

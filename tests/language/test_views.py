@@ -198,3 +198,66 @@ def test_an_einops_reduction(model, net, ids):
     h = with_hooks(net, {key: None}, ids)[key]
     bitwise(got, einops.reduce(h, "b s (n d) -> b n", "mean", n=4))
     bitwise(product, h @ torch.ones(32, 2))
+
+
+# Places that are values themselves. Each takes h [1, 9, 32] and `i`, a number at or above 0.
+
+PLACES = {
+    "h[:, i] = 0": lambda h, i: h.__setitem__((slice(None), i), 0.0),
+    "h[:, i].mul_": lambda h, i: h[:, i].mul_(-3),
+    "h[:, i][:, :5]": lambda h, i: h[:, i][:, :5].zero_(),
+    "h[:, i] += v": lambda h, i: h.__setitem__((slice(None), i), h[:, i] + torch.arange(32)),
+    "h[0:1, i, :5]": lambda h, i: h[0:1, i, :5].zero_(),
+    "h[:, i:]": lambda h, i: h[:, i:].mul_(3),
+    "h[:, [i]]": lambda h, i: h.__setitem__((slice(None), i[None]), 0.0),
+    "select": lambda h, i: h.select(1, i).mul_(3),
+    "narrow": lambda h, i: h.narrow(1, i, 1).mul_(3),
+    "index_fill_": lambda h, i: h.index_fill_(1, i, 0.0),
+    "tensor_split": lambda h, i: h.tensor_split(i[None], dim=1)[0].mul_(3),
+    "a client tensor's place": lambda h, i: h.mul_(torch.linspace(-1, 2, 9)[i]),
+    "take_along_dim": lambda h, i: h.add_(h.take_along_dim(i.expand(1, 1, 32), 1)),
+    "one_hot": lambda h, i: h.add_(torch.nn.functional.one_hot(i[None, None], 32) * 9.0),
+    "h[h > 1] = tensor": lambda h, i: h.__setitem__(
+        h > 1, torch.linspace(-1, 1, 288)[: int((h > 1).sum())]
+    ),
+    "h[h > 1] *= 2": lambda h, i: h.__setitem__(h > 1, h[h > 1] * 2),
+    "nonzero": lambda h, i: h.__setitem__(tuple((h > 1).nonzero().T), 0.0),
+    "masked_scatter_": lambda h, i: h.masked_scatter_(h > 1, torch.linspace(-1, 1, 288)),
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_an_edit_at_a_place_that_is_a_value(model, net, ids, gpt2, name):
+    with model.trace(ids):
+        mlp = model.transformer.h[1].mlp
+        place = mlp.input.abs().sum(-1).argmax()
+        PLACES[name](mlp.output, place)
+        logits = model.lm_head.output.save()
+    places = []
+    hooks = {
+        "transformer.h.1.mlp.input": lambda x: places.append(x.abs().sum(-1).argmax()),
+        "transformer.h.1.mlp.output": lambda h: [PLACES[name](h, places[0]), None][1],
+    }
+    expected = with_hooks(net, hooks, ids).result.logits
+    assert int(places[0]) > 0
+    bitwise(logits, expected)
+    moves(logits, gpt2.baseline)
+
+
+def test_a_place_that_is_a_value_is_found_anew_on_another_input_without_a_look(model, net, ids):
+    with model.trace(ids) as tracer:
+        mlp = model.transformer.h[1].mlp
+        mlp.output[:, mlp.input.abs().sum(-1).argmax()] = 0
+        model.lm_head.output.save("logits")
+        assert tracer.plan().operations > 0
+    assert "guard" not in str(tracer.graph)
+
+    places = []
+    hooks = {
+        "transformer.h.1.mlp.input": lambda x: places.append(x.abs().sum(-1).argmax()),
+        "transformer.h.1.mlp.output": lambda h: h.index_fill(1, places[-1], 0.0),
+    }
+    for other in (ids, torch.flip(ids, [1]), ids[:, 2:8]):
+        expected = with_hooks(net, hooks, other).result.logits
+        bitwise(tracer.graph.run(model, other)["logits"], expected)
+    assert len(set(map(int, places))) > 1

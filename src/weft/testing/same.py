@@ -28,7 +28,7 @@ MOVES_FACTOR = 100
 """How many bounds an edit in a test must move a float32 output."""
 
 HALF_MOVES_FACTOR = 10
-"""The same for half precision, whose bound is so wide that 100 of it would be 40 % of the output."""
+"""The same for half precision, where 100 bounds would be 40 % of the output."""
 
 _HALF = (torch.bfloat16, torch.float16)
 _PARTS = {torch.float64: FLOAT32_PART, torch.float32: FLOAT32_PART}

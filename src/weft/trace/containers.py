@@ -59,6 +59,8 @@ def hand_out(structure: Any, site: SiteState, sites: Sites, leaf: Leaf = ()) -> 
         return _remember(_become(structure, _recording_dict), site, sites, leaf)
     if isinstance(structure, tuple) and not isinstance(structure, torch.Size):
         items = [hand_out(v, site, sites, (*leaf, i)) for i, v in enumerate(structure)]
+        if type(structure).__module__ == "torch.return_types":  # no class can derive from these
+            return type(structure)(items)
         made = _recording_tuple(type(structure))
         return _remember(tuple.__new__(made, items), site, sites, leaf)
     if isinstance(structure, list):

@@ -58,7 +58,8 @@ class Module:
         state["_kind"] = type(module)
         state["_children"] = {
             name: make_tree(root, f"{path}.{name}" if path else name, child)
-            for name, child in module.named_children()
+            for name, child in module._modules.items()  # named_children leaves out second names
+            if child is not None
         }
         state.update(
             {k: v for k, v in self._children.items() if k not in PORTS and k.isidentifier()}

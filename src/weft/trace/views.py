@@ -43,7 +43,7 @@ def same_part(value: Any, base: Layout, view: Layout) -> Any:
 def find(base: Layout, view: Layout) -> tuple[Index, tuple[int, ...]] | None:
     """`(index, order)` such that `base[index].permute(order)` has the elements of `view`.
 
-    Dimensions of size 1 are left out. None for a view that mixes dimensions, such as `base.view(-1)`.
+    Dimensions of size 1 are left out. None for a view that mixes dimensions (`base.view(-1)`).
     """
     offset = view.offset - base.offset
     starts = []
@@ -77,7 +77,7 @@ def _dimension(base: Layout, stride: int, taken: list[int]) -> int | None:
 def _unfolded(row: Any, view: Layout, first: int) -> Any:
     """Any view of a row: the reach of the view, unfolded once for each of its dimensions.
 
-    Largest stride first: `[..., reach]` becomes `[..., size, reach of the dimensions that are left]`.
+    Largest stride first: `[..., reach]` becomes `[..., size, reach of the other dimensions]`.
     """
     dims = [d for d, size in enumerate(view.shape) if size != 1]
     dims.sort(key=lambda d: -view.stride[d])
