@@ -6,8 +6,10 @@ state are what they were; `goes_on` that the model can be traced again.
 
 from __future__ import annotations
 
+import sys
 import traceback
 from pathlib import Path
+from types import CodeType, FrameType
 from typing import Any
 
 import pytest
@@ -26,9 +28,11 @@ from weft.errors import (
     WeftError,
     WriteMismatchError,
 )
+from weft.run.hooks import _RUNNING
 from weft.testing.same import bitwise
+from weft.trace.current import CURRENT
 
-from .tower import WIDTH, Tower, by_hand, prompt, unchanged
+from .tower import WIDTH, Tower, by_hand, hooks, prompt, unchanged
 
 IDS = prompt()
 OUT = "out of (range|bounds)"
@@ -317,6 +321,66 @@ def test_text_of_a_log_that_cannot_be_printed(
         monkeypatch.setattr("builtins.print", broken)
     monkeypatch.undo()
     goes_on(net, model)
+
+
+def test_ctrl_c_at_any_line_of_ours(net: Tower, model: Any) -> None:
+    """The next experiment is right, wherever the last one was interrupted.
+
+    Not between the lines that clean up themselves, where Python offers no hold.
+    """
+
+    def body() -> None:
+        with model.trace(IDS):
+            model.blocks[0].output.save()
+            model.blocks[1].mlp.output[:, -1] += 1
+            model.head.output.save()
+
+    def watched(act: Any) -> None:
+        def tracer(frame: FrameType, event: str, arg: Any) -> Any:
+            if "/weft/" not in frame.f_code.co_filename:
+                return None
+            if event == "line":
+                act(frame)
+            return tracer
+
+        before = sys.gettrace()
+        sys.settrace(tracer)
+        try:
+            body()
+        finally:
+            sys.settrace(before)
+
+    body()
+    places: dict[tuple[CodeType, int], None] = {}
+    watched(lambda frame: places.setdefault((frame.f_code, frame.f_lineno)))
+    assert len(places) > 200
+
+    for place in places:
+
+        def interrupt(frame: FrameType, place: Any = place) -> None:
+            if (frame.f_code, frame.f_lineno) == place:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            watched(interrupt)
+        where = f"{place[0].co_qualname}, line {place[1]}"
+        stuck = CURRENT.get()
+        clean = hooks(net) == 0 and _RUNNING.get() is None and not (stuck and stuck.open)
+        assert clean or place[0].co_name in CLEANING_UP, where
+        if stuck is not None and stuck.open:
+            stuck.__exit__()
+        _RUNNING.set(None)
+        body()
+        assert CURRENT.get() is None, where
+        assert torch._C._len_torch_function_stack() == 0, where
+        for module in net.modules():
+            module._forward_hooks.clear()
+            module._forward_pre_hooks.clear()
+            module._forward_pre_hooks_with_kwargs.clear()
+    goes_on(net, model)
+
+
+CLEANING_UP = ("__enter__", "__exit__", "forward", "remove", "unhook")
 
 
 # --- in the model ---------------------------------------------------------------------------------

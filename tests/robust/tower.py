@@ -27,7 +27,7 @@ class Mix(nn.Module):
         self.value = nn.Linear(WIDTH, WIDTH)
 
     def forward(self, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        weights = torch.ones(h.shape[1], h.shape[1]).tril()
+        weights = h.new_ones(h.shape[1], h.shape[1]).tril()
         weights = weights / weights.sum(-1, keepdim=True)
         return weights @ self.value(h), weights
 

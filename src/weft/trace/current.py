@@ -48,27 +48,27 @@ class _Watch(TorchFunctionMode):
 class _Thread(threading.local):
     def __init__(self) -> None:
         self.mode = _Watch()
-        self.blocks: set[int] = set()
+        self.blocks: set[Recorder] = set()
 
 
 _THREAD = _Thread()
 
 
-def blocks_here() -> set[int]:
+def blocks_here() -> set[Recorder]:
     """The open blocks of this thread."""
     return _THREAD.blocks
 
 
-def enter_watch(recorder: Recorder, blocks: set[int]) -> None:
+def enter_watch(recorder: Recorder, blocks: set[Recorder]) -> None:
     """Starts watching this thread's torch calls, for one more of its `blocks`."""
-    blocks.add(id(recorder))
+    blocks.add(recorder)
     if _THREAD.mode not in _get_current_function_mode_stack():
         torch._C._push_on_torch_function_stack(_THREAD.mode)
 
 
-def leave_watch(recorder: Recorder, blocks: set[int]) -> None:
-    """Stops watching when the last of the blocks of this thread closes."""
-    blocks.discard(id(recorder))
+def leave_watch(blocks: set[Recorder]) -> None:
+    """Stops watching when the last of the blocks of this thread has closed."""
+    blocks.difference_update([recorder for recorder in tuple(blocks) if not recorder.open])
     if blocks or blocks is not _THREAD.blocks:
         return
     above = []

@@ -70,7 +70,7 @@ class Recorder:
         self.owner = owner
         self.open = False
         self.entered = False
-        self._blocks: set[int] = set()
+        self._blocks: set[Recorder] = set()
         self.failure: BaseException | str | None = None
         self.nodes: list[AnyNode] = []
         self.lines: dict[tuple[str, int], int] = {}
@@ -108,7 +108,7 @@ class Recorder:
     def __exit__(self, *exc: object) -> None:
         self.open = False
         try:
-            leave_watch(self, self._blocks)
+            leave_watch(self._blocks)
         finally:
             if CURRENT.get() is self:
                 CURRENT.set(None)
