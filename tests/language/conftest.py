@@ -7,7 +7,7 @@ tests can run where `connect` gives a model that lives elsewhere.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -36,7 +36,6 @@ class Subject:
     ids: torch.Tensor
     baseline: torch.Tensor
     tokenizer: Any = None
-    used: set = field(default_factory=set)
 
     @property
     def layer_list(self) -> Any:
@@ -59,7 +58,10 @@ def _subject(name: str, dtype: torch.dtype) -> Subject:
     ids = torch.tensor(zoo.tokens(9, seed=1))
     with torch.no_grad():
         baseline = net(ids).logits
-    return Subject(net, connect(net, tokenizer), paths, ids, baseline, tokenizer)
+    model = connect(net, tokenizer)
+    with model.scan(ids):
+        pass  # learns the shapes: that pass fires the hooks with which tests count
+    return Subject(net, model, paths, ids, baseline, tokenizer)
 
 
 def connect(net: nn.Module, tokenizer: Any = None) -> Any:

@@ -108,6 +108,6 @@ def test_a_plan_reads_well_and_looks_at_nothing(model, ids, gpt2):
     with model.trace(ids) as tracer:
         logits = model.lm_head.output.save()
         text = str(tracer.plan())
-    assert "saved        4.5 KiB" in text or "saved" in text
+    assert "4.5 KB" in text
     assert "lm_head.output" in text
     bitwise(logits, gpt2.baseline)

@@ -94,7 +94,7 @@ def test_a_scan_needs_no_weights(lazy):
         shape = tuple(h.shape)
         lazy.lm_head(h * lazy.model.norm.weight).save()
         plan = tracer.plan()
-    assert shape == (1, 5, 128) or shape[2] == 128
+    assert shape == (1, 6, 128)  # with its beginning
     assert plan.saved_bytes > 0
     assert on_meta(lazy)
 
