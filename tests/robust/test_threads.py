@@ -297,7 +297,6 @@ def test_a_signature_is_learnt_while_others_run(net: Tower, model: Any) -> None:
     assert results[2:] == [0, 0, 0, 0]
 
 
-@pytest.mark.xfail(reason="learn._state_kept empties each module for a moment", strict=True)
 def test_a_model_is_whole_at_every_line_of_ours_while_it_is_learnt(net: Tower, model: Any) -> None:
     """Between any two of our lines another thread may run the model: nothing is missing then."""
 
