@@ -120,7 +120,7 @@ class EditAndRead(Case):
         def read(module: Any, args: Any, output: torch.Tensor) -> None:
             kept.append(output.clone())
 
-        middle = self.net.transformer.h[self.layers // 2].mlp
+        middle: Any = self.net.transformer.h[self.layers // 2].mlp
         with self.hooked((middle, edit), (self.net.lm_head, read)):
             self.forward(i)
         return kept

@@ -43,7 +43,8 @@ def examples() -> list[tuple[str, str]]:
     """Every Python example of every document."""
     found = []
     for document in DOCUMENTS:
-        blocks = re.findall(r"^```python\n(.*?)^```", document.read_text(), re.MULTILINE | re.DOTALL)
+        text = document.read_text()
+        blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
         found += [(f"{document.name}-{number}", block) for number, block in enumerate(blocks)]
     return found
 

@@ -46,7 +46,7 @@ def lens(model: weft.LanguageModel, prompt: str) -> None:
     title(f"Logit lens: {prompt!r}")
     with model.trace(prompt):
         reads = [model.lm_head(model.model.norm(layer.output)) for layer in model.model.layers]
-        probs = torch.stack(reads)[:, 0, -1].softmax(-1).save()
+        probs = weft.save(torch.stack(reads)[:, 0, -1].softmax(-1))
     for number, row in enumerate(probs):
         best = row.topk(3)
         words = [model.tokenizer.decode(token) for token in best.indices]
@@ -71,9 +71,9 @@ def patching(model: weft.LanguageModel) -> None:
 
     with model.trace(pair.clean):
         clean = weft.save([layer.output for layer in model.model.layers])
-        high = answer().save()
+        high = weft.save(answer())
     with model.trace(pair.corrupt):
-        low = answer().save()
+        low = weft.save(answer())
     grid = torch.zeros(len(clean), len(words))
     for number, layer in enumerate(model.model.layers):
         for position in range(len(words)):

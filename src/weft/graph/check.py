@@ -6,6 +6,8 @@ model: it knows names, references and bounds, not shapes (that is `kernels.abstr
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 from weft.errors import GraphError
 
 from .frame import ITEM_SIZES
@@ -176,7 +178,7 @@ def _check_args(graph: Graph, number: int, args: tuple[Arg, ...], depth: int = 0
                 _refuse(graph, number, "a number beyond 64 bits")
 
 
-def _refuse(graph: Graph, number: int | None, what: str) -> None:
+def _refuse(graph: Graph, number: int | None, what: str) -> NoReturn:
     if number is None:
         raise GraphError(f"the graph is not well formed: {what}")
     node = graph.nodes[number]

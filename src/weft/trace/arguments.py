@@ -56,7 +56,7 @@ class Walk:
         if kind is slice:
             self.key.append(":")
             bounds = (arg.start, arg.stop, arg.step)
-            if any([isinstance(bound, torch.Tensor) for bound in bounds]):
+            if has(torch.Tensor, bounds):
                 raise TensorBound
             return Slice(*[self.lower(bound) for bound in bounds])
         return self._rare(arg)

@@ -88,7 +88,7 @@ def _assign(container: Any, key: Any, value: Any) -> None:
         _refuse(container, "an assignment to a slice")
     if isinstance(container, (tuple, list)) and isinstance(key, int) and key < 0:
         key += len(container)
-    target = (*leaf, key)
+    target: Leaf = (*leaf, key)
     for below, item in flatten(value, target):
         state = site.tensors.get(below)
         if state is None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from weft.errors import ReadOnlyError, UnsupportedOperationError
-from weft.graph.node import Apply, Call, Param, Ref
+from weft.graph.node import Apply, Call, Name, Param, Ref
 from weft.graph.ops import OPS
 from weft.kernels.abstract import OUTCOMES, DataDependentError, Outcome, rebuild
 from weft.kernels.aval import Aval, dtype_name
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .recorder import Recorder
 
 KINDS = {name: op.kind for name, op in OPS.items()}
+_FACTORIES = frozenset(("factory", "random_factory"))
 _ANSWERED = frozenset(("look", "hint", "asked"))
 
 
@@ -39,6 +40,8 @@ class Operations:
         kind = KINDS[name]
         if kind in _ANSWERED:
             return self._answer(name, kind, func, args, kwargs)
+        if kwargs.get("inplace"):
+            return self._inplace(name, func, args, kwargs)
         before = len(self.recorder.nodes)
         walk = Walk(self.recorder, name)
         lowered = tuple([walk.lower(arg) for arg in args])
@@ -47,6 +50,8 @@ class Operations:
             kwargs = self._without_hints(kwargs)
             lowered_kw = tuple([(key, walk.lower(value)) for key, value in kwargs.items()])
             walk.key.append(tuple(kwargs))
+        if kind in _FACTORIES and "dtype" not in kwargs:
+            walk.key.append(torch.get_default_dtype())
         outcome = self._outcome(name, walk, args, kwargs)
         looked = outcome is None
         if outcome is None:
@@ -55,6 +60,9 @@ class Operations:
             return self._plain(name, outcome, walk)
         if outcome.writes and self._soils(outcome, walk, before):
             return self.record(name, func, args, kwargs)
+        if kind in _FACTORIES and "dtype" not in kwargs:  # the default here, not where it runs
+            named = Name("dtype", dtype_name(outcome.leaves[0].aval.dtype))
+            lowered_kw = (*lowered_kw, ("dtype", named))
         number = len(self.recorder.nodes)
         result = self._commit(name, kind, lowered, lowered_kw, outcome, walk)
         if looked:
@@ -66,6 +74,13 @@ class Operations:
         if kind == "look":
             return self.recorder.looks.call(func, args, kwargs)
         return args[0] if kind == "hint" else special.ASKED[name](self.recorder.device)
+
+    def _inplace(self, name: str, func: Any, args: tuple, kwargs: dict) -> Any:
+        """`F.relu(x, inplace=True)`: the result, copied into the argument."""
+        target = args[0]
+        result = self.record(name, func, args, {**kwargs, "inplace": False})
+        self.record("Tensor.copy_", torch.Tensor.copy_, (target, result), {})
+        return target
 
     def _without_hints(self, kwargs: dict) -> dict:
         if kwargs.get("out") is not None:

@@ -6,11 +6,12 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
-from .arguments import TensorBound, Walk
 from weft.kernels.aval import Aval
 
+from .arguments import TensorBound, Walk
 from .lines import user_line
 from .value import Sizes, Value
 
@@ -149,6 +150,17 @@ def _iter(recorder: Recorder, func: Any, args: tuple, kwargs: dict) -> Any:
     return iter(value.unbind(0))
 
 
+_NUMBERS = (torch.Tensor, int, float, complex, np.ndarray, np.generic)
+
+
+def _compare(recorder: Recorder, func: Any, args: tuple, kwargs: dict) -> Any:
+    """`x == y`; what is no number leaves the answer to Python, as in PyTorch (`x == None`)."""
+    if not isinstance(args[1], _NUMBERS):
+        return NotImplemented
+    name = "eq" if func is torch.Tensor.__eq__ else "ne"
+    return recorder.operations.record(name, func, args, kwargs)
+
+
 Handler = Callable[["Recorder", Any, tuple, dict], Any]
 
 HANDLERS: dict[Any, Handler] = {
@@ -159,6 +171,8 @@ HANDLERS: dict[Any, Handler] = {
     torch.Tensor.__getitem__: _getitem,
     torch.Tensor.__setitem__: _setitem,
     torch.Tensor.__iter__: _iter,
+    torch.Tensor.__eq__: _compare,
+    torch.Tensor.__ne__: _compare,
 }
 
 
