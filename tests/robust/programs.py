@@ -265,7 +265,7 @@ def by_hooks(net: Tower, ids: torch.Tensor, lines: list[Line], constants: dict) 
         return snapshot
 
     for line in lines:
-        site = line.site
+        site: Any = line.site
         if line.kind == "read":
             names[line.makes] = look(site)
             homes[line.makes] = site

@@ -325,13 +325,14 @@ def test_a_model_that_raises_leaves_no_activation(spied: Any) -> None:
                 raise RuntimeError("broken")
             return x
 
-    net = torch.nn.Sequential(Spy(), Broken())
+    spy = Spy()
+    net = torch.nn.Sequential(spy, Broken())
     model = weft.Model(net)
     with pytest.raises(RuntimeError, match="broken"), model.trace(torch.ones(2, 3)) as tracer:
         kept = model[0].output.save()
         model[1].output.save()
     gc.collect()
-    assert [ref() for ref in net[0].seen] == [None]
+    assert [ref() for ref in spy.seen] == [None]
     assert tracer is not None and kept is not None
 
 

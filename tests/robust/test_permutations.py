@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import linecache
 import warnings
 from collections import Counter
 from typing import Any
@@ -16,7 +15,7 @@ from weft.errors import LateEditError, StaleHandleError
 from weft.testing.same import bitwise
 
 from .programs import Line, Refused, by_hooks, constants, may_swap, programs, reordered, source
-from .tower import prompt, tower, unchanged
+from .tower import prompt, remember, tower, unchanged
 
 NET = tower()
 MODEL = weft.Model(NET)
@@ -26,7 +25,7 @@ IDS = prompt()
 def run(lines: list[Line]) -> dict[str, torch.Tensor] | type[Exception]:
     """What the block saves, by name, or the class of its refusal."""
     text = source(lines)
-    linecache.cache["<program>"] = (len(text), None, text.splitlines(True), "<program>")
+    remember("<program>", text)
     scope: dict[str, Any] = {"torch": torch, "model": MODEL, "ids": IDS, **constants()}
     try:
         with warnings.catch_warnings():

@@ -8,7 +8,6 @@ import code
 import cProfile
 import doctest
 import gc
-import linecache
 import subprocess
 import sys
 import textwrap
@@ -25,7 +24,7 @@ import weft
 from weft.errors import LateEditError, NotSavedError, WeftError
 from weft.testing.same import bitwise
 
-from .tower import Tower, by_hand, prompt
+from .tower import Tower, by_hand, prompt, remember
 
 IDS = prompt()
 ROOT = Path(__file__).parent.parent.parent
@@ -65,7 +64,7 @@ def test_exec_of_plain_text(net: Tower, model: Any, logits: torch.Tensor) -> Non
 
 def test_a_notebook_cell(net: Tower, model: Any, logits: torch.Tensor) -> None:
     name = "<ipython-input-7-abc>"
-    linecache.cache[name] = (len(PROGRAM), None, PROGRAM.splitlines(True), name)
+    remember(name, PROGRAM)
     scope: dict[str, Any] = {"model": model, "ids": IDS}
     exec(compile(PROGRAM, name, "exec"), scope)
     bitwise(scope["got"], logits)
@@ -226,7 +225,8 @@ def test_comprehensions_and_lambdas(net: Tower, model: Any) -> None:
         listed = [block.output.save() for block in model.blocks]
         named = {i: block.mlp.output.save() for i, block in enumerate(model.blocks)}
         mapped = list(map(lambda block: (block.output * 2).save(), model.blocks))  # noqa: C417
-        summed = sum(block.output for block in model.blocks).save()
+        summed: Any = sum(block.output for block in model.blocks)
+        summed.save()
     seen = by_hand(net, IDS, {})
     blocks = [seen[f"blocks.{i}"] for i in range(3)]
     bitwise(listed, blocks)
@@ -326,7 +326,7 @@ def test_a_generator_that_yields_results_of_its_blocks(
         while True:
             yield edit(model)
 
-    one = results()
+    one: Any = results()
     bitwise([next(one), next(one)], [logits, logits])
     one.close()
 
@@ -354,7 +354,7 @@ def test_a_generator_that_is_closed_on_another_thread_hurts_neither(
             model.head.output.save()
             yield
 
-    one = steps()
+    one: Any = steps()
     next(one)
     got: list[Any] = []
 
@@ -536,10 +536,11 @@ def test_under_a_profiler(net: Tower, model: Any, logits: torch.Tensor) -> None:
 
 
 def test_under_the_profiler_of_torch(net: Tower, model: Any, logits: torch.Tensor) -> None:
-    with torch.autograd.profiler.profile(use_cpu=True) as profile:
+    profile: Any = torch.autograd.profiler.profile(use_cpu=True)
+    with profile:
         got = edit(model)
     bitwise(got, logits)
-    assert len(profile.function_events) > 0
+    assert profile.function_events
 
 
 class Stepper(bdb.Bdb):
@@ -597,7 +598,7 @@ def test_pdb_with_commands(net: Tower, model: Any, logits: torch.Tensor) -> None
     import pdb
 
     name = "<pdb>"
-    linecache.cache[name] = (len(PROGRAM), None, PROGRAM.splitlines(True), name)
+    remember(name, PROGRAM)
     said = io.StringIO()
     commands = ["n", "n", "p model.blocks[1].output", "pp ids.shape", "w", "n", "p got", "n", "c"]
     debugger = pdb.Pdb(

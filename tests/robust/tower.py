@@ -5,6 +5,7 @@ tower.embed -> 3 blocks (mix, mlp on a residual) -> norm -> head;  ids [batch, p
 
 from __future__ import annotations
 
+import linecache
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -69,6 +70,11 @@ def prompt(length: int = 5, batch: int = 2) -> torch.Tensor:
     """`[batch, length]`, other ids for other lengths."""
     draw = torch.Generator().manual_seed(length)
     return torch.randint(VOCAB, (batch, length), generator=draw)
+
+
+def remember(name: str, text: str) -> None:
+    """Makes the lines of a text known under a file name, as notebooks do with their cells."""
+    linecache.cache[name] = (len(text), None, [*text.splitlines(True)], name)
 
 
 # --- what must be left as it was ------------------------------------------------------------------
