@@ -65,7 +65,6 @@ UNSEEN = {
     "resize_": lambda h: h.resize_(3),
     "set data": lambda h: setattr(h, "data", h),
     "unsqueeze_": lambda h: h.unsqueeze_(0),
-    "inplace=True": lambda h: torch.nn.functional.relu(h, inplace=True),
     "dlpack": lambda h: torch.from_dlpack(h),
     "sparse": lambda h: h.to_sparse(),
     "an object": lambda h: h.new_tensor(object()),

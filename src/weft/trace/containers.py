@@ -8,7 +8,7 @@ its tensors. Assigning an item or attribute records a write of that leaf; what c
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
@@ -84,7 +84,7 @@ def _remember(container: Any, site: SiteState, sites: Sites, leaf: Leaf) -> Any:
 def _assign(container: Any, key: Any, value: Any) -> None:
     """Records `container[key] = value` as writes of the leaves below."""
     site, sites, leaf = object.__getattribute__(container, "_weft")
-    if isinstance(key, slice):
+    if not isinstance(key, (int, str)):
         _refuse(container, "an assignment to a slice")
     if isinstance(container, (tuple, list)) and isinstance(key, int) and key < 0:
         key += len(container)
@@ -107,7 +107,7 @@ def _item(container: Any, key: Any) -> Any:
         return None
 
 
-def _refuse(container: Any, what: str) -> Any:
+def _refuse(container: Any, what: str) -> NoReturn:
     site = object.__getattribute__(container, "_weft")[0]
     raise RecordingError(
         f"{what} of the container at {site.site} cannot be recorded",

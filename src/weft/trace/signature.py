@@ -24,6 +24,7 @@ from torch import nn
 from weft.errors import RecordingError
 from weft.graph.site import Leaf
 
+from .ghost import without_hooks
 from .layouts import Family, Point, family_of, kind_of, layout_of
 from .learn import Facts, Row, Table, learn, learn_by_running, weights_of
 from .regions import Box, Region
@@ -305,19 +306,21 @@ class Signatures:
         """A fake pass, or None where it fails."""
         self.passes += 1
         try:
-            module = self._module()
-            return learn(module, args, kwargs, self._device_of(module), contrary=contrary)
+            place = self._device_of(self._module())
+            module = without_hooks(self._module())
+            return learn(module, args, kwargs, place, contrary=contrary)
         except Exception:  # noqa: BLE001 (sizes that nobody asked for may well be refused)
             return None
 
     def _pass(self, args: tuple, kwargs: dict) -> Table:
         """A pass for what was asked: as fake as it can be."""
-        module = self._module()
+        place = self._device_of(self._module())
+        module = without_hooks(self._module())
         reasons = []
         for integers in (True, False):
             self.passes += 1
             try:
-                return learn(module, args, kwargs, self._device_of(module), integers)
+                return learn(module, args, kwargs, place, integers)
             except Exception as error:  # noqa: BLE001 (a model may raise anything)
                 reasons.append(error)
         if self._real is None:
