@@ -359,8 +359,10 @@ def test_a_generator_that_is_closed_on_another_thread_hurts_neither(
     got: list[Any] = []
 
     def other() -> None:
-        one.close()
-        got.append(edit(model))
+        with model.trace(IDS):
+            model.blocks[1].output[:, 0] = 0
+            one.close()
+            got.append(model.head.output.save())
         got.append(shaped(model))
 
     on_thread(other)
