@@ -46,25 +46,31 @@ def test_the_output_of_a_layer_is_the_input_of_the_next(subject):
     bitwise([read, logits], [seen[keys[1]], seen.result.logits])
 
 
-def test_an_edit_never_changes_what_an_earlier_site_gave(subject):
+@pytest.mark.parametrize("reads", [0, 1], ids=["one handle", "two handles"])
+def test_an_edit_never_changes_what_an_earlier_site_gave(subject, reads):
     """Two sites, one storage: the save at the first keeps its value, in either order of lines."""
     first, second = subject.layer_list[0], subject.layer_list[1]
     key = f"{subject.paths.layer(0)}.output"
     expected = with_hooks(subject.net, {key: None}, subject.ids)[key]
     with subject.model.trace(subject.ids) as tracer:
         above = first.output.save()
+        kept = [second.input.save() for _ in range(reads)]
         second.input[:] = 0
         below = first.output.save()
         sliced = first.output[:, -1].save()
         computed = (first.output * 2).save()
         tracer.result.logits.save()
     bitwise([above, below, sliced, computed], [expected, expected, expected[:, -1], expected * 2])
+    bitwise(kept, [expected] * reads)
 
 
-def test_a_value_of_an_earlier_site_used_after_a_later_edit_of_its_storage(model, net, ids):
+@pytest.mark.parametrize("reads", [0, 1], ids=["one handle", "two handles"])
+def test_a_value_of_an_earlier_site_used_after_a_later_edit_of_its_storage(model, net, ids, reads):
     """`h0` is read at layer 0, its tensor is edited at layer 1's input, then h0 is used at 2."""
     with model.trace(ids):
         h0 = model.transformer.h[0].output
+        for _ in range(reads):
+            model.transformer.h[1].input.save()
         model.transformer.h[1].input[:] = 0
         model.transformer.h[2].output = h0
         logits = model.lm_head.output.save()
@@ -77,6 +83,9 @@ def test_a_value_of_an_earlier_site_used_after_a_later_edit_of_its_storage(model
     bitwise(logits, with_hooks(net, hooks, ids).result.logits)
 
 
+H0, H1, H2 = (f"transformer.h.{i}.output" for i in range(3))
+
+
 def test_a_value_written_to_two_sites_is_two_tensors(model, net, ids):
     with model.trace(ids):
         value = model.transformer.h[0].output * 2
@@ -85,9 +94,40 @@ def test_a_value_written_to_two_sites_is_two_tensors(model, net, ids):
         model.transformer.h[1].output[:] = 0
         after = model.transformer.h[2].output.save()
         mine = value.save()
-    key = "transformer.h.0.output"
-    expected = 2 * with_hooks(net, {key: None}, ids)[key]
-    bitwise([after, mine], [expected, expected])
+        logits = model.lm_head.output.save()
+    kept = []
+    hooks = {H0: lambda h: kept.append(h * 2), H1: torch.zeros_like, H2: lambda h: kept[0].clone()}
+    seen = with_hooks(net, hooks, ids)
+    bitwise([after, mine, logits], [kept[0], kept[0], seen.result.logits])
+
+
+def test_a_value_written_to_two_sites_that_the_model_adds_to(v):
+    """What the model gets is its own: it adds to it in place, and the second site does not see."""
+    net = Adds()
+    model = weft.Model(net)
+    with model.trace(X):
+        value = model.first.input * 2
+        model.first.output = value
+        model.last.output = value
+        mine = value.save()
+        read = model.first.output.save()
+        out = model.output.save()
+    bitwise([mine, read, out], [X * 2, X * 2, X * 2 + 1])
+
+
+class Adds(nn.Module):
+    """Changes in place what its parts give."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Identity(), nn.Identity()
+
+    def forward(self, x):
+        h = self.first(x + 0)
+        h += 1
+        h = self.last(h)
+        h += 1
+        return h
 
 
 def test_an_edit_of_a_written_value_does_not_follow_it_into_the_site(model, net, ids):
@@ -96,19 +136,40 @@ def test_an_edit_of_a_written_value_does_not_follow_it_into_the_site(model, net,
         model.transformer.h[1].output = value
         value.zero_()
         after = model.transformer.h[1].output.save()
-    key = "transformer.h.0.output"
-    bitwise(after, 2 * with_hooks(net, {key: None}, ids)[key])
+        zeros = value.save()
+        logits = model.lm_head.output.save()
+    kept = []
+    hooks = {H0: lambda h: kept.append(h * 2), H1: lambda h: kept[0].clone()}
+    seen = with_hooks(net, hooks, ids)
+    bitwise([after, logits], [kept[0], seen.result.logits])
+    assert not zeros.any()
 
 
 def test_an_edit_of_a_site_does_not_change_the_value_that_was_written_to_it(model, net, ids):
     with model.trace(ids):
         value = model.transformer.h[0].output * 2
         model.transformer.h[1].output = value
-        model.transformer.h[1].output.zero_()
+        model.transformer.h[1].output[:, 0] = 0
         mine = value.save()
-        model.lm_head.output.save()
-    key = "transformer.h.0.output"
-    bitwise(mine, 2 * with_hooks(net, {key: None}, ids)[key])
+        logits = model.lm_head.output.save()
+    kept = []
+
+    def edit(h):
+        h = kept[0].clone()
+        h[:, 0] = 0
+        return h
+
+    seen = with_hooks(net, {H0: lambda h: kept.append(h * 2), H1: edit}, ids)
+    bitwise([mine, logits], [kept[0], seen.result.logits])
+
+
+def test_a_constant_written_to_a_site_is_not_the_users_tensor(v):
+    net, constant = Adds(), torch.ones(2, 3)
+    model = weft.Model(net)
+    with model.trace(X):
+        model.first.output = constant
+        out = model.output.save()
+    bitwise([constant, out], [torch.ones(2, 3), torch.ones(2, 3) + 2])
 
 
 class Shares(nn.Module):

@@ -210,6 +210,7 @@ RECEIVERS = {
     "acts.copy_": lambda acts, hs: acts.copy_(torch.cat(hs)),
     "torch.index_copy_": lambda acts, hs: acts.index_copy_(0, torch.tensor([2]), hs[1]),
     "a mask from h": lambda acts, hs: acts.__setitem__(torch.cat(hs) > 0, 5.0),
+    "a view that mixes and turns": lambda acts, hs: acts.view(-1, 8).T[2:4].add_(hs[1].sum()),
     "rows": _rows,
     "a row of a view": _row_of_view,
     "detach": lambda acts, hs: acts.detach()[1].copy_(hs[1].squeeze(0)),

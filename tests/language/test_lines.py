@@ -79,6 +79,16 @@ def test_a_line_behind_a_partial_and_a_library(model, ids):
     assert all(line.endswith(f"# test_lines.py:{expected}") for line in lines)
 
 
+def test_a_line_behind_pytorchs_own_python(model, ids):
+    layer = torch.nn.Sequential(torch.nn.Linear(32, 4), torch.nn.Softmax(-1))
+    with model.trace(ids) as tracer:
+        expected = here() + 1
+        torch.einsum("bsd,bsd->bs", *[layer(model.transformer.h[1].output)] * 2).save()
+    lines = str(tracer.graph).splitlines()
+    assert len(lines) > 4
+    assert all(line.endswith(f"# test_lines.py:{expected}") for line in lines)
+
+
 class Probe(torch.nn.Module):
     def __init__(self):
         super().__init__()

@@ -95,7 +95,7 @@ WRITES = {
 
 @pytest.mark.parametrize("name", WRITES)
 def test_weights_are_read_only(model, ids, name):
-    with pytest.raises(ReadOnlyError) as caught, model.trace(ids):
+    with model.trace(ids), pytest.raises(ReadOnlyError) as caught:  # in the block, not in the run
         WRITES[name](model.lm_head.weight)
     assert "lm_head.weight" in caught.value.message
     assert __file__ in str(caught.value.line)

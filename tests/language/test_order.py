@@ -71,6 +71,26 @@ def test_a_value_of_a_later_site_waits_for_it(model, net, ids):
     bitwise(both, seen[keys[0]] * seen[keys[1]])
 
 
+def test_a_use_above_an_edit_means_the_old_value_even_if_it_runs_later(model, net, ids):
+    """The product waits for layer 2; by then layer 0 has been edited."""
+    with model.trace(ids):
+        early = model.transformer.h[0].output
+        both = (early * model.transformer.h[2].output).save()
+        part = (early[:, 0] + model.transformer.h[1].output[:, 0]).save()
+        early[:] = early * 2
+        logits = model.lm_head.output.save()
+    kept = []
+    hooks = {
+        "transformer.h.0.output": lambda h: kept.append(h.clone()) or h * 2,
+        "transformer.h.1.output": None,
+        "transformer.h.2.output": None,
+    }
+    seen = with_hooks(net, hooks, ids)
+    bitwise(both, kept[0] * seen["transformer.h.2.output"])
+    bitwise(part, kept[0][:, 0] + seen["transformer.h.1.output"][:, 0])
+    bitwise(logits, seen.result.logits)
+
+
 def test_within_one_site_the_order_of_the_program_counts(model, net, ids, v):
     def add_then_double(site):
         site.output[:, 0] += v

@@ -229,8 +229,9 @@ def test_what_the_model_overwrites_later_keeps_its_value():
         kept = model.first.output.save()
         row = model.first.output[0].save()
         after = (model.first.output * 2).save()
+        last = model.last.output.save()
     first = net.first(x).detach()
-    bitwise([kept, row, after], [first, first[0], first * 2])
+    bitwise([kept, row, after, last], [first, first[0], first * 2, first * 0])
 
 
 def test_a_saved_slice_owns_only_its_slice(subject):

@@ -304,6 +304,32 @@ def test_edits_of_one_site_add_up_in_program_order(model, net, ids, v):
     bitwise(logits, with_hooks(net, hooks, ids).result.logits)
 
 
+def test_one_site_read_and_edited_through_many_handles(subject):
+    path = subject.paths.layer(1)
+    with subject.model.trace(subject.ids) as tracer:
+        layer = subject.model.get(path)
+        before = layer.output.save()
+        layer.output[:, 1] *= 3
+        between = layer.output.save()
+        layer.output[:, 2] = layer.output[:, 1]
+        layer.output.mul_(1.5)
+        after = layer.output.save()
+        logits = tracer.result.logits.save()
+    kept = []
+
+    def edit(h):
+        kept.append(h.clone())
+        h[:, 1] *= 3
+        kept.append(h.clone())
+        h[:, 2] = h[:, 1]
+        h.mul_(1.5)
+
+    seen = with_hooks(subject.net, {f"{path}.output": edit}, subject.ids)
+    bitwise([before, between, after], [*kept, seen[f"{path}.output"]])
+    bitwise(logits, seen.result.logits)
+    moves(logits, subject.baseline)
+
+
 def test_edits_of_many_layers(subject):
     with subject.model.trace(subject.ids) as tracer:
         for layer in subject.layer_list:
