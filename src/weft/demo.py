@@ -23,6 +23,7 @@ SHADES = " .:-=+*#%@"
 
 def demo() -> None:
     """Prints the whole tour."""
+    torch.set_num_threads(1)  # the model is tiny: threads would only wait for each other
     clock = Clock()
     with clock("build the tree (no weights)"):
         model = weft.LanguageModel(tiny_path())
