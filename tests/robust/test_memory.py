@@ -17,7 +17,7 @@ import torch
 
 import weft
 from weft.errors import LookError, WeftError
-from weft.trace import layouts, signature
+from weft.trace import signature
 
 from .tower import WIDTH, Tower, hooks, prompt, tower
 
@@ -203,26 +203,38 @@ def test_large_activations_are_freed_when_the_run_ends() -> None:
 # --- the caches -----------------------------------------------------------------------------------
 
 
-def test_prompts_of_ever_new_lengths_fill_bounded_caches(
-    net: Tower, model: Any, monkeypatch: pytest.MonkeyPatch
+class Branches(torch.nn.Module):
+    """Reads its input's numbers, so that each prompt has a signature of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = torch.nn.Embedding(1000, 4)
+        self.head = torch.nn.Linear(4, 4)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.embed(ids)) * int(ids.sum())
+
+
+@pytest.mark.parametrize(
+    ("made", "prompts"),
+    [(tower, [prompt(n) for n in range(1, 40)]), (Branches, [IDS + n for n in range(39)])],
+    ids=["lengths", "numbers"],
+)
+def test_ever_new_prompts_fill_bounded_caches(
+    made: Any, prompts: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (signature, layouts):
-        if hasattr(module, "REMEMBERED"):
-            monkeypatch.setattr(module, "REMEMBERED", 8)
-
-    def step(length: int) -> None:
-        with model.trace(prompt(length)):
-            model.blocks[0].output[:, -1] += PUSH
+    monkeypatch.setattr(signature, "REMEMBERED", 8)
+    model = weft.Model(made())
+    before = signatures()
+    for ids in prompts:
+        with model.trace(ids):
             model.head.output.save()
+    assert 1 <= signatures() - before <= 9
 
-    for length in range(1, 40):
-        step(length)
-    kept = {
-        name: len(held)
-        for name, held in vars(model._signatures).items()
-        if isinstance(held, dict | list | set)
-    }
-    assert all(size <= 8 for size in kept.values()), kept
+
+def signatures() -> int:
+    gc.collect()
+    return sum(type(item) is signature.Signature for item in gc.get_objects())
 
 
 def test_the_tensors_that_stand_for_layouts_are_few_for_each_length(net: Tower, model: Any) -> None:
@@ -316,6 +328,19 @@ def test_what_a_failed_run_had_saved_dies_with_its_error(spied: Any) -> None:
         far = spied[1].output[:, bad + 0 * first[0, :1].long()].save()
     assert alive(spied) == [0, 0, 0]
     assert tracer.graph and first is not None and far is not None
+
+
+def test_a_block_that_failed_keeps_nothing_of_its_own_frame(spied: Any) -> None:
+    def fails() -> tuple[Any, weakref.ref]:
+        large = torch.ones(1000)
+        with pytest.raises(ZeroDivisionError), spied.trace(torch.ones(2, 3)) as tracer:
+            spied[0].output.save()
+            1 / 0
+        return tracer, weakref.ref(large)
+
+    tracer, large = fails()
+    gc.collect()
+    assert tracer is not None and large() is None
 
 
 def test_a_model_that_raises_leaves_no_activation(spied: Any) -> None:

@@ -36,7 +36,7 @@ def run(lines: list[Line]) -> dict[str, torch.Tensor] | type[Exception]:
     return dict(sorted(scope["tracer"].results.items()))
 
 
-@settings(max_examples=200, derandomize=True, deadline=None)
+@settings(max_examples=500, derandomize=True, deadline=None)
 @given(programs(), st.data())
 def test_every_order_of_independent_lines_gives_the_same_as_plain_hooks(
     lines: list[Line], data: Any
