@@ -163,6 +163,22 @@ def test_an_edit_of_a_site_does_not_change_the_value_that_was_written_to_it(mode
     bitwise([mine, logits], [kept[0], seen.result.logits])
 
 
+def test_an_edit_of_a_written_value_at_the_moment_of_writing(model, net, ids):
+    with model.trace(ids):
+        value = model.transformer.h[1].input * 2
+        model.transformer.h[1].output = value
+        value -= model.transformer.h[1].output
+        zeros = value.save()
+        logits = model.lm_head.output.save()
+    kept = []
+    hooks = {
+        "transformer.h.1.input": lambda h: kept.append(h * 2),
+        H1: lambda h: kept[0].clone(),
+    }
+    bitwise(logits, with_hooks(net, hooks, ids).result.logits)
+    assert not zeros.any()
+
+
 def test_a_constant_written_to_a_site_is_not_the_users_tensor(v):
     net, constant = Adds(), torch.ones(2, 3)
     model = weft.Model(net)

@@ -77,14 +77,12 @@ def _dimension(base: Layout, stride: int, taken: list[int]) -> int | None:
 def _unfolded(row: Any, view: Layout, first: int) -> Any:
     """Any view of a row: the reach of the view, unfolded once for each of its dimensions.
 
-    Largest stride first: `[..., reach]` becomes `[..., size, reach of the other dimensions]`.
+    `[..., reach]` becomes `[..., size, reach of the other dimensions]`.
     """
-    dims = [d for d, size in enumerate(view.shape) if size != 1]
-    dims.sort(key=lambda d: -view.stride[d])
-    reach = 1 + sum([(view.shape[d] - 1) * view.stride[d] for d in dims])
+    steps = list(zip(view.shape, view.stride, strict=True))
+    reach = 1 + sum([(size - 1) * step for size, step in steps])
     part = row[first : first + reach]
-    for number, d in enumerate(dims):
-        reach -= (view.shape[d] - 1) * view.stride[d]
-        part = part.unfold(number, reach, view.stride[d])
-    order = [dims.index(d) for d in sorted(dims)]
-    return part.select(-1, 0).permute(order).view(view.shape)
+    for number, (size, step) in enumerate(steps):
+        reach -= (size - 1) * step
+        part = part.unfold(number, reach, max(step, 1))
+    return part.select(-1, 0)
