@@ -244,7 +244,17 @@ def test_an_edit_at_a_place_that_is_a_value(model, net, ids, gpt2, name):
     moves(logits, gpt2.baseline)
 
 
-def test_a_place_that_is_a_value_is_found_anew_on_another_input_without_a_look(model, net, ids):
+def test_a_place_that_is_a_value_needs_no_look(model, ids):
+    """In a scan a look would raise."""
+    with model.scan(ids):
+        mlp = model.transformer.h[1].mlp
+        place = mlp.input.abs().sum(-1).argmax()
+        mlp.output[:, place] = 0
+        mlp.output[:, place, 3:5].mul_(2)
+        assert tuple(mlp.output[:, place].shape) == (1, 32)
+
+
+def test_a_place_that_is_a_value_is_found_anew_on_another_input(model, net, ids):
     with model.trace(ids) as tracer:
         mlp = model.transformer.h[1].mlp
         mlp.output[:, mlp.input.abs().sum(-1).argmax()] = 0
