@@ -69,6 +69,17 @@ def test_tensors_by_position_and_by_keyword():
     bitwise([first, second, third, out], [X, X * 2, torch.tensor(3.0), (X + X * 20) * 3])
 
 
+def test_edits_in_place_do_not_reach_the_users_tensors():
+    net = Calls(lambda self, a, b: self.inner(a, b), inner=Calls(lambda self, a, b: a + b))
+    model, a, b = weft.Model(net), X.clone(), X.clone()
+    with model.trace(a, b=b):
+        args, _ = model.inner.inputs
+        args[0][:] = 5
+        args[1].mul_(0)
+        out = model.output.save()
+    bitwise([a, b, out], [X, X, torch.full_like(X, 5)])
+
+
 def test_numbers_none_and_text_are_options_of_the_forward():
     def forward(self, x, scale=1.0, mode=None):
         return self.inner(x) * scale if mode == "scaled" else self.inner(x)
