@@ -31,7 +31,7 @@ class Handle(Module):
         self.__dict__.update(
             _weights=weights,
             _backend=backend or LocalBackend(weights.loaded),
-            _signatures=Signatures(weights.skeleton, real=weights.loaded),
+            _signatures=Signatures(weights.skeleton, weights.loaded, state=weights.state),
             _was_tuple=frozenset(
                 path for path, one in module.named_modules() if returned_tuple_before(one)
             ),

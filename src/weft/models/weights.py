@@ -19,7 +19,7 @@ class Weights:
         self._module = skeleton
         self._load = load
         self._lock = threading.Lock()
-        self._first: torch.Tensor | None = None
+        self._first: tuple[torch.nn.Module, torch.Tensor] | None = None
 
     @property
     def are_loaded(self) -> bool:
@@ -40,7 +40,18 @@ class Weights:
 
     def device(self) -> torch.device:
         """Where the model's inputs go: the device of its first parameter."""
-        module = self.loaded()
-        if self._first is None:  # the same object also after module.to(...)
-            self._first = next(module.parameters(), _NOTHING)
-        return self._first.device
+        self.loaded()
+        return self._one().device
+
+    def state(self) -> object:
+        """What users switch on a model that is there, and what its sites look like depends on."""
+        module = self._module
+        attention = getattr(getattr(module, "config", None), "_attn_implementation", None)
+        return module.training, self._one().dtype, attention
+
+    def _one(self) -> torch.Tensor:
+        """The first parameter: the same object also after `module.to(...)`."""
+        module = self._module
+        if self._first is None or self._first[0] is not module:
+            self._first = module, next(module.parameters(), _NOTHING)
+        return self._first[1]

@@ -144,8 +144,10 @@ class _Drive:
                     error.add_note(f"while running the model for the block at {line}")
                 raise
         finally:
-            _RUNNING.reset(token)
-            hooks.remove()
+            try:
+                hooks.remove()
+            finally:
+                _RUNNING.reset(token)
         if self.error is not None:  # also where the model swallowed it
             try:
                 raise self.error

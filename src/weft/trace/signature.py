@@ -114,12 +114,17 @@ class _Kin:
         self.regions: dict[Any, Region] = {}
 
 
+_LEARNING = threading.RLock()
+"""One pass at a time in the process: the ids of PyTorch's hooks are not drawn safely by threads."""
+
+
 class Signatures:
     """The signatures of one model; safe to use from several threads.
 
     `module_provider()` gives the module, on meta or real. `real()` gives it with weights, for
     forwards that cannot be faked. `device` is where the model will run (default: where the weights
-    are, or the CPU for weights on meta).
+    are, or the CPU for weights on meta). `state()` tells, if given, how the model stands now
+    (dtype, mode): when that changes, everything is learnt anew.
     """
 
     def __init__(
@@ -127,11 +132,14 @@ class Signatures:
         module_provider: Callable[[], nn.Module],
         real: Callable[[], nn.Module] | None = None,
         device: torch.device | str | None = None,
+        state: Callable[[], object] = lambda: None,
     ) -> None:
         self._module = module_provider
+        self._state = state
         self._real = real
         self._device = None if device is None else torch.device(device)
-        self._lock = threading.RLock()
+        self._lock = _LEARNING
+        self._learnt_in: object = state()
         self._known: dict[Any, _Known] = {}
         self._kin: dict[Family, _Kin] = {}
         self.rules = Rules(self._device_of)
@@ -139,6 +147,9 @@ class Signatures:
 
     def for_call(self, args: tuple, kwargs: dict) -> Signature:
         """The signature of `module(*args, **kwargs)`."""
+        state = self._state()
+        if state != self._learnt_in:
+            self._start_anew(state)
         layout, tensors = layout_of(args, kwargs)
         known = self._known.get(layout)
         if known is not None:
@@ -147,6 +158,13 @@ class Signatures:
                 return found
         with self._lock:
             return self._find_out(layout, tensors, args, kwargs)
+
+    def _start_anew(self, state: object) -> None:
+        """Forgets what was known of the model before it was cast or switched."""
+        with self._lock:
+            if state != self._learnt_in:
+                self.clear()
+                self._learnt_in = state
 
     def clear(self) -> None:
         """Forgets everything; for a model whose code or options have changed."""
