@@ -26,27 +26,37 @@ class Sample:
         return (high - low) / 2
 
 
+BATCH = 10
+"""Rounds that one function runs before the next one's turn: as in a loop of a user's, it is warm."""
+
+
 def in_turn(
-    functions: Sequence[Callable[[int], object]], rounds: int, warmup: int = 5
+    functions: Sequence[Callable[[int], object]], rounds: int, warmup: int = BATCH
 ) -> list[Sample]:
-    """Each function's times; round `i` calls every function with `i`, one after another."""
+    """Each function's times. They take turns every few rounds; round `i` gets `i`."""
     times: list[list[float]] = [[] for _ in functions]
     gc.collect()
     gc.disable()
     try:
-        for i in range(rounds + warmup):
-            order = range(len(functions)) if i % 2 else reversed(range(len(functions)))
+        for start in range(0, rounds + warmup, BATCH):
+            order = (
+                range(len(functions)) if start % (2 * BATCH) else reversed(range(len(functions)))
+            )
             for which in order:
-                start = time.perf_counter_ns()
-                functions[which](i)
-                elapsed = (time.perf_counter_ns() - start) / 1e3
-                if i >= warmup:
-                    times[which].append(elapsed)
-            if i % 50 == 0:
-                gc.collect()
+                for i in range(start, start + BATCH):
+                    elapsed = _timed(functions[which], i)
+                    if start >= warmup:
+                        times[which].append(elapsed)
+            gc.collect()
     finally:
         gc.enable()
     return [Sample(tuple(one)) for one in times]
+
+
+def _timed(function: Callable[[int], object], i: int) -> float:
+    start = time.perf_counter_ns()
+    function(i)
+    return (time.perf_counter_ns() - start) / 1e3
 
 
 def over(first: Sample, second: Sample) -> float:

@@ -34,9 +34,11 @@ class ModelCall:
 
     def to(self, device: torch.device | str) -> ModelCall:
         """The same call with the tensors on `device`; itself when they are there already."""
-        target = torch.device(device)
-        tensors = [v for v in (*self.args, *self.kwargs.values()) if isinstance(v, Tensor)]
-        if all(_same_device(v.device, target) for v in tensors):
+        target = torch.device(device) if isinstance(device, str) else device
+        for value in (*self.args, *self.kwargs.values()):
+            if isinstance(value, Tensor) and not _same_device(value.device, target):
+                break
+        else:
             return self
         return replace(
             self,
@@ -48,7 +50,7 @@ class ModelCall:
 
 def _same_device(here: torch.device, there: torch.device) -> bool:
     """`cuda` without an index means any CUDA device."""
-    return here.type == there.type and there.index in (None, here.index)
+    return here == there or (here.type == there.type and there.index is None)
 
 
 def _move(value: object, device: torch.device) -> object:

@@ -10,6 +10,7 @@ when they are the same object, and a tuple of them is a cheap cache key.
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
@@ -89,6 +90,7 @@ def contiguous(shape: tuple[int, ...], dtype: torch.dtype) -> Aval:
     return intern(tuple(shape), tuple(reversed(stride)), 0, dtype)
 
 
+@cache
 def dtype_name(dtype: torch.dtype) -> str:
     """`torch.float32` as `float32`."""
     return str(dtype).removeprefix("torch.")

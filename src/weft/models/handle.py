@@ -98,6 +98,8 @@ class Handle(Module):
 
 def _split(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Options of tracing, and those of the family."""
+    if not options:
+        return {}, options
     rest = {key: value for key, value in options.items() if key not in OWN_OPTIONS}
     if options.get("remote"):
         raise UnknownOptionError(

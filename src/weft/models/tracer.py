@@ -156,11 +156,9 @@ def overwritten_by(signature: Signature) -> Callable[[Site, Leaf], bool]:
 
     def told(site: Site, leaf: Leaf) -> bool:
         try:
-            found = signature.site(site.path, site.port, site.call)
+            return leaf in signature.site(site.path, site.port, site.call).overwritten
         except LookupError:
             return False
-        facts = zip(found.leaves, found.facts, strict=True)
-        return any(f is not None and f.overwritten for (key, _), f in facts if key == leaf)
 
     return told
 

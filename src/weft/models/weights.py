@@ -46,8 +46,10 @@ class Weights:
     def state(self) -> object:
         """What users switch on a model that is there, and what its sites look like depends on."""
         module = self._module
-        attention = getattr(getattr(module, "config", None), "_attn_implementation", None)
-        return module.training, self._one().dtype, attention
+        config = module.__dict__.get("config")
+        # the attribute behind `config._attn_implementation`, whose own look-up costs 4 us
+        kernel = None if config is None else vars(config).get("_attn_implementation_internal")
+        return module.training, self._one().dtype, kernel
 
     def _one(self) -> torch.Tensor:
         """The first parameter: the same object also after `module.to(...)`."""

@@ -55,11 +55,17 @@ class Walk:
             return Seq("tuple", tuple([self.lower(item) for item in arg]))
         if kind is slice:
             self.key.append(":")
-            bounds = (arg.start, arg.stop, arg.step)
-            if has(torch.Tensor, bounds):
-                raise TensorBound
-            return Slice(*[self.lower(bound) for bound in bounds])
+            return Slice(self._bound(arg.start), self._bound(arg.stop), self._bound(arg.step))
         return self._rare(arg)
+
+    def _bound(self, bound: Any) -> Arg:
+        kind = type(bound)
+        if kind is int or bound is None:
+            self.key.append(bound)
+            return bound
+        if isinstance(bound, torch.Tensor):
+            raise TensorBound
+        return self.lower(bound)
 
     def _value(self, value: Value) -> Arg:
         if value._rec is not self.recorder:

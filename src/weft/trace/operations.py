@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from .recorder import Recorder
 
 KINDS = {name: op.kind for name, op in OPS.items()}
+Skeleton = Callable[[], torch.nn.Module]
+_REMEMBERED = 4096
 _FACTORIES = frozenset(("factory", "random_factory"))
 _ANSWERED = frozenset(("look", "hint", "asked"))
 
@@ -215,36 +218,57 @@ class Operations:
         family.readonly = path
         return make(self.recorder, ref, aval, family, -1, at)
 
-    def apply(self, path: str, module: Any, args: tuple, kwargs: dict) -> Any:
+    def apply(self, path: str, module: Skeleton, args: tuple, kwargs: dict) -> Any:
         """Runs one of the model's own modules on given values; fires no site."""
         walk = Walk(self.recorder, path)
         lowered = tuple([walk.lower(arg) for arg in args])
         lowered_kw = tuple([(key, walk.lower(value)) for key, value in kwargs.items()])
-        tensors = iter([tensor._aval for tensor in walk.tensors])
-        given = abstract(list(args), tensors), abstract(kwargs, tensors)
-        shape = self.recorder.signature.apply(module, path, tuple(given[0]), given[1])
+        walk.key.append(tuple(kwargs))
+        shape, types = self._applied(path, module, walk, args, kwargs)
         time, _ = _latest(walk.tensors)
         at = self.recorder.here()
-        avals = [what for _, what in shape.leaves if isinstance(what, Aval)]
         node = Apply(
             path=path,
             args=lowered,
             kwargs=lowered_kw,
-            outs=len(avals),
-            types=tuple([(dtype_name(a.dtype), tuple(a.shape)) for a in avals]),
+            outs=len(types),
+            types=types,
             grad=torch.is_grad_enabled(),
             at=at,
         )
-        ref = self.recorder.append(node)
+        number = self.recorder.append(node).node
         values, out = [], 0
         for _, what in shape.leaves:
             if isinstance(what, Aval):
-                one = Ref(ref.node, out)
+                one = Ref(number, out)
                 values.append(make(self.recorder, one, what, Family(one, time, at), time, at))
                 out += 1
             else:
                 values.append(what.value if isinstance(what, Plain) else None)
         return shape.rebuild(values)
+
+    def _applied(
+        self,
+        path: str,
+        module: Callable[[], torch.nn.Module],
+        walk: Walk,
+        args: tuple,
+        kwargs: dict,
+    ) -> tuple[Any, tuple]:
+        """What a module gives for such arguments: its signature, and the types of its tensors."""
+        signature = self.recorder.signature
+        key = tuple(walk.key)
+        found = signature.applied.get(key)
+        if found is None:
+            tensors = iter([tensor._aval for tensor in walk.tensors])
+            given = abstract(list(args), tensors), abstract(kwargs, tensors)
+            shape = signature.apply(module(), path, tuple(given[0]), given[1])
+            avals = [what for _, what in shape.leaves if isinstance(what, Aval)]
+            found = shape, tuple([(dtype_name(a.dtype), tuple(a.shape)) for a in avals])
+            if len(signature.applied) > _REMEMBERED:
+                signature.applied.clear()
+            signature.applied[key] = found
+        return found
 
 
 def _latest(tensors: list) -> tuple[int, Any]:

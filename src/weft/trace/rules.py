@@ -49,10 +49,12 @@ class Rules:
     def __init__(self, device_of: Callable[[nn.Module], torch.device]) -> None:
         self._device_of = device_of
         self._known: dict[Any, Result] = {}
+        self.by_key: dict[Any, Any] = {}  # the callers' own: see `Signature.applied`
         self._lock = threading.Lock()
 
     def clear(self) -> None:
         self._known.clear()
+        self.by_key.clear()
 
     def apply(self, module: nn.Module, path: str, args: tuple, kwargs: dict) -> Result:
         """What `module` gives. Raises RecordingError if it cannot take the arguments."""

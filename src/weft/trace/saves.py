@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from typing import TYPE_CHECKING, Any
+from weakref import getweakrefcount
 
 import torch
 
@@ -42,6 +43,8 @@ class Saves:
         self.recorder = recorder
         self.records: dict[str, _Record] = {}
         self.backs: dict[str, Client] = {}
+        self.ordinals: dict[str, int] = {}
+        self.groups: dict[int, list[Value]] = {}  # by the id of a receiver: where it is filled
         self.time = -1
 
     def value(self, value: Value, name: str | None) -> Value:
@@ -52,7 +55,8 @@ class Saves:
         self._seen(value)
         handle = self.recorder.handle(value)
         self._forget(value)
-        self.records[name] = _Record([[handle, value]], handle)
+        group = self.groups[id(value)] = [handle, value]
+        self.records[name] = _Record([group], handle)
         return handle
 
     def tree(self, container: Any, name: str | None) -> Any:
@@ -100,6 +104,7 @@ class Saves:
             clients.give_back(client, saved[name])
         clients.settle()
         results = {n: r.container for n, r in self.records.items() if r.container is not None}
+        self.groups.clear()
         self.records.clear()  # a handle that the user keeps leads here, and must not keep results
         self.backs.clear()
         return results
@@ -111,10 +116,10 @@ class Saves:
     def _name(self, name: str | None) -> str:
         if name is None:
             stem = f"line {self.recorder.line()[1]}"
-            name, ordinal = stem, 1
-            while name in self.records:
-                ordinal += 1
-                name = f"{stem}.{ordinal}"
+            ordinal = self.ordinals[stem] = self.ordinals.get(stem, 0) + 1
+            name = stem if ordinal == 1 else f"{stem}.{ordinal}"
+            if name in self.records:  # a user's own name
+                return self._name(None)
         elif not isinstance(name, str) or not name or name[-1] == "+" or name[0] == "<":
             raise self.recorder.refusal(f"{name!r} cannot name a save", "use a plain text")
         elif name in self.records:
@@ -123,13 +128,15 @@ class Saves:
 
     def _forget(self, value: Value) -> None:
         """Takes `value` out of earlier saves: it ends as the version that it saved last."""
-        for record in self.records.values():
-            if id(value) in record.keys:
-                record.handles = [[h for h in group if h is not value] for group in record.handles]
+        group = self.groups.pop(id(value), None)
+        if group is not None:
+            group[:] = [handle for handle in group if handle is not value]
 
     def _lower(self, item: Any, handles: list[list[Value]]) -> Arg:
         if isinstance(item, Value) and isinstance(item := self.recorder.own(item), Value):
-            handles.append([item])
+            self._forget(item)
+            group = self.groups[id(item)] = [item]
+            handles.append(group)
             self._seen(item)
             return item._ref
         if isinstance(item, (list, tuple)):
@@ -165,6 +172,15 @@ def _fill(handle: Value, tensor: torch.Tensor) -> None:
     if type(handle) is not Value:
         return
     try:
-        torch.utils.swap_tensors(handle, tensor.detach())
+        _swap(handle, tensor.detach())
     except RuntimeError:
         handle._real = tensor
+
+
+def _swap(handle: Value, tensor: torch.Tensor) -> None:
+    """`torch.utils.swap_tensors` for what these two are: a handle, and a tensor nobody else has."""
+    if getweakrefcount(handle):
+        raise RuntimeError("a weak reference to the handle exists")
+    torch._C._swap_tensor_impl(handle, tensor)  # raises where a live view shares the handle
+    handle.__class__ = torch.Tensor  # type: ignore[assignment]
+    handle.__dict__.clear()

@@ -23,6 +23,7 @@ from torch import nn
 
 from weft.errors import RecordingError
 from weft.graph.site import Leaf
+from weft.kernels.aval import Aval
 
 from .ghost import without_hooks
 from .layouts import Family, Point, family_of, kind_of, layout_of
@@ -42,16 +43,20 @@ REMEMBERED = 1024
 class SiteSignature:
     """One site: `leaves` are (key path, `Aval` | `Plain` | `Opaque`), `facts` stands beside it.
 
-    `index` is the place in the firing order of the pass.
+    `index` is the place in the firing order of the pass. `tensors` are the leaves that are `Aval`s,
+    `overwritten` the keys of those that the model changes in place later on.
     """
 
-    __slots__ = ("facts", "index", "leaves", "tree")
+    __slots__ = ("facts", "index", "leaves", "overwritten", "tensors", "tree")
 
     def __init__(self, index: int, row: Row) -> None:
         self.index = index
         self.leaves: tuple[tuple[Leaf, Any], ...] = tuple(zip(row.keys, row.what, strict=True))
         self.facts = row.facts
         self.tree = row.tree
+        self.tensors = tuple([(leaf, what) for leaf, what in self.leaves if type(what) is Aval])
+        changed = [fact is not None and fact.overwritten for fact in row.facts]
+        self.overwritten = frozenset([k for k, c in zip(row.keys, changed, strict=True) if c])
 
     def rebuild(self, values: list) -> Any:
         """The site's Python structure with `values` as its leaves, in the order of `leaves`."""
@@ -90,6 +95,11 @@ class Signature:
         while (path, "inputs", count) in self._table.index:
             count += 1
         return count
+
+    @property
+    def applied(self) -> dict[Any, Any]:
+        """A place to keep results of `apply` by keys of one's own; forgotten with the rules."""
+        return self._rules.by_key
 
     def apply(self, module: nn.Module, path: str, args: tuple, kwargs: dict) -> Result:
         """What `module`, which stands at `path`, gives for arguments with avals as tensors."""

@@ -57,9 +57,7 @@ class SiteState:
         self.signature = signature
         self.index = signature.index
         self.tensors: dict[Leaf, LeafState] = {
-            leaf: LeafState(self, leaf, what)
-            for leaf, what in signature.leaves
-            if isinstance(what, Aval)
+            leaf: LeafState(self, leaf, what) for leaf, what in signature.tensors
         }
 
     def shown(self, leaf: Leaf) -> str:

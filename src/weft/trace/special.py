@@ -11,7 +11,7 @@ import torch
 
 from weft.kernels.aval import Aval
 
-from .arguments import TensorBound, Walk
+from .arguments import TensorBound
 from .lines import user_line
 from .value import Sizes, Value
 
@@ -115,30 +115,36 @@ def _getitem(recorder: Recorder, func: Any, args: tuple, kwargs: dict) -> Any:
             registry=_WARNED,
         )
     try:
-        return recorder.operations.record("Tensor.__getitem__", func, args, kwargs)
+        part = recorder.operations.record("Tensor.__getitem__", func, args, kwargs)
     except TensorBound:
-        args = (value, _numbers(recorder, index))
-        return recorder.operations.record("Tensor.__getitem__", func, args, kwargs)
+        index = _numbers(recorder, index)
+        part = recorder.operations.record("Tensor.__getitem__", func, (value, index), kwargs)
+    if type(part) is Value and type(value) is Value and part._family is value._family:
+        part._part = (value._ref, index)
+    return part
 
 
 def _setitem(recorder: Recorder, func: Any, args: tuple, kwargs: dict) -> Any:
     """`x[i] = v`; the second half of `x[i] += v` stores a view into itself: nothing to do."""
-    target, index, value = args[0], _numbers(recorder, args[1]), args[2]
-    if isinstance(value, Value) and isinstance(target, Value) and value._rec is recorder:
-        same = value._family is target._family and _is_view_at(recorder, value, target, index)
-        if same:
+    target, index, value = args
+    if type(value) is Value and type(target) is Value and value._part is not None:
+        whole, own = value._part
+        if value._rec is recorder and whole == target._ref and _same_index(own, index):
             return None
-    return recorder.operations.record("Tensor.__setitem__", func, (target, index, value), kwargs)
+    try:
+        return recorder.operations.record("Tensor.__setitem__", func, args, kwargs)
+    except TensorBound:
+        args = (target, _numbers(recorder, index), value)
+        return recorder.operations.record("Tensor.__setitem__", func, args, kwargs)
 
 
-def _is_view_at(recorder: Recorder, value: Value, target: Value, index: Any) -> bool:
-    node = recorder.nodes[value._ref.node]
-    if getattr(node, "op", None) != "Tensor.__getitem__":
-        return False
-    before = len(recorder.nodes)
-    lowered = Walk(recorder, "").lower(index)
-    del recorder.nodes[before:]
-    return node.args == (target._ref, lowered)  # type: ignore[union-attr]
+def _same_index(one: Any, other: Any) -> bool:
+    """Whether two indices are the same, tensors in them by identity."""
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return len(one) == len(other) and all(map(_same_index, one, other))
+    if isinstance(one, torch.Tensor) or isinstance(other, torch.Tensor):
+        return one is other
+    return type(one) is type(other) and one == other
 
 
 def _iter(recorder: Recorder, func: Any, args: tuple, kwargs: dict) -> Any:

@@ -35,13 +35,13 @@ class Root:
         self.loaded = loaded
         self.paths = [path for path, _ in skeleton().named_modules(remove_duplicate=False)]
 
-    def recorder(self, what: str) -> Recorder:
+    def recorder(self, path: str, port: str) -> Recorder:
         """The open recorder of this model's block."""
         recorder = current()
         if recorder is None or recorder.owner is not self:
             other = "another model's block" if recorder is not None else "no block"
             raise OutsideTraceError(
-                f"{what} was used in {other}",
+                f"{path}.{port} was used in {other}",
                 line=where(user_line()),
                 fix="use it inside `with model.trace(...):`",
             )
@@ -70,29 +70,29 @@ class Module:
     @property
     def output(self) -> Any:
         """What the module returns, e.g. `[batch, pos, d_model]`: read it, edit it, assign it."""
-        return self._root.recorder(f"{self._path}.output").read(self._path, "output")
+        return self._root.recorder(self._path, "output").read(self._path, "output")
 
     @output.setter
     def output(self, value: Any) -> None:
-        self._root.recorder(f"{self._path}.output").write(self._path, "output", value)
+        self._root.recorder(self._path, "output").write(self._path, "output", value)
 
     @property
     def input(self) -> Any:
         """The first tensor among the arguments that the module gets."""
-        return self._root.recorder(f"{self._path}.input").read(self._path, "input")
+        return self._root.recorder(self._path, "input").read(self._path, "input")
 
     @input.setter
     def input(self, value: Any) -> None:
-        self._root.recorder(f"{self._path}.input").write(self._path, "input", value)
+        self._root.recorder(self._path, "input").write(self._path, "input", value)
 
     @property
     def inputs(self) -> Any:
         """All arguments: `(args, kwargs)`."""
-        return self._root.recorder(f"{self._path}.inputs").read(self._path, "inputs")
+        return self._root.recorder(self._path, "inputs").read(self._path, "inputs")
 
     @inputs.setter
     def inputs(self, value: Any) -> None:
-        self._root.recorder(f"{self._path}.inputs").write(self._path, "inputs", value)
+        self._root.recorder(self._path, "inputs").write(self._path, "inputs", value)
 
     @property
     def calls(self) -> Calls:
@@ -104,9 +104,7 @@ class Module:
         recorder = current()
         if recorder is None or recorder.owner is not self._root:
             return self._real()(*args, **kwargs)
-        return recorder.operations.apply(
-            self._path, self._find(self._root.skeleton()), args, kwargs
-        )
+        return recorder.operations.apply(self._path, self._skeleton, args, kwargs)
 
     # -- the tree ----------------------------------------------------------------------------
 
@@ -157,6 +155,9 @@ class Module:
         tensor = getattr(module, name)
         path = f"{self._path}.{name}" if self._path else name
         return None if tensor is None else recorder.operations.param(path, aval_of(tensor.detach()))
+
+    def _skeleton(self) -> torch.nn.Module:
+        return self._find(self._root.skeleton())
 
     def _find(self, root: torch.nn.Module) -> torch.nn.Module:
         return root.get_submodule(self._path)
@@ -231,25 +232,25 @@ class Calls:
         self._module = module
 
     def __getitem__(self, index: int) -> Call:
-        recorder = self._module._root.recorder(f"{self._module._path}.calls")
+        recorder = self._module._root.recorder(self._module._path, "calls")
         count = recorder.signature.calls(self._module._path)
         if not -count <= index < count:
             raise IndexError(f"{self._module._path} is called {count} times, not {index}")
         return Call(self._module, index % count)
 
     def __len__(self) -> int:
-        recorder = self._module._root.recorder(f"{self._module._path}.calls")
+        recorder = self._module._root.recorder(self._module._path, "calls")
         return recorder.signature.calls(self._module._path)
 
 
 def _port(port: str) -> property:
     def read(self: Call) -> Any:
         module = self._module
-        return module._root.recorder(port).read(module._path, port, self._index)
+        return module._root.recorder(module._path, port).read(module._path, port, self._index)
 
     def write(self: Call, value: Any) -> None:
         module = self._module
-        module._root.recorder(port).write(module._path, port, value, self._index)
+        module._root.recorder(module._path, port).write(module._path, port, value, self._index)
 
     return property(read, write)
 

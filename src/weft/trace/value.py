@@ -95,6 +95,7 @@ class Value(torch.Tensor):
     _time: int
     _at: int
     _bare: str | None = None
+    _part: tuple[Ref, Any] | None = None
     _real: torch.Tensor | None = None
 
     @classmethod
