@@ -27,7 +27,7 @@ class Sample:
 
 
 BATCH = 10
-"""Rounds that one function runs before the next one's turn: as in a loop of a user's, it is warm."""
+"""Rounds of one function before it is the next one's turn."""
 
 
 def in_turn(
