@@ -11,6 +11,12 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
+def _same_numbers_each_time() -> None:
+    """Random inputs of a test are the same at every run."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
 def _nothing_left_behind() -> Iterator[None]:
     """No mode stays on the torch function stack, and no block stays open."""
     before = torch._C._len_torch_function_stack()

@@ -12,7 +12,7 @@ from weft.errors import GraphError, UnknownOptionError
 from weft.families.call import ModelCall
 from weft.families.names import returned_tuple_before
 from weft.graph.node import Apply, Graph, Param, Read
-from weft.trace.signature import Signatures
+from weft.trace.signatures.signature import Signatures
 from weft.trace.tree import Module, Root, make_tree
 
 from .experiment import Experiment

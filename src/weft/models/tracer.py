@@ -17,7 +17,7 @@ from weft.graph.site import Leaf, Site, Where
 from weft.run.price import Price, price
 from weft.trace.lines import user_line, where
 from weft.trace.recorder import Recorder
-from weft.trace.signature import Signature
+from weft.trace.signatures.signature import Signature
 
 from .experiment import Experiment
 

@@ -16,7 +16,7 @@ from weft.errors import RecordingError
 from weft.graph.site import Leaf
 
 from .lines import user_line, where
-from .structure import take_apart
+from .signatures.structure import take_apart
 
 if TYPE_CHECKING:
     from .sites import Sites, SiteState

@@ -18,7 +18,7 @@ from . import special
 from .arguments import Walk, abstract
 from .clients import Client
 from .lines import user_line, where
-from .structure import Plain
+from .signatures.structure import Plain
 from .value import Family, Value, make
 
 if TYPE_CHECKING:

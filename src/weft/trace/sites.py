@@ -25,12 +25,12 @@ from weft.kernels.aval import Aval, dtype_name
 
 from .containers import Unreadable, flatten, hand_out
 from .lines import where
-from .structure import Opaque, Plain
+from .signatures.structure import Opaque, Plain
 from .value import Family, Value, make, short
 
 if TYPE_CHECKING:
     from .recorder import Recorder
-    from .signature import SiteSignature
+    from .signatures.signature import SiteSignature
 
 
 class LeafState:

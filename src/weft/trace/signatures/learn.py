@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from weft.graph.site import Leaf
 from weft.kernels.aval import Aval
 
-from .current import CURRENT
+from ..current import CURRENT
 from .shapes import Look, Shapes, storage_of
 from .structure import PLAIN, Tree, abstract, put_together, take_apart, tensors_inside
 

@@ -1,0 +1,1 @@
+"""What each site of a model looks like, learnt without weights. `signature` is the way in."""
