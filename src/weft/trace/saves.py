@@ -182,5 +182,5 @@ def _swap(handle: Value, tensor: torch.Tensor) -> None:
     if getweakrefcount(handle):
         raise RuntimeError("a weak reference to the handle exists")
     torch._C._swap_tensor_impl(handle, tensor)  # raises where a live view shares the handle
-    handle.__dict__.clear()
+    vars(handle).clear()
     handle.__class__ = torch.Tensor  # type: ignore[assignment]
