@@ -57,6 +57,8 @@ def test_left_padded_rows_equal_the_rows_alone(name, attention):
     try:
         net = zoo.build(name, attn_implementation=attention)
     except ValueError as error:  # some have no sdpa, and say so
+        if attention == "eager" or "scaled_dot_product_attention" not in str(error):
+            raise
         pytest.skip(str(error))
     rows = zoo.tokens(25, *(25 - pads for pads in PADS))
     call = prepare_language(rows, None, facts_of(net))

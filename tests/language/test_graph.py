@@ -160,6 +160,14 @@ def test_a_shape_that_is_only_handed_on_binds_nothing(model, net, ids):
     bitwise(tracer.graph.run(model, longer)["sum"], 1 + with_hooks(net, {key: None}, longer)[key])
 
 
+def test_a_graph_that_only_writes_to_another_model_is_refused_before_it_runs(model, ids, llama):
+    with model.trace(ids) as tracer:
+        model.transformer.h[0].output = torch.zeros(1, 9, 32)
+        model.lm_head.output.save()
+    with pytest.raises(GraphError, match=r"no 'transformer\.h\.0'"):
+        tracer.graph.run(llama.model, ids)
+
+
 def test_a_graph_for_another_model_is_refused(model, ids, v, llama):
     with pytest.raises(GraphError, match="another model"):
         steer(model, ids, v).graph.run(llama.model, llama.ids)

@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from msgspec.structs import replace
 
 from weft.client.backend import Backend, Request
 from weft.client.local import LocalBackend
 from weft.errors import GraphError, UnknownOptionError
 from weft.families.call import ModelCall
 from weft.families.names import returned_tuple_before
-from weft.graph.node import Apply, Graph, Param, Read
+from weft.graph.node import Apply, Fill, Graph, Param, Read, Write
 from weft.trace.signatures.signature import Signatures
-from weft.trace.tree import Module, Root, make_tree
+from weft.trace.tree import Module, Root
 
 from .experiment import Experiment
 from .tracer import Tracer, overwritten_by
@@ -88,7 +89,7 @@ class Handle(Module):
         """Raises `GraphError` where the graph names a module that this model does not have."""
         known = set(self._root.paths)
         for node in graph.nodes:
-            path = node.site.path if isinstance(node, Read) else None
+            path = node.site.path if isinstance(node, (Read, Write, Fill)) else None
             path = node.path if isinstance(node, Apply) else path
             path = node.path.rpartition(".")[0] if isinstance(node, Param) else path
             if path is not None and path not in known:
@@ -114,9 +115,4 @@ def _split(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _seeded(graph: Graph, seed: int | None) -> Graph:
-    from msgspec.structs import replace
-
     return graph if seed is None else replace(graph, seed=seed)
-
-
-__all__ = ["Handle", "make_tree"]

@@ -13,7 +13,7 @@ from weft.errors import WeftError
 from weft.families.call import ModelCall
 from weft.graph.node import Const, Graph
 from weft.graph.passes import prune
-from weft.graph.site import Leaf, Site, Where
+from weft.graph.site import Leaf, Site
 from weft.run.price import Price, price
 from weft.trace.lines import user_line, where
 from weft.trace.recorder import Recorder
@@ -175,6 +175,3 @@ _WARNED: dict[Any, Any] = {}
 def _warn(message: str) -> None:
     file, line = user_line()
     warnings.warn_explicit(message, UnusedEditWarning, file, line, registry=_WARNED)
-
-
-__all__ = ["Tracer", "UnusedEditWarning", "Where"]
