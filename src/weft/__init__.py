@@ -17,23 +17,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from weft.errors import WeftError
     from weft.graph.node import Graph
-    from weft.models.anything import Model
-    from weft.models.experiment import Experiment
-    from weft.models.language import LanguageModel
-    from weft.models.save import save
-    from weft.models.tracer import Tracer, UnusedEditWarning
+    from weft.handles.anything import Model
+    from weft.handles.experiment import Experiment
+    from weft.handles.language import LanguageModel
+    from weft.handles.save import save
+    from weft.handles.tracer import Tracer, UnusedEditWarning
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Experiment": "weft.models.experiment",
+    "Experiment": "weft.handles.experiment",
     "Graph": "weft.graph.node",
-    "LanguageModel": "weft.models.language",
-    "Model": "weft.models.anything",
-    "Tracer": "weft.models.tracer",
-    "UnusedEditWarning": "weft.models.tracer",
+    "LanguageModel": "weft.handles.language",
+    "Model": "weft.handles.anything",
+    "Tracer": "weft.handles.tracer",
+    "UnusedEditWarning": "weft.handles.tracer",
     "WeftError": "weft.errors",
-    "save": "weft.models.save",
+    "save": "weft.handles.save",
 }
 
 __all__ = [

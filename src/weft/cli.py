@@ -41,7 +41,7 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _show(options: argparse.Namespace) -> None:
-    from weft.models.experiment import Experiment
+    from weft.handles.experiment import Experiment
 
     print(Experiment.load(options.file))
 

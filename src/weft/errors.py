@@ -137,3 +137,145 @@ class OverwrittenError(WeftError, RuntimeError):
     """The model changed a tensor in place after it was read, before it was used."""
 
     code = "overwritten"
+
+
+class SettingError(WeftError, ValueError):
+    """A setting that is unknown, or has a value of another kind."""
+
+    code = "setting"
+
+
+# What a server, or the way to it, adds. Everything above can come from a server too.
+
+
+class RemoteError(WeftError):
+    """Base of what only happens where a request leaves the process."""
+
+    code = "remote"
+
+
+class ServerAwayError(RemoteError, ConnectionError):
+    """No server answers, or it went away and did not come back in time."""
+
+    code = "server-away"
+
+
+class VersionMismatchError(RemoteError):
+    """Client and server have no version of the protocol in common."""
+
+    code = "version-mismatch"
+
+
+class MessageError(RemoteError, ValueError):
+    """A message that cannot be read, or is not what the route takes."""
+
+    code = "message"
+
+
+class AccessError(RemoteError, PermissionError):
+    """No key, a key that is not known, or something that belongs to another one."""
+
+    code = "access"
+
+
+class NoSuchError(RemoteError, LookupError):
+    """A job, result or constant that is not there, or not there any more."""
+
+    code = "no-such"
+
+
+class WrongModelError(RemoteError):
+    """The server does not have this model."""
+
+    code = "wrong-model"
+
+
+class OtherModelError(RemoteError):
+    """The server's model differs from the one recorded on: another tree, or other source code."""
+
+    code = "other-model"
+
+
+class ModelNotReadyError(RemoteError):
+    """The model is on the server, but could not be loaded."""
+
+    code = "model-not-ready"
+
+
+class LimitError(RemoteError):
+    """A limit of the server's; the message names it, its value, and what was asked."""
+
+    code = "limit"
+
+
+class ResultTooLargeError(LimitError):
+    """What the block saves is more than the server lets one job bring back."""
+
+    code = "result-too-large"
+
+
+class TimeLimitError(LimitError, TimeoutError):
+    """The job ran longer than the server lets one job run."""
+
+    code = "time-limit"
+
+
+class WorkerMemoryError(RemoteError, MemoryError):
+    """The worker had not enough memory for the job."""
+
+    code = "worker-memory"
+
+
+class WorkerLostError(RemoteError):
+    """Each worker that had the job died."""
+
+    code = "worker-lost"
+
+
+class RunError(RemoteError, RuntimeError):
+    """PyTorch or the model itself raised an exception while the job ran.
+
+    `kind` is the name of its class. Where Python has that class, the error is one of those too.
+    """
+
+    code = "run"
+
+    def __init__(
+        self, message: str, *, line: object = None, fix: str | None = None, kind: str = ""
+    ) -> None:
+        super().__init__(message, line=line, fix=fix)
+        self.kind = kind
+
+
+class CancelledError(RemoteError):
+    """The job was cancelled."""
+
+    code = "cancelled"
+
+
+class NotFinishedError(RemoteError):
+    """The job's result was asked for before it was there."""
+
+    code = "not-finished"
+
+
+class ServerError(RemoteError):
+    """A mistake of the server's own. Its log has the details, under the request id."""
+
+    code = "server"
+
+
+class ResultChangedError(RemoteError):
+    """What arrived is not what the server said it would send."""
+
+    code = "result-changed"
+
+
+class TravelError(RemoteError, TypeError):
+    """Something in the request has no form in which it could leave the process."""
+
+    code = "travel"
+
+
+class RemoteLookWarning(UserWarning):
+    """A number was needed while recording: the graph so far went to the server for it."""

@@ -17,7 +17,7 @@ import torch
 
 import weft
 from weft.errors import LookError, WeftError
-from weft.trace.signatures import signature
+from weft.signatures import signature
 
 from .tower import WIDTH, Tower, hooks, prompt, tower
 

@@ -337,7 +337,7 @@ def test_weights_load_once_for_eight_threads(
     with torch.no_grad():
         wanted = [net(torch.tensor([[5, 6, 7 + n]])).logits for n in range(8)]
     loads: list[int] = []
-    from weft.models import language
+    from weft.handles import language
 
     load = language.load
     monkeypatch.setattr(language, "load", lambda *a: (loads.append(1), load(*a))[1])

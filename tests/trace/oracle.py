@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from weft.kernels.aval import Aval, aval_of
-from weft.trace.signatures.signature import Opaque, Plain, Signature, SiteSignature
+from weft.signatures.signature import Opaque, Plain, Signature, SiteSignature
 
 
 class Seen:

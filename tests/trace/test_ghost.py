@@ -6,7 +6,7 @@ import torch
 
 import weft
 from tests.families.zoo import build
-from weft.trace.signatures.ghost import without_hooks
+from weft.signatures.ghost import without_hooks
 
 
 def test_a_users_hook_sees_real_passes_only() -> None:

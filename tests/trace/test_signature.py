@@ -16,7 +16,7 @@ from torch import nn
 from tests.trace.oracle import check
 from weft.errors import RecordingError
 from weft.kernels.aval import aval_of, contiguous
-from weft.trace.signatures.signature import Opaque, Plain, Signature, Signatures
+from weft.signatures.signature import Opaque, Plain, Signature, Signatures
 
 Pair = namedtuple("Pair", ["left", "right"])
 

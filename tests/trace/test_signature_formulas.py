@@ -14,11 +14,11 @@ from tests.trace.oracle import check
 from tests.trace.test_signature_models import inputs, skeleton
 from weft.errors import GraphError, RecordingError
 from weft.kernels.aval import Aval, contiguous
-from weft.trace.signatures.expressions import Size, Sum, fit, fit_number
-from weft.trace.signatures.learn import Facts, Row, Table
-from weft.trace.signatures.regions import Region
-from weft.trace.signatures.signature import Signatures
-from weft.trace.signatures.structure import Plain
+from weft.signatures.expressions import Size, Sum, fit, fit_number
+from weft.signatures.learn import Facts, Row, Table
+from weft.signatures.regions import Region
+from weft.signatures.signature import Signatures
+from weft.signatures.structure import Plain
 
 POINTS = [(2, 9), (3, 20), (7, 67), (2, 67)]
 

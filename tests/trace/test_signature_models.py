@@ -10,7 +10,7 @@ from torch import nn
 
 from tests.families import zoo
 from tests.trace.oracle import check
-from weft.trace.signatures.signature import Signatures
+from weft.signatures.signature import Signatures
 
 INPUTS = ("plain", "full", "padded", "positions")
 

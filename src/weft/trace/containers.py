@@ -14,9 +14,9 @@ import torch
 
 from weft.errors import RecordingError
 from weft.graph.site import Leaf
+from weft.signatures.structure import take_apart
 
 from .lines import user_line, where
-from .signatures.structure import take_apart
 
 if TYPE_CHECKING:
     from .sites import Sites, SiteState

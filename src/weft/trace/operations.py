@@ -13,12 +13,12 @@ from weft.graph.ops import OPS
 from weft.kernels.abstract import OUTCOMES, DataDependentError, Outcome, rebuild
 from weft.kernels.aval import Aval, dtype_name
 from weft.kernels.quick import outcome as abstract_outcome
+from weft.signatures.structure import Plain
 
 from . import special
 from .arguments import Walk, abstract
 from .clients import Client
 from .lines import user_line, where
-from .signatures.structure import Plain
 from .value import Family, Value, make
 
 if TYPE_CHECKING:

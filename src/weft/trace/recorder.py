@@ -43,7 +43,7 @@ from .sites import Sites
 from .value import Sizes, Value, make, short
 
 if TYPE_CHECKING:
-    from .signatures.signature import Signature
+    from weft.signatures.signature import Signature
 
 FACTORIES = frozenset(func for func, name in NAMES.items() if "factory" in KINDS[name])
 

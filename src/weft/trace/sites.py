@@ -22,15 +22,16 @@ from weft.errors import (
 from weft.graph.node import Fill, Read, Ref, Write
 from weft.graph.site import Leaf, Site, leaf_text
 from weft.kernels.aval import Aval, dtype_name
+from weft.signatures.structure import Opaque, Plain
 
 from .containers import Unreadable, flatten, hand_out
 from .lines import where
-from .signatures.structure import Opaque, Plain
 from .value import Family, Value, make, short
 
 if TYPE_CHECKING:
+    from weft.signatures.signature import SiteSignature
+
     from .recorder import Recorder
-    from .signatures.signature import SiteSignature
 
 
 class LeafState:

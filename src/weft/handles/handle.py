@@ -13,7 +13,7 @@ from weft.errors import GraphError, UnknownOptionError
 from weft.families.call import ModelCall
 from weft.families.names import returned_tuple_before
 from weft.graph.node import Apply, Fill, Graph, Param, Read, Write
-from weft.trace.signatures.signature import Signatures
+from weft.signatures.signature import Signatures
 from weft.trace.tree import Module, Root
 
 from .experiment import Experiment

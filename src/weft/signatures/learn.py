@@ -12,11 +12,12 @@ from __future__ import annotations
 import copy
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import Context
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, NamedTuple
+from functools import cached_property, wraps
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import nn
@@ -25,9 +26,11 @@ from torch.utils._python_dispatch import _disable_current_modes
 from weft.graph.site import Leaf
 from weft.kernels.aval import Aval
 
-from ..current import CURRENT
 from .shapes import Look, Shapes, storage_of
 from .structure import PLAIN, Tree, abstract, put_together, take_apart, tensors_inside
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Facts(NamedTuple):
@@ -138,6 +141,17 @@ class _Watch:
         self.events.append(_Event(path, "output", opened[1], output))
 
 
+def _unseen(function: Callable[P, R]) -> Callable[P, R]:
+    """In a context of its own: a block that is being recorded around it must not see the pass."""
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        return Context().run(function, *args, **kwargs)
+
+    return run
+
+
+@_unseen
 def learn(
     module: nn.Module,
     args: tuple,
@@ -161,6 +175,7 @@ def learn(
     return _table(module, events, [*weights, *stand_ins], mode.origin, mode.looks)
 
 
+@_unseen
 def learn_by_running(module: nn.Module, args: tuple, kwargs: dict) -> Table:
     """A real pass; the activations of the whole pass are alive at its end."""
     tree, _, leaves = take_apart((args, kwargs))
@@ -242,15 +257,13 @@ def _copies(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No grad, and nobody else's modes: a block that is being recorded must not see this pass."""
-    token = CURRENT.set(None)
+    """No grad, and nobody else's dispatch modes."""
     _LEARNING.add(threading.get_ident())
     try:
         with _disable_current_modes(), torch.inference_mode(False), torch.no_grad():
             yield
     finally:
         _LEARNING.discard(threading.get_ident())
-        CURRENT.reset(token)
 
 
 # PyTorch prints the traceback of every failing fake operation; here failing is part of the plan.
@@ -301,6 +314,7 @@ def _values_kept(module: nn.Module) -> Iterator[None]:
                 buffer.copy_(value)
 
 
+@_unseen
 def learn_alone(
     module: nn.Module, args: tuple, kwargs: dict, device: torch.device
 ) -> tuple[Row, tuple[int | None, ...]]:

@@ -15,9 +15,9 @@ from weft.graph.node import Const, Graph
 from weft.graph.passes import prune
 from weft.graph.site import Leaf, Site
 from weft.run.price import Price, price
+from weft.signatures.signature import Signature
 from weft.trace.lines import user_line, where
 from weft.trace.recorder import Recorder
-from weft.trace.signatures.signature import Signature
 
 from .experiment import Experiment
 

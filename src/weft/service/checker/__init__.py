@@ -1,0 +1,1 @@
+"""Prices graphs, and knows models without their weights."""

@@ -1,0 +1,1 @@
+"""The processes of one server: starts them, watches them, ends them."""

@@ -1,0 +1,203 @@
+"""What a store does. SQLite and a folder do it on one machine; `memory` is the fake.
+
+Two halves: `Ledger` holds rows (jobs, events, keys, questions, cards), `Objects` holds bytes
+(graphs, constants, results). What is written is durable when the call returns. Each call is one
+transaction: it happened or it did not, whoever is killed when.
+
+Several processes share one store: the gateway submits and reads, the checker claims jobs in
+`received`, workers claim jobs in `queued`. Who has a claim holds a token; a step under a token that
+is no longer the job's raises `LostClaimError`, so that a process that was given up for dead can
+change nothing any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO, Protocol
+
+from msgspec import Struct
+
+from weft.service.jobs.life import Event as LifeEvent
+from weft.service.jobs.life import Job
+
+
+class LostClaimError(Exception):
+    """The job was taken from this worker, which must drop it."""
+
+
+class Note(Struct, frozen=True):
+    """One entry of a job's replayable stream. `seq` counts from 1 within the job."""
+
+    seq: int
+    kind: str  # "state", "log", "progress", "end"
+    data: bytes  # the event's JSON
+
+
+class Key(Struct, frozen=True):
+    """An API key at rest: `digest` is the SHA-256 of the key, `owner` who it stands for."""
+
+    owner: str
+    digest: str
+    created: float
+    revoked: float | None = None
+
+
+class Question(Struct, frozen=True):
+    """Something the gateway cannot know without torch: `kind` is the name of the asking message."""
+
+    id: str
+    kind: str
+    owner: str
+    body: bytes
+    answer: bytes | None = None
+    ok: bool = False
+    created: float = 0.0
+
+
+class Card(Struct, frozen=True):
+    """A model as the checker published it. `state`: `loading`, `ready` or `failed`."""
+
+    model: str
+    state: str
+    fingerprint: str = ""
+    card: bytes = b""  # wire ModelCard, msgpack
+    tables: bytes = b""  # signatures, as bytes
+    reason: str | None = None
+
+
+class Ledger(Protocol):
+    """Rows."""
+
+    # -- jobs --------------------------------------------------------------------------------
+
+    def submit(self, job: Job, limit: int) -> tuple[Job, bool]:
+        """Adds a job; or gives the one of the same owner and request id, and False.
+
+        Raises `QueueFullError` when `limit` jobs of the owner wait already.
+        """
+        ...
+
+    def job(self, id: str) -> Job | None: ...
+
+    def jobs(self, owner: str, limit: int = 100, before: str | None = None) -> list[Job]:
+        """An owner's jobs, newest first."""
+        ...
+
+    def step(self, id: str, event: LifeEvent, now: float, token: str | None = None) -> Job:
+        """Takes a job one step (`life.step`), and notes its state for those who follow it.
+
+        Raises `IllegalStepError`; with `token`, `LostClaimError` if the job has another.
+        """
+        ...
+
+    def claim(
+        self, stage: str, models: Iterable[str], holder: str, now: float, until: float
+    ) -> Job | None:
+        """Gives the oldest job in `stage` (`received` or `queued`) of these models to `holder`.
+
+        A queued job becomes `running`; a received one stays so, and is the holder's until `until`.
+        """
+        ...
+
+    def renew(self, id: str, token: str, until: float) -> bool:
+        """Keeps a claim. False: the job is to be cancelled. Raises `LostClaimError`."""
+        ...
+
+    def release(self, holder: str | None, now: float) -> list[Job]:
+        """Takes back all claims of a holder that died (None: of everybody), as `Lost`."""
+        ...
+
+    def expire(self, now: float) -> list[Job]:
+        """Takes back claims whose time is over, as `Lost`."""
+        ...
+
+    def forget(self, before: float) -> list[Job]:
+        """Removes jobs that ended before a time, and returns them, so that objects can go too."""
+        ...
+
+    def remove(self, id: str) -> None:
+        """Removes a job that is over."""
+        ...
+
+    def ahead(self, id: str) -> int:
+        """How many jobs of the same model come before a queued one."""
+        ...
+
+    def counts(self) -> dict[tuple[str, str], int]:
+        """Jobs by (model, state), finished ones left out."""
+        ...
+
+    # -- what followers see --------------------------------------------------------------------
+
+    def note(self, id: str, token: str, kind: str, data: bytes) -> int:
+        """Appends to the stream of a job under a claim; returns its number."""
+        ...
+
+    def notes(self, id: str, after: int = 0, limit: int = 1000) -> list[Note]: ...
+
+    # -- keys ----------------------------------------------------------------------------------
+
+    def add_key(self, key: Key) -> None: ...
+
+    def key(self, digest: str) -> Key | None: ...
+
+    def keys(self) -> list[Key]: ...
+
+    def revoke(self, digest: str, now: float) -> None: ...
+
+    # -- questions -----------------------------------------------------------------------------
+
+    def ask(self, question: Question) -> None: ...
+
+    def next_question(self) -> Question | None:
+        """The oldest question that nobody has taken, which is then taken."""
+        ...
+
+    def answer(self, id: str, answer: bytes, ok: bool) -> None: ...
+
+    def take_answer(self, id: str) -> Question | None:
+        """A question that has its answer; it is then gone. None while there is none."""
+        ...
+
+    def drop_questions(self, before: float) -> None: ...
+
+    # -- models --------------------------------------------------------------------------------
+
+    def put_card(self, card: Card) -> None: ...
+
+    def card(self, model: str) -> Card | None: ...
+
+    def cards(self) -> list[Card]: ...
+
+    def drop_cards(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Objects(Protocol):
+    """Bytes under names such as `results/<job>`. A name is written once: the first whole one stays.
+
+    Names are made of `[A-Za-z0-9_-]+` parts with `/` between; anything else raises ValueError.
+    """
+
+    def put(self, name: str, data: bytes | BinaryIO) -> bool:
+        """Writes all of it or nothing, durable on return. False: it was there already."""
+        ...
+
+    def get(self, name: str) -> bytes:
+        """Raises KeyError."""
+        ...
+
+    def size(self, name: str) -> int | None:
+        """None: it is not there."""
+        ...
+
+    def stream(self, name: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """The bytes from `start` up to `end`, in pieces. Raises KeyError."""
+        ...
+
+    def delete(self, name: str) -> None:
+        """No error where there is nothing."""
+        ...
+
+    def names(self, prefix: str) -> list[str]: ...

@@ -1,0 +1,1 @@
+"""One model, loaded, and the jobs drawn through it."""

@@ -1,0 +1,174 @@
+"""Every knob, in one table: what it is called, what it is by default, who reads it.
+
+A value comes, in this order, from the default, the configuration file, the environment, the
+argument. The file is `weft/config.toml` in the user's XDG configuration folder:
+
+    host = "http://127.0.0.1:8765"
+
+    settings = load()                      # file and environment
+    settings = load(port=0)                # an argument wins
+
+An unknown name raises, wherever it stands.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from weft.errors import SettingError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The values in force. `TEXTS` says what each is for; sizes are bytes, times seconds."""
+
+    # The client
+    host: str | None = None
+    key: str | None = None
+    connect_seconds: float = 5.0
+    retry_seconds: float = 30.0
+    progress: bool = True
+
+    # The server
+    bind: str = "127.0.0.1"
+    port: int = 8765
+    data: str | None = None
+    allowed_hosts: str = ""
+    allowed_origins: str = ""
+    lease_seconds: float = 10.0
+    attempts: int = 3
+    keep_seconds: float = 7 * 24 * 3600.0
+    drain_seconds: float = 30.0
+
+    # Limits of one request, which the server enforces and publishes
+    body_bytes: int = 64 << 20
+    constant_bytes: int = 4 << 30
+    result_bytes: int = 4 << 30
+    memory_bytes: int = 8 << 30
+    flops: int = 10**15
+    nodes: int = 100_000
+    price_seconds: float = 20.0
+    run_seconds: float = 300.0
+    log_bytes: int = 1 << 20
+    queued_jobs: int = 1_000
+
+
+TEXTS: dict[str, str] = {
+    "host": "the server that remote=True asks, such as http://127.0.0.1:8765",
+    "key": "the key sent to it; for a server on this machine it is found by itself",
+    "connect_seconds": "how long to wait for a connection",
+    "retry_seconds": "how long to keep trying while a server is away",
+    "progress": "show progress bars for large transfers, on a terminal",
+    "bind": "the address that the server listens on",
+    "port": "its port; 0 takes a free one",
+    "data": "the folder with its jobs, results and keys",
+    "allowed_hosts": "further names in the Host header that are accepted, with commas",
+    "allowed_origins": "web origins that may ask, with commas; none by default",
+    "lease_seconds": "how long a worker may be silent before its job is given to another",
+    "attempts": "how often a job is begun before it fails, when workers die",
+    "keep_seconds": "how long a finished job and its result are kept",
+    "drain_seconds": "how long running jobs may go on after the server was told to stop",
+    "body_bytes": "bytes of one request's body, constants apart",
+    "constant_bytes": "bytes of one uploaded constant",
+    "result_bytes": "bytes of all that one job saves",
+    "memory_bytes": "bytes that one graph may keep alive at once",
+    "flops": "floating point operations of one graph, without the model's own",
+    "nodes": "nodes of one graph",
+    "price_seconds": "seconds that pricing one graph may take",
+    "run_seconds": "seconds that one job may run",
+    "log_bytes": "bytes that one job may log",
+    "queued_jobs": "jobs of one key that may wait at once",
+}
+
+NAMES = tuple(field.name for field in fields(Settings))
+_TYPES = {field.name: str(field.type).split(" |")[0] for field in fields(Settings)}
+
+
+def variable(name: str) -> str:
+    """The environment variable of a setting: `WEFT_HOST`."""
+    return f"WEFT_{name.upper()}"
+
+
+def load(environ: Mapping[str, str] | None = None, **arguments: Any) -> Settings:
+    """The settings from file, environment and arguments; an argument that is None is left out.
+
+    Raises `SettingError` for an unknown name or a value of another type.
+    """
+    environ = os.environ if environ is None else environ
+    found = Settings()
+    found = _with(found, _file(environ), str(config_file(environ)))
+    named = {n: environ[variable(n)] for n in NAMES if environ.get(variable(n), "") != ""}
+    found = _with(found, {n: _parsed(n, text) for n, text in named.items()}, "the environment")
+    return _with(found, {n: v for n, v in arguments.items() if v is not None}, "an argument")
+
+
+def config_file(environ: Mapping[str, str] | None = None) -> Path:
+    """Where the configuration file is, if there is one."""
+    return _folder("XDG_CONFIG_HOME", ".config", environ) / "weft" / "config.toml"
+
+
+def state_folder(environ: Mapping[str, str] | None = None) -> Path:
+    """Where servers on this machine leave their keys and addresses for its own user's clients."""
+    return _folder("XDG_STATE_HOME", ".local/state", environ) / "weft"
+
+
+def data_folder(settings: Settings, environ: Mapping[str, str] | None = None) -> Path:
+    """The server's folder with jobs, results and keys."""
+    if settings.data:
+        return Path(settings.data).expanduser()
+    return _folder("XDG_DATA_HOME", ".local/share", environ) / "weft"
+
+
+def _folder(variable: str, default: str, environ: Mapping[str, str] | None) -> Path:
+    environ = os.environ if environ is None else environ
+    given = environ.get(variable)
+    return Path(given) if given else Path.home() / default
+
+
+def _file(environ: Mapping[str, str]) -> dict[str, Any]:
+    path = config_file(environ)
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise SettingError(f"{path} cannot be read: {error}") from None
+
+
+def _with(settings: Settings, values: Mapping[str, Any], source: str) -> Settings:
+    for name, value in values.items():
+        if name not in NAMES:
+            near = difflib.get_close_matches(name, NAMES, n=1)
+            raise SettingError(
+                f"{source} has no setting {name!r}",
+                fix=f"did you mean {near[0]}?" if near else f"settings are {', '.join(NAMES)}",
+            )
+        if not _fits(name, value):
+            raise SettingError(f"{name} in {source} should be {_TYPES[name]}, not {value!r}")
+    return replace(settings, **values)
+
+
+def _fits(name: str, value: Any) -> bool:
+    kind = _TYPES[name]
+    if kind == "float":
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
+    if kind == "int":
+        return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, bool if kind == "bool" else str)
+
+
+def _parsed(name: str, text: str) -> Any:
+    """A value from an environment variable."""
+    kind = _TYPES[name]
+    try:
+        if kind == "bool":
+            return {"1": True, "true": True, "0": False, "false": False}[text.lower()]
+        return int(text) if kind == "int" else float(text) if kind == "float" else text
+    except (KeyError, ValueError):
+        raise SettingError(f"{variable(name)} should be {kind}, not {text!r}") from None

@@ -1,0 +1,420 @@
+"""Everything that crosses between a client and a server, in one place. No torch.
+
+Messages are frozen, tagged structs. A client's messages refuse unknown fields (`Ask`): an option
+that nobody understands must not be dropped in silence. A server's messages allow them (`Tell`): a
+newer server may say more within one protocol version. Both have a binary form (msgpack) and one for
+people (JSON); bytes stand in JSON as base64.
+
+Tensors travel as safetensors frames (`wire.frames`): `tensors: bytes` is one such file.
+
+    data = encode(Submit(...))             # bytes, msgpack
+    decode(data, Submit)                   # raises MessageError
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from weft.errors import MessageError
+from weft.graph.node import Arg, Graph
+from weft.graph.site import Site
+
+PROTOCOL = 1
+
+Id = Annotated[str, Meta(min_length=1, max_length=64, pattern="^[A-Za-z0-9_-]+$")]
+ModelId = Annotated[str, Meta(min_length=1, max_length=200)]
+Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+"""SHA-256 of a tensor: of `dtype`, the shape as a JSON list, and its bytes (`frames.digest`)."""
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+
+
+class Ask(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What a client sends."""
+
+
+class Tell(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a server sends."""
+
+
+# -- inputs of a model ---------------------------------------------------------------------------
+
+
+class LanguageOptions(Ask):
+    """Options of one forward pass of a language model: `families.forward.ForwardOptions`."""
+
+    use_cache: bool = False
+    output_hidden_states: bool = False
+    output_attentions: bool = False
+    output_router_logits: bool = False
+    logits_to_keep: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
+
+
+class LanguageInputs(Ask, tag="language"):
+    """Tokens for a language model. `given` names the tensors in the request's `tensors`.
+
+    A mask says which positions are real; position ids only where the user gave them.
+    """
+
+    given: Annotated[
+        tuple[
+            Literal[
+                "input_ids", "attention_mask", "position_ids", "inputs_embeds", "token_type_ids"
+            ],
+            ...,
+        ],
+        Meta(min_length=1, max_length=5),
+    ]
+    options: LanguageOptions = LanguageOptions()
+
+
+class PlainInputs(Ask, tag="plain"):
+    """Arguments for any other module. `Ref(n)` in them is the tensor `"in.n"` of `tensors`."""
+
+    args: Annotated[tuple[Arg, ...], Meta(max_length=1024)] = ()
+    kwargs: Annotated[tuple[tuple[str, Arg], ...], Meta(max_length=1024)] = ()
+
+
+Inputs = LanguageInputs | PlainInputs
+
+
+# -- asks ----------------------------------------------------------------------------------------
+
+
+class Submit(Ask):
+    """A job: a graph, its constants, and the call of the model to draw it through.
+
+    `constants` gives for each `Const.key` of the graph the digest of its tensor, which is in
+    `tensors` under that digest, or was uploaded before. `fingerprint` is that of the model that the
+    graph was recorded on; without `strict` the graph may meet sizes other than the recorded ones.
+    The same `request_id` from the same owner is the same job, however often it arrives.
+    """
+
+    protocol: int
+    request_id: Id
+    model: ModelId
+    fingerprint: Digest
+    graph: Graph
+    inputs: Inputs
+    constants: dict[str, Digest] = {}
+    tensors: bytes = b""
+    strict: bool = True
+    look: bool = False
+
+
+class MissingQuery(Ask):
+    """Which of these constants has the server not got from this owner?"""
+
+    digests: Annotated[tuple[Digest, ...], Meta(max_length=65_536)]
+
+
+class SignatureQuery(Ask):
+    """What do the sites look like for this call? Asked for layouts that no formula covers."""
+
+    model: ModelId
+    fingerprint: Digest
+    inputs: Inputs
+    tensors: bytes = b""
+
+
+class Layout(Ask):
+    """A tensor without its numbers."""
+
+    dtype: str
+    shape: tuple[Count, ...]
+    stride: tuple[Count, ...]
+    offset: Count = 0
+
+
+class ApplyQuery(Ask):
+    """What does this module give for such arguments? `Ref(n)` in them is `layouts[n]`."""
+
+    model: ModelId
+    fingerprint: Digest
+    path: Annotated[str, Meta(max_length=4096)]
+    layouts: Annotated[tuple[Layout, ...], Meta(max_length=1024)]
+    args: tuple[Arg, ...] = ()
+    kwargs: tuple[tuple[str, Arg], ...] = ()
+
+
+class ChatMessage(Ask):
+    role: str
+    content: str
+
+
+class TokensQuery(Ask):
+    """Token ids of texts, or of chats through the model's own template, by the server."""
+
+    model: ModelId
+    texts: Annotated[tuple[str, ...], Meta(max_length=65_536)] = ()
+    chats: Annotated[tuple[tuple[ChatMessage, ...], ...], Meta(max_length=4096)] = ()
+
+
+# -- the server and its models -------------------------------------------------------------------
+
+
+class Limits(Tell):
+    """What one request may ask for: the limits of `weft.settings`, as the server has them."""
+
+    body_bytes: int
+    constant_bytes: int
+    result_bytes: int
+    memory_bytes: int
+    flops: int
+    nodes: int
+    price_seconds: float
+    run_seconds: float
+    log_bytes: int
+    queued_jobs: int
+
+
+class Hello(Tell):
+    """The handshake."""
+
+    protocols: tuple[int, ...]
+    version: str
+    capabilities: tuple[str, ...]
+    limits: Limits
+
+
+class ModelInfo(Tell):
+    """One model of a server. `state` is `loading`, `ready` or `failed`."""
+
+    id: str
+    family: str
+    class_name: str
+    fingerprint: str
+    dtype: str
+    parameters: int
+    state: str = "ready"
+    reason: str | None = None
+
+
+class ModelList(Tell):
+    models: tuple[ModelInfo, ...]
+
+
+class TensorCard(Tell):
+    """A parameter or buffer. `of` is the first path of the same tensor, where it stands twice."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    of: str | None = None
+
+
+class ModuleCard(Tell):
+    """One module of a tree. `kind` is its class; `base` the plain container it is, if it is one.
+
+    `rule` says how its result follows from its one argument: `linear`, `embedding`, `same` (shape
+    and dtype of the argument), or nothing is known. `of` is the first path of the same module.
+    """
+
+    path: str
+    kind: str
+    base: Literal["", "list", "sequential", "dict"] = ""
+    parameters: tuple[TensorCard, ...] = ()
+    buffers: tuple[TensorCard, ...] = ()
+    plain: dict[str, bool | int | float | str | None] = {}
+    rule: str | None = None
+    of: str | None = None
+
+
+class TokenizerCard(Tell):
+    """A tokenizer: the file of `tokenizers`, where it gives the same ids as the model's own.
+
+    Without it (`json` is None) the server makes the ids. `chat` says whether it has a template.
+    """
+
+    json: str | None = None
+    chat: bool = False
+    special: dict[str, tuple[str, int]] = {}
+
+
+class ModelCard(Tell):
+    """A model as data: all that a client needs to record on it without having it."""
+
+    info: ModelInfo
+    modules: tuple[ModuleCard, ...]
+    config: dict[str, Any] = {}
+    takes: tuple[str, ...] = ()
+    takes_any: bool = False
+    model_type: str = ""
+    vocab: int = 0
+    positions: int | None = None
+    pad: int = 0
+    attention: str | None = None
+    tokenizer: TokenizerCard | None = None
+    source: str = ""
+
+
+class Tables(Tell):
+    """Signatures as bytes of `signatures.tables`."""
+
+    data: bytes
+
+
+class Applied(Tell):
+    """What a module gives, as bytes of `signatures.tables`."""
+
+    data: bytes
+
+
+class Missing(Tell):
+    digests: tuple[str, ...]
+
+
+class Tokens(Tell):
+    rows: tuple[tuple[int, ...], ...]
+
+
+class ModelStatus(Tell):
+    """`waiting` jobs are priced or about to be, `running` ones have a worker."""
+
+    id: str
+    state: str
+    waiting: int
+    running: int
+
+
+class ServerStatus(Tell):
+    version: str
+    seconds: float
+    models: tuple[ModelStatus, ...]
+
+
+class Health(Tell):
+    """`live`: this process answers. `ready`: all parts are there and every model is loaded."""
+
+    live: bool
+    ready: bool
+    parts: dict[str, str] = {}
+
+
+# -- jobs ----------------------------------------------------------------------------------------
+
+
+class ErrorReport(Tell):
+    """An error as data: `weft.errors` by `code`. Never a traceback, a path or another's data.
+
+    `kind` is the class of an exception of PyTorch's or the model's own. `request_id` is what the
+    server's log has it under.
+    """
+
+    code: str
+    message: str
+    line: str | None = None
+    fix: str | None = None
+    kind: str = ""
+    request_id: str | None = None
+    missing: tuple[str, ...] = ()
+
+
+class PriceInfo(Tell):
+    """What the server says a graph costs: `run.price.Price`."""
+
+    sites: int
+    operations: int
+    flops: int
+    constant_bytes: int
+    saved_bytes: int
+    peak_bytes: int
+    ends: Site | None = None
+
+
+class ResultInfo(Tell):
+    """What a job brought back: the size and SHA-256 of its file, the names of what it saved."""
+
+    bytes: int
+    sha256: str
+    names: tuple[str, ...] = ()
+
+
+class JobInfo(Tell):
+    """A job, as its owner sees it. Times are seconds since 1970.
+
+    `state` is `received`, `queued`, `running`, `done`, `failed` or `cancelled`. `stages` tells how
+    long each took, in seconds: `price`, `queue`, `run`.
+    """
+
+    id: str
+    state: str
+    model: str
+    created: float
+    look: bool = False
+    attempts: int = 0
+    ahead: int | None = None
+    price: PriceInfo | None = None
+    result: ResultInfo | None = None
+    error: ErrorReport | None = None
+    stages: dict[str, float] = {}
+    expires: float | None = None
+
+
+class JobList(Tell):
+    jobs: tuple[JobInfo, ...]
+
+
+class StateEvent(Tell, tag="state"):
+    """The job moved on."""
+
+    state: str
+    attempts: int = 0
+
+
+class LogEvent(Tell, tag="log"):
+    """`tracer.log(...)`, as it happens."""
+
+    text: str
+
+
+class ProgressEvent(Tell, tag="progress"):
+    """Sites that have fired, of those the graph waits for."""
+
+    done: int
+    total: int
+
+
+class EndEvent(Tell, tag="end"):
+    """The job is over; nothing follows."""
+
+    job: JobInfo
+
+
+Event = StateEvent | LogEvent | ProgressEvent | EndEvent
+
+FINAL = ("done", "failed", "cancelled")
+"""States that a job stays in."""
+
+
+# -- what a result file says of itself -----------------------------------------------------------
+
+
+class Manifest(Tell):
+    """The head of a result file: what was saved, by name. `Ref(n)` in it is the tensor `"n"`.
+
+    `ended` is the site at which the forward pass could stop.
+    """
+
+    saved: tuple[tuple[str, Arg], ...]
+    ended: Site | None = None
+    protocol: int = PROTOCOL
+
+
+# -- bytes ---------------------------------------------------------------------------------------
+
+
+def encode(message: Struct, form: str = "msgpack") -> bytes:
+    """The bytes of a message; `form` is `msgpack` or `json`."""
+    return msgspec.json.encode(message) if form == "json" else msgspec.msgpack.encode(message)
+
+
+def decode(data: bytes, kind: Any, form: str = "msgpack") -> Any:
+    """The message. Raises `MessageError`, saying what is wrong and where."""
+    module = msgspec.json if form == "json" else msgspec.msgpack
+    try:
+        return module.decode(data, type=kind)
+    except (msgspec.DecodeError, RecursionError, UnicodeError, ValueError) as error:
+        raise MessageError(f"this is not a message that can be read: {error}") from None
