@@ -1,0 +1,33 @@
+"""`Known`: a model as the checker knows it, and as a client can: its tree and its sites, no weights.
+
+What is here is enough to price a graph, to publish the model as data, and to record on it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from weft.families.forward import LanguageFacts
+from weft.signatures.signature import Signatures
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """A model without its numbers.
+
+    skeleton: the module tree, with weights on the meta device (or real ones, where they are there).
+    signatures: what its sites look like.
+    family: `language` or `plain`, the kind of inputs it takes (`wire.messages.Inputs`).
+    facts: of a language model, else None. tokenizer: of a language model that has one.
+    fingerprint: a hash of tree, weights' shapes, configuration and source code; see `publish`.
+    """
+
+    skeleton: nn.Module
+    signatures: Signatures
+    family: str
+    fingerprint: str
+    facts: LanguageFacts | None = None
+    tokenizer: Any = None
