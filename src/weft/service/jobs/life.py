@@ -11,14 +11,25 @@
     step(job, Priced(...), now) -> Change(job, commands)
 
 An event that the table does not have for a state raises `IllegalStepError`, with the job's history.
+What is to be done about a step is data too: `commands`, which the store and its callers carry out.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, Literal
+
 from msgspec import Struct
+from msgspec.structs import replace
 
 STATES = ("received", "queued", "running", "done", "failed", "cancelled")
 FINAL = frozenset({"done", "failed", "cancelled"})
+
+STAGES = {"received": "price", "queued": "queue", "running": "run"}
+"""What the time spent in a state is called."""
+
+HISTORY = 20
+"""How many events a job remembers."""
 
 
 class Job(Struct, frozen=True, kw_only=True):
@@ -44,7 +55,7 @@ class Job(Struct, frozen=True, kw_only=True):
     since: float = 0.0  # when the state began
     price: bytes | None = None
     cost: float = 0.0
-    error: bytes | None = None
+    error: bytes | None = None  # why it ended; while it is `cancelling`, why it is to end
     result_bytes: int | None = None
     result_sha256: str | None = None
     names: tuple[str, ...] = ()
@@ -52,6 +63,9 @@ class Job(Struct, frozen=True, kw_only=True):
     stages: dict[str, float] = {}
     ended: float | None = None
     history: tuple[str, ...] = ()  # the last events, for messages
+
+
+# -- events --------------------------------------------------------------------------------------
 
 
 class Priced(Struct, frozen=True, kw_only=True, tag=True):
@@ -104,3 +118,161 @@ class Stopped(Struct, frozen=True, tag=True):
 
 
 Event = Priced | Refused | Leased | Lost | Finished | Failed | Cancel | Stopped
+
+
+# -- commands ------------------------------------------------------------------------------------
+
+
+class Note(Struct, frozen=True, tag=True):
+    """Tell those who follow the job: its new state, or that it is over."""
+
+    kind: Literal["state", "end"]
+
+
+class Ring(Struct, frozen=True, tag=True):
+    """Wake a process that has something to do now; `worker` is the one of the job's model."""
+
+    who: Literal["gateway", "checker", "worker"]
+
+
+class DropSubmit(Struct, frozen=True, tag=True):
+    """Nobody needs the request any more: `submits/<id>` may go."""
+
+
+Command = Note | Ring | DropSubmit
+
+
+class Change(Struct, frozen=True):
+    """A job after a step, and what is to be done about it."""
+
+    job: Job
+    commands: tuple[Command, ...] = ()
+
+
+class IllegalStepError(Exception):
+    """An event that cannot happen to a job in its state: a mistake of ours, or a race lost."""
+
+    def __init__(self, job: Job, event: Event) -> None:
+        past = "; ".join(job.history) or "nothing yet"
+        name = type(event).__name__
+        super().__init__(f"job {job.id} is {job.state}: {name} cannot happen to it (past: {past})")
+        self.job = job
+        self.event = event
+
+
+# -- steps ---------------------------------------------------------------------------------------
+
+BEGIN: tuple[Command, ...] = (Note("state"), Ring("checker"), Ring("gateway"))
+"""What is to be done about a job that has just been submitted."""
+
+
+def step(job: Job, event: Event, now: float) -> Change:
+    """The job after an event. Raises `IllegalStepError`."""
+    handler = TABLE.get((job.state, type(event)))
+    if handler is None:
+        raise IllegalStepError(job, event)
+    change = handler(job, event, now)
+    said = f"{now:.3f} {type(event).__name__} when {job.state}"
+    history = (*job.history, said)[-HISTORY:]
+    return Change(replace(change.job, history=history), change.commands)
+
+
+def _claimed_for_pricing(job: Job, event: Leased, now: float) -> Change:
+    if job.token is not None:
+        raise IllegalStepError(job, event)
+    return Change(_leased(job, event, pricings=job.pricings + 1))
+
+
+def _begun(job: Job, event: Leased, now: float) -> Change:
+    leased = _leased(job, event, attempts=job.attempts + 1)
+    return Change(_moved(leased, "running", now), (Note("state"), Ring("gateway")))
+
+
+def _priced(job: Job, event: Priced, now: float) -> Change:
+    known = replace(_free(job), price=event.price, cost=event.cost, names=event.names)
+    commands = (Note("state"), Ring("worker"), Ring("gateway"))
+    return Change(_moved(known, "queued", now), commands)
+
+
+def _pricing_lost(job: Job, event: Lost, now: float) -> Change:
+    if job.token is None:
+        raise IllegalStepError(job, event)
+    if job.pricings >= event.attempts:
+        return _over(job, "failed", event.error, now)
+    return Change(_free(job), (Ring("checker"),))
+
+
+def _run_lost(job: Job, event: Lost, now: float) -> Change:
+    if job.cancelling:
+        return _over(job, "cancelled", job.error, now)
+    if job.attempts >= event.attempts:
+        return _over(job, "failed", event.error, now)
+    commands = (Note("state"), Ring("worker"), Ring("gateway"))
+    return Change(_moved(_free(job), "queued", now), commands)
+
+
+def _done(job: Job, event: Finished, now: float) -> Change:
+    brought = replace(
+        job,
+        result_bytes=event.result_bytes,
+        result_sha256=event.result_sha256,
+        names=event.names,
+    )
+    return _over(brought, "done", None, now)
+
+
+def _failed(job: Job, event: Refused | Failed, now: float) -> Change:
+    return _over(job, "failed", event.error, now)
+
+
+def _cancelled(job: Job, event: Cancel, now: float) -> Change:
+    return _over(job, "cancelled", event.error, now)
+
+
+def _to_be_cancelled(job: Job, event: Cancel, now: float) -> Change:
+    error = job.error if job.cancelling else event.error
+    return Change(replace(job, cancelling=True, error=error), (Ring("worker"),))
+
+
+def _stopped(job: Job, event: Stopped, now: float) -> Change:
+    if not job.cancelling:
+        raise IllegalStepError(job, event)
+    return _over(job, "cancelled", event.error, now)
+
+
+TABLE: dict[tuple[str, type], Callable[[Job, Any, float], Change]] = {
+    ("received", Leased): _claimed_for_pricing,
+    ("received", Priced): _priced,
+    ("received", Refused): _failed,
+    ("received", Lost): _pricing_lost,
+    ("received", Cancel): _cancelled,
+    ("queued", Leased): _begun,
+    ("queued", Cancel): _cancelled,
+    ("running", Finished): _done,
+    ("running", Failed): _failed,
+    ("running", Lost): _run_lost,
+    ("running", Cancel): _to_be_cancelled,
+    ("running", Stopped): _stopped,
+}
+
+
+def _over(job: Job, state: str, error: bytes | None, now: float) -> Change:
+    ended = replace(_free(job), error=error, cancelling=False, ended=now)
+    return Change(_moved(ended, state, now), (Note("end"), DropSubmit(), Ring("gateway")))
+
+
+def _moved(job: Job, state: str, now: float) -> Job:
+    """In another state from now on; the time in the last one counts for its stage."""
+    stage = STAGES[job.state]
+    spent = max(0.0, now - max(job.since, job.created))
+    stages = {**job.stages, stage: job.stages.get(stage, 0.0) + spent}
+    return replace(job, state=state, since=now, stages=stages)
+
+
+def _leased(job: Job, event: Leased, **counted: int) -> Job:
+    return replace(job, holder=event.holder, token=event.token, until=event.until, **counted)
+
+
+def _free(job: Job) -> Job:
+    """Nobody has it."""
+    return replace(job, holder=None, token=None, until=None)

@@ -8,21 +8,32 @@ Several processes share one store: the gateway submits and reads, the checker cl
 `received`, workers claim jobs in `queued`. Who has a claim holds a token; a step under a token that
 is no longer the job's raises `LostClaimError`, so that a process that was given up for dead can
 change nothing any more.
+
+A ledger is opened with the `Settings` it needs (`attempts`, `keep_seconds`) and, if wanted, a
+`Carry`: it is called after each step, when that step is durable, with what `life` commands besides
+notes (whom to wake, what to drop). `shell.Shell` is one. All calls may come from any thread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO, Protocol
 
 from msgspec import Struct
 
+from weft.errors import LimitError
+from weft.service.jobs.life import Command, Job
 from weft.service.jobs.life import Event as LifeEvent
-from weft.service.jobs.life import Job
+
+Carry = Callable[[Job, tuple[Command, ...]], None]
 
 
 class LostClaimError(Exception):
     """The job was taken from this worker, which must drop it."""
+
+
+class QueueFullError(LimitError):
+    """As many of an owner's jobs wait as may wait at once."""
 
 
 class Note(Struct, frozen=True):
@@ -73,20 +84,25 @@ class Ledger(Protocol):
     def submit(self, job: Job, limit: int) -> tuple[Job, bool]:
         """Adds a job; or gives the one of the same owner and request id, and False.
 
-        Raises `QueueFullError` when `limit` jobs of the owner wait already.
+        Raises `QueueFullError` when `limit` jobs of the owner wait already. Where the job was not
+        added, the object `submits/<id>` written for it is nobody's: delete it.
         """
         ...
 
     def job(self, id: str) -> Job | None: ...
 
     def jobs(self, owner: str, limit: int = 100, before: str | None = None) -> list[Job]:
-        """An owner's jobs, newest first."""
+        """An owner's jobs, newest first; `before` is the last id of the page before.
+
+        Ids sort by time (`ids.new_id`).
+        """
         ...
 
     def step(self, id: str, event: LifeEvent, now: float, token: str | None = None) -> Job:
         """Takes a job one step (`life.step`), and notes its state for those who follow it.
 
-        Raises `IllegalStepError`; with `token`, `LostClaimError` if the job has another.
+        Raises `IllegalStepError`; `NoSuchError` where there is no such job; with `token`,
+        `LostClaimError` if the job is gone or has another.
         """
         ...
 
@@ -116,11 +132,15 @@ class Ledger(Protocol):
         ...
 
     def remove(self, id: str) -> None:
-        """Removes a job that is over."""
+        """Removes a job that is over. Raises `NotFinishedError`; no error where there is none."""
+        ...
+
+    def unfinished(self) -> list[Job]:
+        """All jobs that are not over, oldest first."""
         ...
 
     def ahead(self, id: str) -> int:
-        """How many jobs of the same model come before a queued one."""
+        """How many jobs of the same model come before one that waits: older ones, running ones."""
         ...
 
     def counts(self) -> dict[tuple[str, str], int]:
@@ -130,20 +150,31 @@ class Ledger(Protocol):
     # -- what followers see --------------------------------------------------------------------
 
     def note(self, id: str, token: str, kind: str, data: bytes) -> int:
-        """Appends to the stream of a job under a claim; returns its number."""
+        """Appends to the stream of a job under a claim; returns its number.
+
+        Durable when the next step of the job is. Raises `LostClaimError`.
+        """
         ...
 
-    def notes(self, id: str, after: int = 0, limit: int = 1000) -> list[Note]: ...
+    def notes(self, id: str, after: int = 0, limit: int = 1000) -> list[Note]:
+        """The stream, from the first note beyond `after`. Its last note is the only `end`."""
+        ...
 
     # -- keys ----------------------------------------------------------------------------------
 
     def add_key(self, key: Key) -> None: ...
 
-    def key(self, digest: str) -> Key | None: ...
+    def key(self, digest: str) -> Key | None:
+        """The key. None: there is none, or it is revoked."""
+        ...
 
-    def keys(self) -> list[Key]: ...
+    def keys(self) -> list[Key]:
+        """All keys, oldest first, revoked ones too."""
+        ...
 
-    def revoke(self, digest: str, now: float) -> None: ...
+    def revoke(self, digest: str, now: float) -> None:
+        """Raises `NoSuchError`."""
+        ...
 
     # -- questions -----------------------------------------------------------------------------
 
@@ -153,7 +184,9 @@ class Ledger(Protocol):
         """The oldest question that nobody has taken, which is then taken."""
         ...
 
-    def answer(self, id: str, answer: bytes, ok: bool) -> None: ...
+    def answer(self, id: str, answer: bytes, ok: bool) -> None:
+        """No error where the question is gone: nobody waits any more."""
+        ...
 
     def take_answer(self, id: str) -> Question | None:
         """A question that has its answer; it is then gone. None while there is none."""
@@ -181,7 +214,10 @@ class Objects(Protocol):
     """
 
     def put(self, name: str, data: bytes | BinaryIO) -> bool:
-        """Writes all of it or nothing, durable on return. False: it was there already."""
+        """Writes all of it or nothing, durable on return. False: it was there already.
+
+        A file is read from where it stands to its end, piece by piece.
+        """
         ...
 
     def get(self, name: str) -> bytes:
@@ -193,11 +229,24 @@ class Objects(Protocol):
         ...
 
     def stream(self, name: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-        """The bytes from `start` up to `end`, in pieces. Raises KeyError."""
+        """The bytes from `start` up to `end`, in pieces. Raises KeyError, at the call.
+
+        An `end` beyond the object is its end.
+        """
         ...
 
     def delete(self, name: str) -> None:
         """No error where there is nothing."""
         ...
 
-    def names(self, prefix: str) -> list[str]: ...
+    def names(self, prefix: str) -> list[str]:
+        """All names that begin so, sorted; `prefix` is a folder with its `/`, or empty."""
+        ...
+
+    def touch(self, name: str) -> bool:
+        """Says that the object is still wanted (`sweep` goes by it). False: it is not there."""
+        ...
+
+    def touched(self, name: str) -> float | None:
+        """When it was written or touched last, in seconds since 1970. None: it is not there."""
+        ...

@@ -1,0 +1,313 @@
+"""The fake store: a ledger and objects in memory, for tests and for one process without a disk.
+
+It keeps every promise of `interface` but durability. One lock makes each call one transaction.
+
+    ledger, objects = MemoryLedger(), MemoryObjects()
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import BinaryIO
+
+from msgspec.structs import replace
+
+from weft.errors import NoSuchError
+from weft.service.jobs import life
+from weft.service.jobs.life import FINAL, Job, Leased
+from weft.service.store.ids import new_token
+from weft.service.store.interface import Card, Carry, Key, Note, Question
+from weft.service.store.names import checked, checked_prefix, checked_range
+from weft.service.store.said import check_claim, check_over, entries_of, full, lost
+from weft.settings import Settings
+
+PIECE = 1 << 20
+
+
+@dataclass
+class _Row:
+    job: Job
+    notes: list[Note] = field(default_factory=list)
+
+    def add(self, kind: str, data: bytes) -> int:
+        self.notes.append(Note(len(self.notes) + 1, kind, data))
+        return len(self.notes)
+
+
+class MemoryLedger:
+    """`interface.Ledger` in memory."""
+
+    def __init__(self, settings: Settings | None = None, carry: Carry | None = None) -> None:
+        self._settings = settings or Settings()
+        self._carry = carry or (lambda job, commands: None)
+        self._lock = threading.Lock()
+        self._rows: dict[str, _Row] = {}
+        self._keys: dict[str, Key] = {}
+        self._questions: dict[str, Question] = {}
+        self._taken: set[str] = set()
+        self._cards: dict[str, Card] = {}
+
+    # -- jobs --------------------------------------------------------------------------------
+
+    def submit(self, job: Job, limit: int) -> tuple[Job, bool]:
+        with self._lock:
+            mine = [row.job for row in self._rows.values() if row.job.owner == job.owner]
+            for known in mine:
+                if known.request_id == job.request_id:
+                    return known, False
+            if sum(known.state in ("received", "queued") for known in mine) >= limit:
+                raise full(limit)
+            row = self._rows[job.id] = _Row(job)
+            self._note(row, life.BEGIN)
+        self._carry(job, life.BEGIN)
+        return job, True
+
+    def job(self, id: str) -> Job | None:
+        with self._lock:
+            row = self._rows.get(id)
+            return None if row is None else row.job
+
+    def jobs(self, owner: str, limit: int = 100, before: str | None = None) -> list[Job]:
+        with self._lock:
+            mine = [row.job for row in self._rows.values() if row.job.owner == owner]
+        older = [job for job in mine if before is None or job.id < before]
+        return sorted(older, key=lambda job: job.id, reverse=True)[:limit]
+
+    def step(self, id: str, event: life.Event, now: float, token: str | None = None) -> Job:
+        with self._lock:
+            change = self._step(self._held(id, token), event, now)
+        self._carry(*change)
+        return change[0]
+
+    def claim(
+        self, stage: str, models: Iterable[str], holder: str, now: float, until: float
+    ) -> Job | None:
+        models = set(models)
+        with self._lock:
+            free = [
+                row
+                for row in self._rows.values()
+                if row.job.state == stage and row.job.model in models and row.job.token is None
+            ]
+            if not free:
+                return None
+            row = min(free, key=lambda row: (row.job.created, row.job.id))
+            change = self._step(row, Leased(holder, new_token(), until), now)
+        self._carry(*change)
+        return change[0]
+
+    def renew(self, id: str, token: str, until: float) -> bool:
+        with self._lock:
+            row = self._held(id, token)
+            row.job = replace(row.job, until=until)
+            return not row.job.cancelling
+
+    def release(self, holder: str | None, now: float) -> list[Job]:
+        return self._lose(lambda job: job.holder is not None and holder in (None, job.holder), now)
+
+    def expire(self, now: float) -> list[Job]:
+        return self._lose(lambda job: job.until is not None and job.until < now, now)
+
+    def _lose(self, is_lost: Callable[[Job], bool], now: float) -> list[Job]:
+        with self._lock:
+            rows = [row for row in self._rows.values() if is_lost(row.job)]
+            changes = [self._step(row, lost(row.job, self._settings.attempts), now) for row in rows]
+        for change in changes:
+            self._carry(*change)
+        return [job for job, _ in changes]
+
+    def forget(self, before: float) -> list[Job]:
+        with self._lock:
+            jobs = [row.job for row in self._rows.values()]
+            old = [job for job in jobs if job.ended is not None and job.ended < before]
+            for job in old:
+                del self._rows[job.id]
+        return old
+
+    def remove(self, id: str) -> None:
+        with self._lock:
+            if id in self._rows:
+                check_over(self._rows[id].job)
+                del self._rows[id]
+
+    def unfinished(self) -> list[Job]:
+        with self._lock:
+            jobs = [row.job for row in self._rows.values() if row.job.state not in FINAL]
+        return sorted(jobs, key=lambda job: (job.created, job.id))
+
+    def ahead(self, id: str) -> int:
+        job = self.job(id)
+        if job is None or job.state not in ("received", "queued"):
+            return 0
+        others = [other for other in self.unfinished() if other.model == job.model]
+        return sum(
+            other.state == "running" or (other.created, other.id) < (job.created, job.id)
+            for other in others
+        )
+
+    def counts(self) -> dict[tuple[str, str], int]:
+        found: dict[tuple[str, str], int] = {}
+        for job in self.unfinished():
+            found[job.model, job.state] = found.get((job.model, job.state), 0) + 1
+        return found
+
+    def _step(
+        self, row: _Row, event: life.Event, now: float
+    ) -> tuple[Job, tuple[life.Command, ...]]:
+        change = life.step(row.job, event, now)
+        row.job = change.job
+        self._note(row, change.commands)
+        return change.job, change.commands
+
+    def _note(self, row: _Row, commands: tuple[life.Command, ...]) -> None:
+        for kind, data in entries_of(row.job, commands, self._settings.keep_seconds):
+            row.add(kind, data)
+
+    def _held(self, id: str, token: str | None) -> _Row:
+        row = self._rows.get(id)
+        check_claim(row and row.job, id, token)
+        assert row is not None
+        return row
+
+    # -- what followers see --------------------------------------------------------------------
+
+    def note(self, id: str, token: str, kind: str, data: bytes) -> int:
+        with self._lock:
+            return self._held(id, token).add(kind, data)
+
+    def notes(self, id: str, after: int = 0, limit: int = 1000) -> list[Note]:
+        with self._lock:
+            row = self._rows.get(id)
+            return [] if row is None else row.notes[after : after + limit]
+
+    # -- keys ----------------------------------------------------------------------------------
+
+    def add_key(self, key: Key) -> None:
+        with self._lock:
+            self._keys[key.digest] = key
+
+    def key(self, digest: str) -> Key | None:
+        with self._lock:
+            key = self._keys.get(digest)
+            return None if key is None or key.revoked is not None else key
+
+    def keys(self) -> list[Key]:
+        with self._lock:
+            return sorted(self._keys.values(), key=lambda key: (key.created, key.digest))
+
+    def revoke(self, digest: str, now: float) -> None:
+        with self._lock:
+            if digest not in self._keys:
+                raise NoSuchError(f"there is no key with the digest {digest}")
+            self._keys[digest] = replace(self._keys[digest], revoked=now)
+
+    # -- questions -----------------------------------------------------------------------------
+
+    def ask(self, question: Question) -> None:
+        with self._lock:
+            self._questions[question.id] = question
+
+    def next_question(self) -> Question | None:
+        with self._lock:
+            for question in self._questions.values():
+                if question.id not in self._taken:
+                    self._taken.add(question.id)
+                    return question
+            return None
+
+    def answer(self, id: str, answer: bytes, ok: bool) -> None:
+        with self._lock:
+            if id in self._questions:
+                self._questions[id] = replace(self._questions[id], answer=answer, ok=ok)
+
+    def take_answer(self, id: str) -> Question | None:
+        with self._lock:
+            question = self._questions.get(id)
+            if question is None or question.answer is None:
+                return None
+            self._taken.discard(id)
+            return self._questions.pop(id)
+
+    def drop_questions(self, before: float) -> None:
+        with self._lock:
+            for question in list(self._questions.values()):
+                if question.created < before:
+                    self._taken.discard(question.id)
+                    del self._questions[question.id]
+
+    # -- models --------------------------------------------------------------------------------
+
+    def put_card(self, card: Card) -> None:
+        with self._lock:
+            self._cards[card.model] = card
+
+    def card(self, model: str) -> Card | None:
+        with self._lock:
+            return self._cards.get(model)
+
+    def cards(self) -> list[Card]:
+        with self._lock:
+            return [self._cards[model] for model in sorted(self._cards)]
+
+    def drop_cards(self) -> None:
+        with self._lock:
+            self._cards.clear()
+
+    def close(self) -> None:
+        """Nothing to do: it goes with the process."""
+
+
+class MemoryObjects:
+    """`interface.Objects` in memory."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._bytes: dict[str, bytes] = {}
+        self._times: dict[str, float] = {}
+
+    def put(self, name: str, data: bytes | BinaryIO) -> bool:
+        checked(name)
+        whole = bytes(data) if isinstance(data, (bytes, bytearray, memoryview)) else data.read()
+        with self._lock:
+            if name in self._bytes:
+                return False
+            self._bytes[name], self._times[name] = whole, time.time()
+            return True
+
+    def get(self, name: str) -> bytes:
+        with self._lock:
+            return self._bytes[checked(name)]
+
+    def size(self, name: str) -> int | None:
+        with self._lock:
+            data = self._bytes.get(checked(name))
+            return None if data is None else len(data)
+
+    def stream(self, name: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        checked_range(start, end)
+        view = memoryview(self.get(name))[start:end]
+        return (bytes(view[at : at + PIECE]) for at in range(0, len(view), PIECE))
+
+    def delete(self, name: str) -> None:
+        with self._lock:
+            self._bytes.pop(checked(name), None)
+            self._times.pop(name, None)
+
+    def names(self, prefix: str) -> list[str]:
+        checked_prefix(prefix)
+        with self._lock:
+            return sorted(name for name in self._bytes if name.startswith(prefix))
+
+    def touch(self, name: str) -> bool:
+        with self._lock:
+            if checked(name) not in self._bytes:
+                return False
+            self._times[name] = time.time()
+            return True
+
+    def touched(self, name: str) -> float | None:
+        with self._lock:
+            return self._times.get(checked(name))

@@ -1,0 +1,97 @@
+"""What a ledger says about a job in messages: to its followers, and when its worker is lost. Pure.
+
+Every ledger uses these, so that all say the same.
+
+    info_of(job, ahead=2)                  # JobInfo, as its owner sees it
+    entries_of(job, commands, keep)        # [("state", b'{"type":"state",...}')]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from weft.errors import NoSuchError, NotFinishedError
+from weft.service.jobs.life import FINAL, Command, Job, Lost, Note
+from weft.service.store.interface import LostClaimError, QueueFullError
+from weft.wire.messages import (
+    EndEvent,
+    ErrorReport,
+    JobInfo,
+    PriceInfo,
+    ResultInfo,
+    StateEvent,
+    decode,
+    encode,
+)
+
+
+def info_of(job: Job, *, ahead: int | None = None, keep_seconds: float | None = None) -> JobInfo:
+    """The job as its owner sees it. `keep_seconds` is how long one that is over is kept."""
+    over = job.state in FINAL
+    return JobInfo(
+        id=job.id,
+        state=job.state,
+        model=job.model,
+        created=job.created,
+        look=job.look,
+        attempts=job.attempts,
+        ahead=ahead,
+        price=None if job.price is None else decode(job.price, PriceInfo, "json"),
+        result=_result_of(job),
+        error=decode(job.error, ErrorReport, "json") if over and job.error is not None else None,
+        stages=job.stages,
+        expires=None if keep_seconds is None or job.ended is None else job.ended + keep_seconds,
+    )
+
+
+def _result_of(job: Job) -> ResultInfo | None:
+    if job.result_bytes is None or job.result_sha256 is None:
+        return None
+    return ResultInfo(bytes=job.result_bytes, sha256=job.result_sha256, names=job.names)
+
+
+def entries_of(
+    job: Job, commands: Iterable[Command], keep_seconds: float
+) -> list[tuple[str, bytes]]:
+    """The notes that a step commands, as kind and JSON."""
+    kinds = [command.kind for command in commands if isinstance(command, Note)]
+    return [(kind, _entry(job, kind, keep_seconds)) for kind in kinds]
+
+
+def _entry(job: Job, kind: str, keep_seconds: float) -> bytes:
+    if kind == "end":
+        return encode(EndEvent(job=info_of(job, keep_seconds=keep_seconds)), "json")
+    return encode(StateEvent(state=job.state, attempts=job.attempts), "json")
+
+
+def lost(job: Job, attempts: int) -> Lost:
+    """The event for a job whose holder died or fell silent."""
+    who, begun = ("worker", job.attempts) if job.state == "running" else ("checker", job.pricings)
+    report = ErrorReport(
+        code="worker-lost",
+        message=f"the {who} that had job {job.id} died or fell silent, {begun} times",
+        fix="if it asks for much memory, ask for less; else ask whoever runs the server",
+    )
+    return Lost(attempts, encode(report, "json"))
+
+
+def check_claim(job: Job | None, id: str, token: str | None) -> Job:
+    """The job, if it is there and under this token. Raises `NoSuchError`, `LostClaimError`."""
+    if job is None:
+        raise LostClaimError(f"job {id} is gone") if token else NoSuchError(f"no job {id} is here")
+    if token is not None and job.token != token:
+        raise LostClaimError(f"job {id} is {job.state}, and no longer this holder's")
+    return job
+
+
+def check_over(job: Job) -> None:
+    """Raises `NotFinishedError`."""
+    if job.state not in FINAL:
+        raise NotFinishedError(f"job {job.id} is {job.state}", fix="cancel it, or wait for its end")
+
+
+def full(limit: int) -> QueueFullError:
+    return QueueFullError(
+        f"{limit} jobs of this key wait already, which is the limit (queued_jobs)",
+        fix="wait until some are done, or cancel some",
+    )
