@@ -42,6 +42,7 @@ class Job(Struct, frozen=True, kw_only=True):
     id: str
     owner: str
     request_id: str
+    digest: str = ""  # of the request, so that another one under the same id is seen
     model: str
     created: float
     state: str = "received"

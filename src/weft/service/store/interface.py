@@ -91,6 +91,10 @@ class Ledger(Protocol):
 
     def job(self, id: str) -> Job | None: ...
 
+    def find(self, owner: str, request_id: str) -> Job | None:
+        """The job of this owner and request id."""
+        ...
+
     def jobs(self, owner: str, limit: int = 100, before: str | None = None) -> list[Job]:
         """An owner's jobs, newest first; `before` is the last id of the page before.
 

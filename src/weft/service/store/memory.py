@@ -70,6 +70,12 @@ class MemoryLedger:
             row = self._rows.get(id)
             return None if row is None else row.job
 
+    def find(self, owner: str, request_id: str) -> Job | None:
+        with self._lock:
+            found = (row.job for row in self._rows.values())
+            same = (job for job in found if (job.owner, job.request_id) == (owner, request_id))
+            return next(same, None)
+
     def jobs(self, owner: str, limit: int = 100, before: str | None = None) -> list[Job]:
         with self._lock:
             mine = [row.job for row in self._rows.values() if row.job.owner == owner]
