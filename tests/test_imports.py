@@ -50,7 +50,11 @@ LAYERS: dict[str, set[str]] = {
     "__init__": {"errors", "graph", "handles", "client"},
 }
 
-WITHOUT_TORCH = ("weft", "weft.errors", "weft.graph.check", "weft.graph.show", "weft.wire.codec")
+WITHOUT_TORCH = (
+    *("weft", "weft.errors", "weft.graph.check", "weft.graph.show"),
+    *("weft.wire.codec", "weft.wire.frames", "weft.wire.messages"),
+    *("weft.wire.reports", "weft.wire.results", "weft.wire.structures"),
+)
 
 
 def files() -> list[Path]:

@@ -24,11 +24,11 @@ ITEM_SIZES = {
 
 
 class Frame(Struct, frozen=True):
-    """`data` holds the elements row-major, little-endian."""
+    """`data` holds the elements row-major, little-endian: bytes, or a read-only view of bytes."""
 
     dtype: str
     shape: tuple[int, ...]
-    data: bytes
+    data: bytes | memoryview
 
 
 def frame_bytes(dtype: str, shape: tuple[int, ...]) -> int:

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from weft.errors import MessageError
+from weft.errors import MessageError, TravelError
 from weft.graph.node import Arg, Graph
 from weft.graph.site import Site
 
@@ -42,7 +42,7 @@ class Tell(Struct, frozen=True, kw_only=True, omit_defaults=True):
 # -- inputs of a model ---------------------------------------------------------------------------
 
 
-class LanguageOptions(Ask):
+class LanguageOptions(Ask, frozen=True):
     """Options of one forward pass of a language model: `families.forward.ForwardOptions`."""
 
     use_cache: bool = False
@@ -52,7 +52,7 @@ class LanguageOptions(Ask):
     logits_to_keep: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
 
 
-class LanguageInputs(Ask, tag="language"):
+class LanguageInputs(Ask, frozen=True, tag="language"):
     """Tokens for a language model. `given` names the tensors in the request's `tensors`.
 
     A mask says which positions are real; position ids only where the user gave them.
@@ -70,7 +70,7 @@ class LanguageInputs(Ask, tag="language"):
     options: LanguageOptions = LanguageOptions()
 
 
-class PlainInputs(Ask, tag="plain"):
+class PlainInputs(Ask, frozen=True, tag="plain"):
     """Arguments for any other module. `Ref(n)` in them is the tensor `"in.n"` of `tensors`."""
 
     args: Annotated[tuple[Arg, ...], Meta(max_length=1024)] = ()
@@ -83,7 +83,7 @@ Inputs = LanguageInputs | PlainInputs
 # -- asks ----------------------------------------------------------------------------------------
 
 
-class Submit(Ask):
+class Submit(Ask, frozen=True):
     """A job: a graph, its constants, and the call of the model to draw it through.
 
     `constants` gives for each `Const.key` of the graph the digest of its tensor, which is in
@@ -104,13 +104,13 @@ class Submit(Ask):
     look: bool = False
 
 
-class MissingQuery(Ask):
+class MissingQuery(Ask, frozen=True):
     """Which of these constants has the server not got from this owner?"""
 
     digests: Annotated[tuple[Digest, ...], Meta(max_length=65_536)]
 
 
-class SignatureQuery(Ask):
+class SignatureQuery(Ask, frozen=True):
     """What do the sites look like for this call? Asked for layouts that no formula covers."""
 
     model: ModelId
@@ -119,7 +119,7 @@ class SignatureQuery(Ask):
     tensors: bytes = b""
 
 
-class Layout(Ask):
+class Layout(Ask, frozen=True):
     """A tensor without its numbers."""
 
     dtype: str
@@ -128,7 +128,7 @@ class Layout(Ask):
     offset: Count = 0
 
 
-class ApplyQuery(Ask):
+class ApplyQuery(Ask, frozen=True):
     """What does this module give for such arguments? `Ref(n)` in them is `layouts[n]`."""
 
     model: ModelId
@@ -139,12 +139,12 @@ class ApplyQuery(Ask):
     kwargs: tuple[tuple[str, Arg], ...] = ()
 
 
-class ChatMessage(Ask):
+class ChatMessage(Ask, frozen=True):
     role: str
     content: str
 
 
-class TokensQuery(Ask):
+class TokensQuery(Ask, frozen=True):
     """Token ids of texts, or of chats through the model's own template, by the server."""
 
     model: ModelId
@@ -155,7 +155,7 @@ class TokensQuery(Ask):
 # -- the server and its models -------------------------------------------------------------------
 
 
-class Limits(Tell):
+class Limits(Tell, frozen=True):
     """What one request may ask for: the limits of `weft.settings`, as the server has them."""
 
     body_bytes: int
@@ -170,7 +170,7 @@ class Limits(Tell):
     queued_jobs: int
 
 
-class Hello(Tell):
+class Hello(Tell, frozen=True):
     """The handshake."""
 
     protocols: tuple[int, ...]
@@ -179,7 +179,7 @@ class Hello(Tell):
     limits: Limits
 
 
-class ModelInfo(Tell):
+class ModelInfo(Tell, frozen=True):
     """One model of a server. `state` is `loading`, `ready` or `failed`."""
 
     id: str
@@ -192,11 +192,11 @@ class ModelInfo(Tell):
     reason: str | None = None
 
 
-class ModelList(Tell):
+class ModelList(Tell, frozen=True):
     models: tuple[ModelInfo, ...]
 
 
-class TensorCard(Tell):
+class TensorCard(Tell, frozen=True):
     """A parameter or buffer. `of` is the first path of the same tensor, where it stands twice."""
 
     name: str
@@ -205,7 +205,7 @@ class TensorCard(Tell):
     of: str | None = None
 
 
-class ModuleCard(Tell):
+class ModuleCard(Tell, frozen=True):
     """One module of a tree. `kind` is its class; `base` the plain container it is, if it is one.
 
     `rule` says how its result follows from its one argument: `linear`, `embedding`, `same` (shape
@@ -222,7 +222,7 @@ class ModuleCard(Tell):
     of: str | None = None
 
 
-class TokenizerCard(Tell):
+class TokenizerCard(Tell, frozen=True):
     """A tokenizer: the file of `tokenizers`, where it gives the same ids as the model's own.
 
     Without it (`json` is None) the server makes the ids. `chat` says whether it has a template.
@@ -233,7 +233,7 @@ class TokenizerCard(Tell):
     special: dict[str, tuple[str, int]] = {}
 
 
-class ModelCard(Tell):
+class ModelCard(Tell, frozen=True):
     """A model as data: all that a client needs to record on it without having it."""
 
     info: ModelInfo
@@ -250,27 +250,27 @@ class ModelCard(Tell):
     source: str = ""
 
 
-class Tables(Tell):
+class Tables(Tell, frozen=True):
     """Signatures as bytes of `signatures.tables`."""
 
     data: bytes
 
 
-class Applied(Tell):
+class Applied(Tell, frozen=True):
     """What a module gives, as bytes of `signatures.tables`."""
 
     data: bytes
 
 
-class Missing(Tell):
+class Missing(Tell, frozen=True):
     digests: tuple[str, ...]
 
 
-class Tokens(Tell):
+class Tokens(Tell, frozen=True):
     rows: tuple[tuple[int, ...], ...]
 
 
-class ModelStatus(Tell):
+class ModelStatus(Tell, frozen=True):
     """`waiting` jobs are priced or about to be, `running` ones have a worker."""
 
     id: str
@@ -279,13 +279,13 @@ class ModelStatus(Tell):
     running: int
 
 
-class ServerStatus(Tell):
+class ServerStatus(Tell, frozen=True):
     version: str
     seconds: float
     models: tuple[ModelStatus, ...]
 
 
-class Health(Tell):
+class Health(Tell, frozen=True):
     """`live`: this process answers. `ready`: all parts are there and every model is loaded."""
 
     live: bool
@@ -296,7 +296,7 @@ class Health(Tell):
 # -- jobs ----------------------------------------------------------------------------------------
 
 
-class ErrorReport(Tell):
+class ErrorReport(Tell, frozen=True):
     """An error as data: `weft.errors` by `code`. Never a traceback, a path or another's data.
 
     `kind` is the class of an exception of PyTorch's or the model's own. `request_id` is what the
@@ -312,7 +312,7 @@ class ErrorReport(Tell):
     missing: tuple[str, ...] = ()
 
 
-class PriceInfo(Tell):
+class PriceInfo(Tell, frozen=True):
     """What the server says a graph costs: `run.price.Price`."""
 
     sites: int
@@ -324,7 +324,7 @@ class PriceInfo(Tell):
     ends: Site | None = None
 
 
-class ResultInfo(Tell):
+class ResultInfo(Tell, frozen=True):
     """What a job brought back: the size and SHA-256 of its file, the names of what it saved."""
 
     bytes: int
@@ -332,7 +332,7 @@ class ResultInfo(Tell):
     names: tuple[str, ...] = ()
 
 
-class JobInfo(Tell):
+class JobInfo(Tell, frozen=True):
     """A job, as its owner sees it. Times are seconds since 1970.
 
     `state` is `received`, `queued`, `running`, `done`, `failed` or `cancelled`. `stages` tells how
@@ -353,31 +353,31 @@ class JobInfo(Tell):
     expires: float | None = None
 
 
-class JobList(Tell):
+class JobList(Tell, frozen=True):
     jobs: tuple[JobInfo, ...]
 
 
-class StateEvent(Tell, tag="state"):
+class StateEvent(Tell, frozen=True, tag="state"):
     """The job moved on."""
 
     state: str
     attempts: int = 0
 
 
-class LogEvent(Tell, tag="log"):
+class LogEvent(Tell, frozen=True, tag="log"):
     """`tracer.log(...)`, as it happens."""
 
     text: str
 
 
-class ProgressEvent(Tell, tag="progress"):
+class ProgressEvent(Tell, frozen=True, tag="progress"):
     """Sites that have fired, of those the graph waits for."""
 
     done: int
     total: int
 
 
-class EndEvent(Tell, tag="end"):
+class EndEvent(Tell, frozen=True, tag="end"):
     """The job is over; nothing follows."""
 
     job: JobInfo
@@ -392,7 +392,7 @@ FINAL = ("done", "failed", "cancelled")
 # -- what a result file says of itself -----------------------------------------------------------
 
 
-class Manifest(Tell):
+class Manifest(Tell, frozen=True):
     """The head of a result file: what was saved, by name. `Ref(n)` in it is the tensor `"n"`.
 
     `ended` is the site at which the forward pass could stop.
@@ -407,8 +407,15 @@ class Manifest(Tell):
 
 
 def encode(message: Struct, form: str = "msgpack") -> bytes:
-    """The bytes of a message; `form` is `msgpack` or `json`."""
-    return msgspec.json.encode(message) if form == "json" else msgspec.msgpack.encode(message)
+    """The bytes of a message; `form` is `msgpack` or `json`.
+
+    Raises `TravelError` for what has no bytes: half a character, a number beyond 64 bits.
+    """
+    module = msgspec.json if form == "json" else msgspec.msgpack
+    try:
+        return module.encode(message)
+    except (UnicodeEncodeError, OverflowError, RecursionError) as error:
+        raise TravelError(f"this cannot be written as a message: {error}") from None
 
 
 def decode(data: bytes, kind: Any, form: str = "msgpack") -> Any:
