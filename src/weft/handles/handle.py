@@ -13,11 +13,12 @@ from weft.errors import GraphError, UnknownOptionError
 from weft.families.call import ModelCall
 from weft.families.names import returned_tuple_before
 from weft.graph.node import Apply, Fill, Graph, Param, Read, Write
+from weft.signatures.later import overwritten_by
 from weft.signatures.signature import Signatures
 from weft.trace.tree import Module, Root
 
 from .experiment import Experiment
-from .tracer import Tracer, overwritten_by
+from .tracer import Tracer
 from .weights import Weights
 
 OWN_OPTIONS = ("seed", "device", "remote")

@@ -13,8 +13,9 @@ from weft.errors import WeftError
 from weft.families.call import ModelCall
 from weft.graph.node import Const, Graph
 from weft.graph.passes import prune
-from weft.graph.site import Leaf, Site
+from weft.graph.site import Site
 from weft.run.price import Price, price
+from weft.signatures.later import overwritten_by
 from weft.signatures.signature import Signature
 from weft.trace.lines import user_line, where
 from weft.trace.recorder import Recorder
@@ -149,18 +150,6 @@ class Tracer:
         """What the recorded graph costs, before it runs: sites, operations, bytes, peak memory."""
         graph = self._frozen[0] if self._frozen is not None else self._recorder.graph()
         return price(prune(graph), firing_index(self._signature))
-
-
-def overwritten_by(signature: Signature) -> Callable[[Site, Leaf], bool]:
-    """Whether the model changes a leaf's tensor in place after the site has fired."""
-
-    def told(site: Site, leaf: Leaf) -> bool:
-        try:
-            return leaf in signature.site(site.path, site.port, site.call).overwritten
-        except LookupError:
-            return False
-
-    return told
 
 
 def firing_index(signature: Signature) -> Callable[[Site], int]:

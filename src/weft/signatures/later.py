@@ -1,0 +1,21 @@
+"""What a model does to a tensor after its site has fired: what a run must know of signatures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from weft.graph.site import Leaf, Site
+
+from .signature import Signature
+
+
+def overwritten_by(signature: Signature) -> Callable[[Site, Leaf], bool]:
+    """Whether the model changes a leaf's tensor in place after the site has fired."""
+
+    def told(site: Site, leaf: Leaf) -> bool:
+        try:
+            return leaf in signature.site(site.path, site.port, site.call).overwritten
+        except LookupError:
+            return False
+
+    return told
