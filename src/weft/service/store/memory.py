@@ -218,11 +218,12 @@ class MemoryLedger:
 
     def next_question(self) -> Question | None:
         with self._lock:
-            for question in self._questions.values():
-                if question.id not in self._taken:
-                    self._taken.add(question.id)
-                    return question
-            return None
+            free = [q for q in self._questions.values() if q.id not in self._taken]
+            if not free:
+                return None
+            question = min(free, key=lambda question: question.created)
+            self._taken.add(question.id)
+            return question
 
     def answer(self, id: str, answer: bytes, ok: bool) -> None:
         with self._lock:
@@ -317,3 +318,6 @@ class MemoryObjects:
     def touched(self, name: str) -> float | None:
         with self._lock:
             return self._times.get(checked(name))
+
+    def close(self) -> None:
+        """Nothing to do: it goes with the process."""

@@ -1,0 +1,155 @@
+"""One SQLite file, shared by threads and processes. Knows transactions and versions, no jobs.
+
+    database = Database(path, MIGRATIONS)
+    with database.write() as rows:         # BEGIN IMMEDIATE ... COMMIT, or nothing of it
+        rows.execute("INSERT ...")
+    with database.read() as rows:
+        rows.execute("SELECT ...")
+
+Writes are of two kinds. After a durable one everything written so far survives a power cut (one
+flush of the disk, about 0.4 ms). Any other survives the death of every process at once, and a
+power cut from the next durable one on (0.02 ms).
+
+A connection serves one thread at a time and goes back to a pool. They must not cross a `fork`.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from weft.errors import ServerError
+
+BUSY_SECONDS = 5.0
+BUSY_TIMES = 6
+"""How long, and how often, to wait for another process that writes; each write takes about 1 ms."""
+
+
+class Database:
+    """Connections to one file. `migrations[n]` leads from version n to n + 1."""
+
+    def __init__(self, path: Path, migrations: Sequence[Sequence[str]]) -> None:
+        self._path = path
+        self._idle: dict[bool, list[sqlite3.Connection]] = {True: [], False: []}
+        self._pool = threading.Lock()
+        self._writer = threading.Lock()  # threads queue here; SQLite itself would have them poll
+        self._closed = False
+        _make_private(path)
+        try:
+            self._migrate(migrations)
+        except sqlite3.DatabaseError as error:
+            self.close()
+            raise ServerError(
+                f"{path} cannot be opened as a database: {error}",
+                fix="move it away to begin anew, or give another folder (data)",
+            ) from error
+        except ServerError:
+            self.close()
+            raise
+
+    @contextmanager
+    def read(self) -> Iterator[sqlite3.Connection]:
+        """For one SELECT; several see one state of the file only inside `write`."""
+        with self._connection(durable=False) as connection:
+            yield connection
+
+    @contextmanager
+    def write(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
+        """One transaction: all of it when the block ends, nothing of it when it raises."""
+        with self._writer, self._connection(durable) as connection:
+            _patiently(connection, "BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            finally:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+
+    def close(self) -> None:
+        """Closes what is idle now, and the rest when it comes back."""
+        with self._pool:
+            self._closed = True
+            idle = [connection for pool in self._idle.values() for connection in pool]
+            self._idle = {True: [], False: []}
+        for connection in idle:
+            connection.close()
+
+    @contextmanager
+    def _connection(self, durable: bool) -> Iterator[sqlite3.Connection]:
+        with self._pool:
+            if self._closed:
+                raise ServerError(f"{self._path} is closed")
+            pool = self._idle[durable]
+            connection = pool.pop() if pool else None
+        connection = connection or _connect(self._path, durable)
+        try:
+            yield connection
+        finally:
+            self._take_back(connection, durable)
+
+    def _take_back(self, connection: sqlite3.Connection, durable: bool) -> None:
+        with self._pool:
+            if not self._closed:
+                self._idle[durable].append(connection)
+                return
+        connection.close()
+
+    def _migrate(self, migrations: Sequence[Sequence[str]]) -> None:
+        with self.write() as rows:
+            version = rows.execute("PRAGMA user_version").fetchone()[0]
+            if version > len(migrations):
+                raise ServerError(
+                    f"{self._path} was written by a newer Weft (version {version} of its tables, "
+                    f"this one knows {len(migrations)})",
+                    fix="install that version, or give another folder (data)",
+                )
+            for statement in (s for step in migrations[version:] for s in step):
+                rows.execute(statement)
+            rows.execute(f"PRAGMA user_version = {len(migrations)}")
+
+
+def _make_private(path: Path) -> None:
+    """Its owner's alone, before anything is in it; SQLite gives its helper files the same mode.
+
+    A file that is there is not opened: closing it would drop the locks of this process on it.
+    """
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    except FileExistsError:
+        path.chmod(0o600)
+
+
+def _connect(path: Path, durable: bool) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+    )
+    try:
+        if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+            _patiently(connection, "PRAGMA journal_mode = WAL")
+        connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA trusted_schema = OFF")
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
+
+
+def _patiently(connection: sqlite3.Connection, statement: str) -> None:
+    """Runs a statement that another process may be in the way of."""
+    for left in reversed(range(BUSY_TIMES)):
+        try:
+            connection.execute(statement)
+            return
+        except sqlite3.OperationalError as error:
+            if left == 0 or not _is_busy(error):
+                raise
+
+
+def _is_busy(error: sqlite3.OperationalError) -> bool:
+    # Extended codes such as SQLITE_BUSY_RECOVERY have the plain one in their lowest byte.
+    return error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY

@@ -1,0 +1,361 @@
+"""The ledger on one machine: rows in an SQLite file, which all processes of a server open.
+
+    ledger = open_ledger(folder / "weft.sqlite", settings, carry=Shell(bells, objects))
+
+A job is one row: the `Job` as msgpack, and columns to find it by, which follow from it. A step and
+the notes it commands are one transaction.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+from msgspec.structs import replace
+
+from weft.errors import NoSuchError
+from weft.service.jobs import life
+from weft.service.jobs.life import Job, Leased
+from weft.service.store.database import Database
+from weft.service.store.ids import new_token
+from weft.service.store.interface import Card, Carry, Key, Note, Question
+from weft.service.store.said import check_claim, check_over, entries_of, full, lost
+from weft.settings import Settings
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        """CREATE TABLE job (
+            id TEXT PRIMARY KEY, owner TEXT NOT NULL, request_id TEXT NOT NULL,
+            model TEXT NOT NULL, state TEXT NOT NULL, created REAL NOT NULL,
+            holder TEXT, token TEXT, until REAL, ended REAL, body BLOB NOT NULL,
+            UNIQUE (owner, request_id)
+        ) STRICT""",
+        "CREATE INDEX job_of_owner ON job (owner, id)",
+        "CREATE INDEX job_alive ON job (model, state, created, id) WHERE ended IS NULL",
+        "CREATE INDEX job_alive_of_owner ON job (owner, state) WHERE ended IS NULL",
+        "CREATE INDEX job_held ON job (until, holder) WHERE token IS NOT NULL",
+        "CREATE INDEX job_ended ON job (ended) WHERE ended IS NOT NULL",
+        """CREATE TABLE note (
+            job TEXT NOT NULL REFERENCES job ON DELETE CASCADE, seq INTEGER NOT NULL,
+            kind TEXT NOT NULL, data BLOB NOT NULL, PRIMARY KEY (job, seq)
+        ) STRICT, WITHOUT ROWID""",
+        """CREATE TABLE key (
+            owner TEXT NOT NULL, digest TEXT PRIMARY KEY, created REAL NOT NULL, revoked REAL
+        ) STRICT""",
+        """CREATE TABLE question (
+            id TEXT PRIMARY KEY, kind TEXT NOT NULL, owner TEXT NOT NULL, body BLOB NOT NULL,
+            answer BLOB, ok INTEGER NOT NULL, created REAL NOT NULL,
+            taken INTEGER NOT NULL DEFAULT 0
+        ) STRICT""",
+        """CREATE TABLE card (
+            model TEXT PRIMARY KEY, state TEXT NOT NULL, fingerprint TEXT NOT NULL,
+            card BLOB NOT NULL, tables BLOB NOT NULL, reason TEXT
+        ) STRICT""",
+    ),
+)
+"""What leads from each version of the tables to the next. Never change one: add one."""
+
+_QUESTION = "id, kind, owner, body, answer, ok, created"
+_CARD = "model, state, fingerprint, card, tables, reason"
+
+
+def open_ledger(
+    path: Path, settings: Settings | None = None, carry: Carry | None = None
+) -> SqliteLedger:
+    """Opens the file, or makes it. Raises `ServerError` where it cannot be read."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return SqliteLedger(path, settings or Settings(), carry or (lambda job, commands: None))
+
+
+class SqliteLedger:
+    """`interface.Ledger` in an SQLite file."""
+
+    def __init__(self, path: Path, settings: Settings, carry: Carry) -> None:
+        self._settings = settings
+        self._carry = carry
+        self._database = Database(path, MIGRATIONS)
+
+    # -- jobs --------------------------------------------------------------------------------
+
+    def submit(self, job: Job, limit: int) -> tuple[Job, bool]:
+        with self._database.write() as rows:
+            known = _job(rows, "owner = ? AND request_id = ?", job.owner, job.request_id)
+            if known is not None:
+                return known, False
+            if _waiting(rows, job.owner) >= limit:
+                raise full(limit)
+            _insert(rows, job)
+            self._note_all(rows, job, life.BEGIN)
+        self._carry(job, life.BEGIN)
+        return job, True
+
+    def job(self, id: str) -> Job | None:
+        with self._database.read() as rows:
+            return _job(rows, "id = ?", id)
+
+    def jobs(self, owner: str, limit: int = 100, before: str | None = None) -> list[Job]:
+        older = "owner = ?1 AND (?2 IS NULL OR id < ?2) ORDER BY id DESC LIMIT ?3"
+        with self._database.read() as rows:
+            return _jobs(rows, older, owner, before, limit)
+
+    def step(self, id: str, event: life.Event, now: float, token: str | None = None) -> Job:
+        with self._database.write() as rows:
+            change = self._step(rows, _held(rows, id, token), event, now)
+        self._carry(change.job, change.commands)
+        return change.job
+
+    def claim(
+        self, stage: str, models: Iterable[str], holder: str, now: float, until: float
+    ) -> Job | None:
+        models = tuple(models)
+        if not self._oldest(stage, models):  # most calls end here, and need not wait for writers
+            return None
+        with self._database.write(durable=False) as rows:
+            job = _oldest(rows, stage, models)
+            if job is None:
+                return None
+            change = self._step(rows, job, Leased(holder, new_token(), until), now)
+        self._carry(change.job, change.commands)
+        return change.job
+
+    def renew(self, id: str, token: str, until: float) -> bool:
+        with self._database.write(durable=False) as rows:
+            job = replace(_held(rows, id, token), until=until)
+            _update(rows, job)
+        return not job.cancelling
+
+    def release(self, holder: str | None, now: float) -> list[Job]:
+        held = "token IS NOT NULL AND (?1 IS NULL OR holder = ?1) ORDER BY created, id"
+        return self._lose(held, holder, now)
+
+    def expire(self, now: float) -> list[Job]:
+        return self._lose("token IS NOT NULL AND until < ?1 ORDER BY created, id", now, now)
+
+    def _lose(self, which: str, value: str | float | None, now: float) -> list[Job]:
+        with self._database.read() as rows:
+            if not _jobs(rows, which, value):
+                return []
+        with self._database.write() as rows:
+            attempts = self._settings.attempts
+            changes = [
+                self._step(rows, job, lost(job, attempts), now) for job in _jobs(rows, which, value)
+            ]
+        for change in changes:
+            self._carry(change.job, change.commands)
+        return [change.job for change in changes]
+
+    def forget(self, before: float) -> list[Job]:
+        with self._database.write() as rows:
+            old = _jobs(rows, "ended IS NOT NULL AND ended < ?", before)
+            rows.executemany("DELETE FROM job WHERE id = ?", [(job.id,) for job in old])
+        return old
+
+    def remove(self, id: str) -> None:
+        with self._database.write() as rows:
+            job = _job(rows, "id = ?", id)
+            if job is not None:
+                check_over(job)
+                rows.execute("DELETE FROM job WHERE id = ?", (id,))
+
+    def unfinished(self) -> list[Job]:
+        with self._database.read() as rows:
+            return _jobs(rows, "ended IS NULL ORDER BY created, id")
+
+    def ahead(self, id: str) -> int:
+        query = """SELECT count(*) FROM job AS other, job AS mine WHERE mine.id = ?
+            AND mine.state IN ('received', 'queued') AND other.ended IS NULL
+            AND other.model = mine.model AND (other.state = 'running'
+            OR (other.created, other.id) < (mine.created, mine.id))"""
+        with self._database.read() as rows:
+            return rows.execute(query, (id,)).fetchone()[0]
+
+    def counts(self) -> dict[tuple[str, str], int]:
+        query = "SELECT model, state, count(*) FROM job WHERE ended IS NULL GROUP BY model, state"
+        with self._database.read() as rows:
+            return {(model, state): count for model, state, count in rows.execute(query)}
+
+    def _oldest(self, stage: str, models: tuple[str, ...]) -> Job | None:
+        with self._database.read() as rows:
+            return _oldest(rows, stage, models)
+
+    def _step(
+        self, rows: sqlite3.Connection, job: Job, event: life.Event, now: float
+    ) -> life.Change:
+        change = life.step(job, event, now)
+        _update(rows, change.job)
+        self._note_all(rows, change.job, change.commands)
+        return change
+
+    def _note_all(
+        self, rows: sqlite3.Connection, job: Job, commands: Iterable[life.Command]
+    ) -> None:
+        for kind, data in entries_of(job, commands, self._settings.keep_seconds):
+            _note(rows, job.id, kind, data)
+
+    # -- what followers see --------------------------------------------------------------------
+
+    def note(self, id: str, token: str, kind: str, data: bytes) -> int:
+        with self._database.write(durable=False) as rows:
+            _held(rows, id, token)
+            return _note(rows, id, kind, data)
+
+    def notes(self, id: str, after: int = 0, limit: int = 1000) -> list[Note]:
+        query = "SELECT seq, kind, data FROM note WHERE job = ? AND seq > ? ORDER BY seq LIMIT ?"
+        with self._database.read() as rows:
+            return [Note(*row) for row in rows.execute(query, (id, after, limit))]
+
+    # -- keys ----------------------------------------------------------------------------------
+
+    def add_key(self, key: Key) -> None:
+        with self._database.write() as rows:
+            rows.execute(
+                "INSERT OR REPLACE INTO key (owner, digest, created, revoked) VALUES (?, ?, ?, ?)",
+                (key.owner, key.digest, key.created, key.revoked),
+            )
+
+    def key(self, digest: str) -> Key | None:
+        query = "SELECT owner, digest, created, revoked FROM key WHERE digest = ?"
+        with self._database.read() as rows:
+            row = rows.execute(f"{query} AND revoked IS NULL", (digest,)).fetchone()
+        return None if row is None else Key(*row)
+
+    def keys(self) -> list[Key]:
+        query = "SELECT owner, digest, created, revoked FROM key ORDER BY created, digest"
+        with self._database.read() as rows:
+            return [Key(*row) for row in rows.execute(query)]
+
+    def revoke(self, digest: str, now: float) -> None:
+        with self._database.write() as rows:
+            done = rows.execute("UPDATE key SET revoked = ? WHERE digest = ?", (now, digest))
+            if done.rowcount == 0:
+                raise NoSuchError(f"there is no key with the digest {digest}")
+
+    # -- questions -----------------------------------------------------------------------------
+
+    def ask(self, question: Question) -> None:
+        with self._database.write(durable=False) as rows:
+            rows.execute(
+                f"INSERT INTO question ({_QUESTION}) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                msgspec.structs.astuple(question),
+            )
+
+    def next_question(self) -> Question | None:
+        free = "SELECT id FROM question WHERE taken = 0 ORDER BY created, rowid LIMIT 1"
+        with self._database.read() as rows:
+            if rows.execute(free).fetchone() is None:
+                return None
+        take = f"UPDATE question SET taken = 1 WHERE id = ({free}) RETURNING {_QUESTION}"
+        with self._database.write(durable=False) as rows:
+            return _question(rows.execute(take).fetchone())
+
+    def answer(self, id: str, answer: bytes, ok: bool) -> None:
+        with self._database.write(durable=False) as rows:
+            rows.execute("UPDATE question SET answer = ?, ok = ? WHERE id = ?", (answer, ok, id))
+
+    def take_answer(self, id: str) -> Question | None:
+        answered = "FROM question WHERE id = ? AND answer IS NOT NULL"
+        with self._database.read() as rows:
+            if rows.execute(f"SELECT 1 {answered}", (id,)).fetchone() is None:
+                return None
+        with self._database.write(durable=False) as rows:
+            taken = rows.execute(f"DELETE {answered} RETURNING {_QUESTION}", (id,))
+            return _question(taken.fetchone())
+
+    def drop_questions(self, before: float) -> None:
+        with self._database.write(durable=False) as rows:
+            rows.execute("DELETE FROM question WHERE created < ?", (before,))
+
+    # -- models --------------------------------------------------------------------------------
+
+    def put_card(self, card: Card) -> None:
+        with self._database.write() as rows:
+            rows.execute(
+                f"INSERT OR REPLACE INTO card ({_CARD}) VALUES (?, ?, ?, ?, ?, ?)",
+                msgspec.structs.astuple(card),
+            )
+
+    def card(self, model: str) -> Card | None:
+        with self._database.read() as rows:
+            row = rows.execute(f"SELECT {_CARD} FROM card WHERE model = ?", (model,)).fetchone()
+        return None if row is None else Card(*row)
+
+    def cards(self) -> list[Card]:
+        with self._database.read() as rows:
+            return [Card(*row) for row in rows.execute(f"SELECT {_CARD} FROM card ORDER BY model")]
+
+    def drop_cards(self) -> None:
+        with self._database.write() as rows:
+            rows.execute("DELETE FROM card")
+
+    def close(self) -> None:
+        self._database.close()
+
+
+# -- rows of jobs ----------------------------------------------------------------------------------
+
+_decode = msgspec.msgpack.Decoder(Job).decode
+_encode = msgspec.msgpack.Encoder().encode
+
+
+def _job(rows: sqlite3.Connection, where: str, *values: object) -> Job | None:
+    row = rows.execute(f"SELECT body FROM job WHERE {where}", values).fetchone()
+    return None if row is None else _decode(row[0])
+
+
+def _jobs(rows: sqlite3.Connection, where: str, *values: object) -> list[Job]:
+    found = rows.execute(f"SELECT body FROM job WHERE {where}", values)
+    return [_decode(body) for (body,) in found]
+
+
+def _held(rows: sqlite3.Connection, id: str, token: str | None) -> Job:
+    return check_claim(_job(rows, "id = ?", id), id, token)
+
+
+def _oldest(rows: sqlite3.Connection, stage: str, models: Iterable[str]) -> Job | None:
+    """The oldest job of these models in a state that nobody has; one search of the index each."""
+    free = """ended IS NULL AND model = ? AND state = ? AND token IS NULL
+        ORDER BY created, id LIMIT 1"""
+    found = [job for model in models if (job := _job(rows, free, model, stage)) is not None]
+    return min(found, key=lambda job: (job.created, job.id), default=None)
+
+
+def _waiting(rows: sqlite3.Connection, owner: str) -> int:
+    query = """SELECT count(*) FROM job
+        WHERE owner = ? AND ended IS NULL AND state IN ('received', 'queued')"""
+    return rows.execute(query, (owner,)).fetchone()[0]
+
+
+def _insert(rows: sqlite3.Connection, job: Job) -> None:
+    rows.execute(
+        """INSERT INTO job (owner, request_id, model, created,
+            state, holder, token, until, ended, body, id)
+            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
+        (job.owner, job.request_id, job.model, job.created, *_changing(job), job.id),
+    )
+
+
+def _update(rows: sqlite3.Connection, job: Job) -> None:
+    rows.execute(
+        """UPDATE job SET state = ?, holder = ?, token = ?, until = ?, ended = ?, body = ?
+            WHERE id = ?""",
+        (*_changing(job), job.id),
+    )
+
+
+def _changing(job: Job) -> tuple[object, ...]:
+    return job.state, job.holder, job.token, job.until, job.ended, _encode(job)
+
+
+def _note(rows: sqlite3.Connection, id: str, kind: str, data: bytes) -> int:
+    add = """INSERT INTO note (job, seq, kind, data)
+        SELECT ?1, coalesce(max(seq), 0) + 1, ?2, ?3 FROM note WHERE job = ?1 RETURNING seq"""
+    return rows.execute(add, (id, kind, data)).fetchone()[0]
+
+
+def _question(row: tuple | None) -> Question | None:
+    if row is None:
+        return None
+    id, kind, owner, body, answer, ok, created = row
+    return Question(id, kind, owner, body, answer, bool(ok), created)

@@ -1,0 +1,90 @@
+"""Keeps the store clean: what a server does when it starts, and from time to time.
+
+    recover(ledger, objects, now)              # at the start, with `lock_folder`, before all else
+    sweep(ledger, objects, now, settings)      # every minute or so, in one process
+
+Rows go before the objects they name, and objects come before rows: so whoever is killed when, what
+is left is an object that no row names, and that is what both remove.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from weft.service.jobs.life import FINAL, Job
+from weft.service.store.interface import Ledger, Objects
+from weft.settings import Settings
+
+YOUNG = 60.0
+"""Seconds for which an object may be there before the row that names it."""
+
+UNSENT = 3600.0
+"""Seconds for which a constant is kept for the job that is to come, however short jobs are kept."""
+
+UNANSWERED = 300.0
+"""Seconds after which nobody waits for an answer any more."""
+
+
+class Swept(Struct, frozen=True, kw_only=True):
+    """What was removed, for the server's log; `lost` jobs were taken back from the last run."""
+
+    lost: int = 0
+    jobs: int = 0
+    objects: int = 0
+
+
+def recover(ledger: Ledger, objects: Objects, now: float) -> Swept:
+    """Takes back the claims of the last run, and removes what it left half done."""
+    lost = ledger.release(None, now)
+    ledger.drop_questions(now)
+    return Swept(lost=len(lost), objects=_sweep_orphans(ledger, objects, now))
+
+
+def sweep(ledger: Ledger, objects: Objects, now: float, settings: Settings) -> Swept:
+    """Removes jobs that were kept long enough with all that is theirs, and what nobody needs."""
+    old = ledger.forget(now - settings.keep_seconds)
+    for job in old:
+        forget_objects(objects, job.id)
+    ledger.drop_questions(now - UNANSWERED)
+    gone = _sweep_orphans(ledger, objects, now)
+    gone += _sweep_constants(ledger, objects, now - max(settings.keep_seconds, UNSENT))
+    return Swept(jobs=len(old), objects=gone)
+
+
+def forget_objects(objects: Objects, id: str) -> None:
+    """Removes the objects of a job whose row is gone (`forget`, `remove`)."""
+    objects.delete(f"submits/{id}")
+    objects.delete(f"results/{id}")
+
+
+def _sweep_orphans(ledger: Ledger, objects: Objects, now: float) -> int:
+    """Requests of jobs that are over or were never acknowledged, results of jobs that are gone."""
+    needless = [name for name in objects.names("submits/") if _over(_job(ledger, name))]
+    needless += [name for name in objects.names("results/") if _job(ledger, name) is None]
+    old = [name for name in needless if _untouched_since(objects, name, now - YOUNG)]
+    return _delete(objects, old)
+
+
+def _sweep_constants(ledger: Ledger, objects: Objects, before: float) -> int:
+    old = [name for name in objects.names("constants/") if _untouched_since(objects, name, before)]
+    needed = {f"constants/{j.owner}/{d}" for j in ledger.unfinished() for d in j.constants}
+    return _delete(objects, [name for name in old if name not in needed])
+
+
+def _job(ledger: Ledger, name: str) -> Job | None:
+    return ledger.job(name.rpartition("/")[2])
+
+
+def _over(job: Job | None) -> bool:
+    return job is None or job.state in FINAL
+
+
+def _untouched_since(objects: Objects, name: str, before: float) -> bool:
+    touched = objects.touched(name)
+    return touched is not None and touched < before
+
+
+def _delete(objects: Objects, names: list[str]) -> int:
+    for name in names:
+        objects.delete(name)
+    return len(names)
