@@ -21,34 +21,38 @@ from .site import Leaf, Site, Where
 VERSION = 1
 
 
-class Ref(Struct, frozen=True, omit_defaults=True, tag="ref", array_like=True):
+class Data(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What arguments are made of. A field that nobody reads is refused, as in every node."""
+
+
+class Ref(Data, frozen=True, omit_defaults=True, tag="ref"):
     """Tensor number `out` among the results of node `node`."""
 
     node: int
     out: int = 0
 
 
-class Seq(Struct, frozen=True, tag="seq", array_like=True):
+class Seq(Data, frozen=True, tag="seq"):
     """A tuple, list or `torch.Size` of arguments; `form` says which."""
 
     form: str
     items: tuple[Arg, ...]
 
 
-class Map(Struct, frozen=True, tag="map", array_like=True):
+class Map(Data, frozen=True, tag="map"):
     """A dict of arguments with text keys, in order."""
 
     keys: tuple[str, ...]
     values: tuple[Arg, ...]
 
 
-class Slice(Struct, frozen=True, tag="slice", array_like=True):
+class Slice(Data, frozen=True, tag="slice"):
     start: Arg = None
     stop: Arg = None
     step: Arg = None
 
 
-class Name(Struct, frozen=True, tag="name", array_like=True):
+class Name(Data, frozen=True, tag="name"):
     """A value that has a name and no other data.
 
     `form` is one of `dtype`, `memory_format`, `layout` (name as in `torch.<name>`), `ellipsis`,
@@ -59,12 +63,12 @@ class Name(Struct, frozen=True, tag="name", array_like=True):
     name: str = ""
 
 
-class Complex(Struct, frozen=True, tag="complex", array_like=True):
+class Complex(Data, frozen=True, tag="complex"):
     real: float
     imag: float
 
 
-class Shape(Struct, frozen=True, tag="shape", array_like=True):
+class Shape(Data, frozen=True, tag="shape"):
     """The sizes that `of` has when the graph runs (`torch.zeros(h.shape)`), as a `torch.Size`."""
 
     of: Ref
@@ -76,7 +80,14 @@ NAME_FORMS = ("dtype", "memory_format", "layout", "ellipsis", "float")
 SEQ_FORMS = ("tuple", "list", "size")
 
 
-class Node(Struct, frozen=True, omit_defaults=True, tag_field="kind", kw_only=True):
+class Node(
+    Struct,
+    frozen=True,
+    omit_defaults=True,
+    forbid_unknown_fields=True,
+    tag_field="kind",
+    kw_only=True,
+):
     """What all nodes share: `at`, the index of the user's line in `Graph.where`."""
 
     at: int = 0
@@ -185,7 +196,7 @@ AnyNode = Read | Write | Fill | Call | Apply | Param | Const | Guard | Save | Lo
 EFFECTS = (Write, Fill, Guard, Save, Log)
 
 
-class Bound(Struct, frozen=True, omit_defaults=True):
+class Bound(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """The recording read dimension `dim` of `value` as the number `size`, at line `at`."""
 
     value: Ref
@@ -194,7 +205,7 @@ class Bound(Struct, frozen=True, omit_defaults=True):
     at: int = 0
 
 
-class Graph(Struct, frozen=True, omit_defaults=True):
+class Graph(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """An experiment: nodes in program order, and the lines they came from.
 
     `seed` keys the random draws: the same graph with the same seed draws the same numbers.

@@ -21,7 +21,7 @@ Leaf = tuple[str | int, ...]
 PORTS = ("inputs", "output")
 
 
-class Site(Struct, frozen=True, omit_defaults=True):
+class Site(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """One place in the model at one moment."""
 
     path: str
@@ -36,7 +36,7 @@ class Site(Struct, frozen=True, omit_defaults=True):
         return where + call + step
 
 
-class Where(Struct, frozen=True, omit_defaults=True):
+class Where(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """A line of the user's source."""
 
     file: str

@@ -14,44 +14,44 @@ import hashlib
 from collections.abc import Mapping
 
 import msgspec
-import numpy as np
 from msgspec.structs import replace
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
-from weft.errors import GraphError
+from weft.errors import GraphError, MessageError
 from weft.graph.check import check
 from weft.graph.frame import Frame, frame_bytes
 from weft.graph.node import VERSION, AnyNode, Const, Graph
 
+from .frames import digest, read, write
+
 FORMAT = "weft-graph"
-_NUMPY = frozenset(
-    ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
-)
-"""Dtypes that stand in the file as they are; others as bytes (their `Const` node names them)."""
+MAX_HEADER = 100_000_000
+"""The graph is part of it; the limit of the format itself."""
+_AS_BYTES = frozenset(("bfloat16", "complex64", "complex128"))
+"""Dtypes that stood in the first files as bytes (their `Const` node names them)."""
 
 
 def encode(graph: Graph, frames: Mapping[str, Frame]) -> bytes:
     """The bytes of a graph file."""
-    arrays = {key: _array(frame) for key, frame in frames.items()}
     text = msgspec.json.encode(graph).decode()
-    return save(arrays, {"format": FORMAT, "graph": text})
+    return write(frames, {"format": FORMAT, "graph": text})
 
 
 def decode(data: bytes) -> tuple[Graph, dict[str, Frame]]:
     """The graph and its constants; raises `GraphError` for anything that is not a graph file."""
-    graph = _graph(_metadata(data))
     try:
-        arrays = load(data)
-    except SafetensorError as error:
-        raise GraphError(f"this is not a graph file: {error}") from None
+        frames, metadata = read(data, MAX_HEADER)
+    except MessageError as error:
+        raise GraphError(f"this is not a graph file: {error.message}") from None
+    if metadata.get("format") != FORMAT:
+        raise GraphError(f"this is not a graph file: its format is not {FORMAT!r}")
+    graph = _graph(metadata)
     check(graph)
-    return graph, _frames(graph, arrays)
+    return graph, _frames(graph, frames)
 
 
 def content_hash(graph: Graph, frames: Mapping[str, Frame]) -> str:
     """A SHA-256 over what the graph does: nodes, bounds, seed, constants; not the user's lines."""
-    digests = {key: _digest(frame) for key, frame in frames.items()}
+    digests = {key: digest(frame) for key, frame in frames.items()}
     nodes = tuple(_anonymous(node, digests) for node in graph.nodes)
     bounds = tuple(replace(bound, at=0) for bound in graph.bounds)
     bare = replace(graph, nodes=nodes, bounds=bounds, where=())
@@ -64,26 +64,6 @@ def _anonymous(node: AnyNode, digests: Mapping[str, str]) -> AnyNode:
     return replace(node, at=0)
 
 
-def _digest(frame: Frame) -> str:
-    head = f"{frame.dtype}{list(frame.shape)}".encode()
-    return hashlib.sha256(head + frame.data).hexdigest()
-
-
-def _metadata(data: bytes) -> dict[str, str]:
-    """The header's text fields, read before anything else is believed."""
-    size = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or size > len(data) - 8:
-        raise GraphError("this is not a graph file: its header is cut off")
-    try:
-        header = msgspec.json.decode(data[8 : 8 + size])
-        found = header["__metadata__"]
-    except (msgspec.DecodeError, KeyError, TypeError):
-        raise GraphError("this is not a graph file: it has no readable header") from None
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise GraphError(f"this is not a graph file: its format is not {FORMAT!r}")
-    return found
-
-
 def _graph(metadata: dict[str, str]) -> Graph:
     text = metadata.get("graph", "")
     try:
@@ -94,7 +74,7 @@ def _graph(metadata: dict[str, str]) -> Graph:
                 fix="install a newer Weft",
             )
         return msgspec.json.decode(text, type=Graph)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise GraphError(f"this graph cannot be read: {error}") from None
 
 
@@ -102,24 +82,19 @@ class _Version(msgspec.Struct):
     version: int = VERSION
 
 
-def _array(frame: Frame) -> np.ndarray:
-    if frame.dtype in _NUMPY:
-        return np.frombuffer(frame.data, dtype=frame.dtype).reshape(frame.shape)
-    return np.frombuffer(frame.data, dtype=np.uint8)
-
-
-def _frames(graph: Graph, arrays: dict[str, np.ndarray]) -> dict[str, Frame]:
+def _frames(graph: Graph, frames: dict[str, Frame]) -> dict[str, Frame]:
     """The constants that the graph names: exactly these, each of the size it says."""
     wanted = {node.key: node for node in graph.nodes if isinstance(node, Const)}
-    if wanted.keys() != arrays.keys():
-        odd = sorted(wanted.keys() ^ arrays.keys())[0]
+    if wanted.keys() != frames.keys():
+        odd = sorted(wanted.keys() ^ frames.keys())[0]
         raise GraphError(f"constant {odd!r} is not both in the graph and in its file")
-    return {key: _frame(node, arrays[key]) for key, node in wanted.items()}
+    return {key: _frame(node, frames[key]) for key, node in wanted.items()}
 
 
-def _frame(node: Const, array: np.ndarray) -> Frame:
-    typed = (str(array.dtype), array.shape) == (node.dtype, node.shape)
-    raw = array.dtype == np.uint8 and node.dtype not in _NUMPY
-    if not (typed or raw) or array.nbytes != frame_bytes(node.dtype, node.shape):
+def _frame(node: Const, frame: Frame) -> Frame:
+    if (frame.dtype, frame.shape) == (node.dtype, node.shape):
+        return frame
+    as_bytes = frame.dtype == "uint8" and node.dtype in _AS_BYTES
+    if not as_bytes or len(frame.data) != frame_bytes(node.dtype, node.shape):
         raise GraphError(f"constant {node.key!r} is not the {node.dtype}{list(node.shape)} it says")
-    return Frame(node.dtype, node.shape, array.tobytes())
+    return Frame(node.dtype, node.shape, frame.data)

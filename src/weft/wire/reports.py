@@ -78,7 +78,7 @@ def escaped(text: str, keep: str = "\n") -> str:
 _SECRETS = [
     (re.compile(pattern), put)
     for pattern, put in (
-        (r"""(?i)\bfile:[^\s'"]*""", "<path>"),
+        (r"""\b[A-Za-z][\w+.-]*://[^\s'"]*""", "<address>"),
         (r"""(['"])(?:/|~|\\\\|[A-Za-z]:[\\/])[^'"]*\1""", r"\1<path>\1"),
         (r"""(?<![A-Za-z])[A-Za-z]:[\\/][^\s'"<>|,;]*|\\\\[^\s'"<>|,;]+""", "<path>"),
         (r"""(?<![\w/<])~?/[^\s'"<>|,;:()]+""", "<path>"),
@@ -86,7 +86,7 @@ _SECRETS = [
         (r"0x[0-9A-Fa-f]{6,}", "0x..."),
     )
 ]
-"""What tells of the machine: paths (in quotes, bare, relative with an ending), addresses."""
+"""What tells of the machine: addresses; paths in quotes, bare, relative with an ending; memory."""
 
 
 def scrubbed(error: BaseException) -> str:
