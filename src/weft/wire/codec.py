@@ -74,7 +74,7 @@ def _graph(metadata: dict[str, str]) -> Graph:
                 fix="install a newer Weft",
             )
         return msgspec.json.decode(text, type=Graph)
-    except (ValueError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise GraphError(f"this graph cannot be read: {error}") from None
 
 

@@ -403,6 +403,12 @@ class Manifest(Tell, frozen=True):
     protocol: int = PROTOCOL
 
 
+MESSAGES: dict[str, type[Struct]] = {
+    kind.__name__: kind for base in (Ask, Tell) for kind in base.__subclasses__()
+}
+"""Every type of message, by name. Each has golden files: what was once sent keeps decoding."""
+
+
 # -- bytes ---------------------------------------------------------------------------------------
 
 
