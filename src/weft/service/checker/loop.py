@@ -1,0 +1,293 @@
+"""The checker: the part of the server that knows models without their weights.
+
+It publishes each model as data (card and signature tables), prices the jobs that came in, and
+answers what the gateway cannot know without torch. What it needs of a job is its row and the
+objects that the row names; what it finds out goes back into the ledger.
+
+    checker = Checker(ledger, objects, bells, {"tiny": known}, settings)
+    checker.mark("tiny", "ready")          # once a worker has its weights
+    checker.run()                          # until `stop()`, from another thread
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from weft.engine.admit import admit
+from weft.engine.known import Known
+from weft.engine.opened import open_submit
+from weft.engine.publish import answer, card
+from weft.errors import (
+    LimitError,
+    ModelNotReadyError,
+    OtherModelError,
+    ServerError,
+    WeftError,
+    WrongModelError,
+)
+from weft.graph.node import Graph, Save
+from weft.service.jobs.life import Event, Failed, IllegalStepError, Job, Priced, Refused
+from weft.service.store.bells import Bells
+from weft.service.store.interface import Card, Ledger, LostClaimError, Objects, Question
+from weft.service.store.requests import constant_type, submit_of
+from weft.settings import Settings
+from weft.wire.messages import (
+    ApplyQuery,
+    Limits,
+    SignatureQuery,
+    TokensQuery,
+    decode,
+    encode,
+)
+from weft.wire.reports import report_of
+
+from .bounds import Bounds, Unbounded
+
+POLL = 0.5
+"""How long a lost ring may cost."""
+QUERIES: dict[str, type] = {
+    kind.__name__: kind for kind in (SignatureQuery, ApplyQuery, TokensQuery)
+}
+
+LOG = logging.getLogger("weft.checker")
+
+
+@dataclass
+class Model:
+    """One model as the checker has it. `known` is None until it has been looked at.
+
+    `worker` is the state of the process with its weights, `reason` why it failed.
+    """
+
+    known: Known | None = None
+    worker: str = "loading"
+    reason: str | None = None
+    card: bytes = b""
+    passes: int = -1
+    published: Card | None = None
+
+    @property
+    def state(self) -> str:
+        if self.worker == "failed":
+            return "failed"
+        return "loading" if self.known is None else self.worker
+
+
+class Checker:
+    """See the module's text. Its models may be added and removed from other threads."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        objects: Objects,
+        bells: Bells,
+        models: Mapping[str, Known],
+        settings: Settings,
+        *,
+        holder: str = "checker",
+        bounds: Bounds | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._ledger = ledger
+        self._objects = objects
+        self._bells = bells
+        self._settings = settings
+        self._limits = Limits(**{n: getattr(settings, n) for n in Limits.__struct_fields__})
+        self._holder = holder
+        self._bounds = bounds or Unbounded()
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._models: dict[str, Model] = {}
+        self._stopping = False
+        for id, known in models.items():
+            self.add(id, known)
+
+    # -- models ----------------------------------------------------------------------------------
+
+    def add(self, id: str, known: Known | None = None) -> None:
+        """Has a model from now on; without `known` it is still loading."""
+        with self._lock:
+            model = self._models.setdefault(id, Model())
+            if known is not None:
+                self._learn_from_before(id, known)
+                model.known, model.card = known, encode(card(known, id))
+            self._publish(id)
+        self._bells.checker.ring()
+
+    def mark(self, id: str, state: str, reason: str | None = None) -> None:
+        """Says how the worker of a model is: `loading`, `ready` or `failed`."""
+        with self._lock:
+            model = self._models.setdefault(id, Model())
+            model.worker, model.reason = state, reason
+            self._publish(id)
+        self._bells.checker.ring()
+
+    def remove(self, id: str) -> None:
+        """Has a model no longer. Its card stays in the ledger."""
+        with self._lock:
+            self._models.pop(id, None)
+
+    def _learn_from_before(self, id: str, known: Known) -> None:
+        """What a checker before this one found out about the same model."""
+        before = self._ledger.card(id)
+        if before is not None and before.fingerprint == known.fingerprint and before.tables:
+            known.signatures.add_bytes(before.tables)
+
+    def _publish(self, id: str) -> None:
+        """Writes the model's row in the ledger, if there is anything new to say."""
+        model = self._models[id]
+        known = model.known
+        if known is None and model.state == "loading" and self._ledger.card(id) is not None:
+            return  # a checker before this one has said more, and it still holds
+        row = Card(model=id, state=model.state, reason=model.reason)
+        if known is not None:
+            model.passes = known.signatures.passes
+            row = Card(
+                model=id,
+                state=model.state,
+                fingerprint=known.fingerprint,
+                card=model.card,
+                tables=known.signatures.to_bytes(),
+                reason=model.reason,
+            )
+        if row != model.published:
+            self._ledger.put_card(row)
+            model.published = row
+            self._bells.gateway.ring()
+
+    def _publish_news(self) -> None:
+        """Writes the tables of models about which something was found out."""
+        with self._lock:
+            for id, model in self._models.items():
+                if model.known is not None and model.known.signatures.passes != model.passes:
+                    self._publish(id)
+
+    # -- the loop --------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Does what there is to do, and waits for more. Returns when a bound was met, too: then
+        the process is to be replaced."""
+        while not (self._stopping or self._bounds.tripped):
+            if not self.turn():
+                self._bells.checker.wait(POLL)
+
+    def stop(self) -> None:
+        """Lets `run` return after what it has in hand."""
+        self._stopping = True
+        self._bells.checker.ring()
+
+    def turn(self) -> bool:
+        """Does one thing, if there is one. Questions come first: somebody waits with his line."""
+        question = self._ledger.next_question()
+        if question is not None:
+            self.reply(question)
+        else:
+            job = self._claim()
+            if job is None:
+                return False
+            self.check(job)
+        self._publish_news()
+        return True
+
+    def _claim(self) -> Job | None:
+        with self._lock:
+            known = [id for id, model in self._models.items() if model.state == "ready"]
+            known += [id for id, m in self._models.items() if m.known and m.state == "loading"]
+            failed = [id for id, model in self._models.items() if model.state == "failed"]
+        now = self._clock()
+        until = now + 3 * self._settings.price_seconds + self._settings.lease_seconds
+        for stage, models in (("received", known + failed), ("queued", failed)):
+            job = self._ledger.claim(stage, models, self._holder, now, until) if models else None
+            if job is not None:
+                return job
+        return None
+
+    # -- jobs ------------------------------------------------------------------------------------
+
+    def check(self, job: Job) -> None:
+        """Prices one claimed job, or refuses it."""
+        event = self._verdict(job)
+        try:
+            self._ledger.step(job.id, event, self._clock(), job.token)
+        except (LostClaimError, IllegalStepError) as error:
+            LOG.info("job %s went on without the checker: %s", job.id, error)
+
+    def _verdict(self, job: Job) -> Event:
+        refused = Failed if job.state == "running" else Refused
+        try:
+            self._check_pricings(job)
+            with self._bounds(self._settings.price_seconds, "pricing the graph"):
+                return self._priced(job)
+        except WeftError as error:
+            return refused(encode(report_of(error, job.id), "json"))
+        except Exception:
+            LOG.exception("job %s failed in the checker itself", job.id)
+            error = ServerError("the server made a mistake while it priced the graph")
+            return refused(encode(report_of(error, job.id), "json"))
+
+    def _check_pricings(self, job: Job) -> None:
+        """A graph that ended the checker again and again is not tried for ever."""
+        if job.pricings > max(2, self._settings.attempts - 1):
+            raise LimitError(
+                f"pricing the graph took more than the server gives it: {job.pricings - 1} times "
+                "the process that did so was ended",
+                fix="record less in one block",
+            )
+
+    def _priced(self, job: Job) -> Priced:
+        known = self._known(job.model)
+        submit = submit_of(self._objects, job)
+        fetch = partial(constant_type, self._objects, job.owner)
+        opened = open_submit(submit, fetch, known, numbers=False)
+        price = admit(opened.graph, opened.call, known, self._limits, submit.strict)
+        return Priced(
+            price=encode(price, "json"), cost=float(price.flops), names=_saves(opened.graph)
+        )
+
+    def _known(self, id: str) -> Known:
+        with self._lock:
+            model = self._models.get(id)
+        if model is None:
+            raise WrongModelError(f"this server has no model {id!r} any more")
+        if model.state == "failed":
+            raise ModelNotReadyError(
+                f"{id} could not be loaded by the server: {model.reason}",
+                fix="the server's operator has to look at it",
+            )
+        if model.known is None:
+            raise ModelNotReadyError(f"{id} is still loading", fix="ask again in a moment")
+        return model.known
+
+    # -- questions -------------------------------------------------------------------------------
+
+    def reply(self, question: Question) -> None:
+        """Answers one question, with what was asked for or with an `ErrorReport`."""
+        try:
+            with self._bounds(self._settings.price_seconds, "answering it"):
+                told, ok = self._answered(question), True
+        except WeftError as error:
+            told, ok = report_of(error, question.id), False
+        except Exception:
+            LOG.exception("question %s failed in the checker itself", question.id)
+            error = ServerError("the server made a mistake while it answered")
+            told, ok = report_of(error, question.id), False
+        self._ledger.answer(question.id, encode(told), ok)
+        self._bells.gateway.ring()
+
+    def _answered(self, question: Question) -> Any:
+        query: Any = decode(question.body, QUERIES[question.kind])
+        known = self._known(query.model)
+        theirs = getattr(query, "fingerprint", known.fingerprint)
+        if theirs != known.fingerprint:
+            raise OtherModelError(f"{query.model} on this server has another fingerprint")
+        return answer(known, query)
+
+
+def _saves(graph: Graph) -> tuple[str, ...]:
+    return tuple(node.name for node in graph.nodes if isinstance(node, Save))

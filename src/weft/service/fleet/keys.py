@@ -1,0 +1,102 @@
+"""The key of this machine's own user: who starts a server need not carry it to the client.
+
+On loopback the server makes one and leaves it, with its address, in a file that only this user can
+read; clients find it there. The same key stays in the data folder, so that a restarted server knows
+its clients.
+
+    key = add_key(ledger, "ada", now)                 # "weft_...", seen this once
+    key = local_key(data, ledger, now)
+    with announced("http://127.0.0.1:8765", key):
+        ...                                           # clients of this user find it
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+
+from weft.errors import SettingError
+from weft.service.store.interface import Key, Ledger
+from weft.service.store.keys import digest, new_key
+from weft.settings import state_folder
+
+LOCAL_OWNER = "local"
+LOCAL_FILE = "local.key"
+OWNER = re.compile("[A-Za-z0-9_-]{1,64}")
+
+
+def add_key(ledger: Ledger, owner: str, now: float) -> str:
+    """Makes a key for `owner` and returns it, the only time that it is seen."""
+    if not OWNER.fullmatch(owner):
+        raise SettingError(
+            f"{owner!r} is no name for a key's owner", fix="use letters, digits, - and _"
+        )
+    key = new_key()
+    ledger.add_key(Key(owner, digest(key), now))
+    return key
+
+
+def local_key(data: Path, ledger: Ledger, now: float) -> str:
+    """The key of the user who runs the server: that of last time, if it is still good."""
+    path = data / LOCAL_FILE
+    try:
+        key = path.read_text().strip()
+    except FileNotFoundError:
+        key = ""
+    if key and ledger.key(digest(key)) is not None:
+        return key
+    key = add_key(ledger, LOCAL_OWNER, now)
+    _write(path, key.encode())
+    return key
+
+
+class Left(msgspec.Struct, frozen=True):
+    """What clients of the same user find of a server."""
+
+    url: str
+    key: str
+    pid: int
+
+
+@contextmanager
+def announced(url: str, key: str, environ: Mapping[str, str] | None = None) -> Iterator[Path]:
+    """Leaves address and key where this user's clients look, as long as the block lasts."""
+    folder = state_folder(environ) / "servers"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.chmod(0o700)
+    parts = urlsplit(url)
+    path = folder / f"{parts.hostname}-{parts.port}.json"
+    mine = msgspec.json.encode(Left(url, key, os.getpid()))
+    _write(path, mine)
+    try:
+        yield path
+    finally:
+        withdraw(path, mine)
+
+
+def withdraw(path: Path, mine: bytes) -> None:
+    """Removes the file, unless a later server at the same address has left its own."""
+    try:
+        if path.read_bytes() == mine:
+            path.unlink()
+    except FileNotFoundError:
+        return
+
+
+def _write(path: Path, data: bytes) -> None:
+    """A file of this user only, there whole or not at all."""
+    fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")  # its mode is 0600
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,169 @@
+"""A worker: one loaded model, and a loop that draws one queued job after another through it.
+
+    worker = Worker(ledger, objects, bells, "tiny", net, known, settings)
+    worker.run()                           # until `stop()`, from another thread
+
+It trusts nothing but the store: a job is its row and the objects that the row names. Whoever is
+killed here at any point leaves a claim that is taken back, and at most a result object that the
+next worker finds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import BinaryIO, cast
+
+from torch import nn
+
+from weft.engine.draw import draw
+from weft.engine.known import Known
+from weft.engine.opened import open_submit
+from weft.errors import CancelledError, ServerError, WeftError
+from weft.graph.frame import Frame
+from weft.service.jobs.life import Event, Failed, Finished, IllegalStepError, Job, Stopped
+from weft.service.store.bells import Bells
+from weft.service.store.interface import Ledger, LostClaimError, Objects
+from weft.service.store.requests import constant, submit_of
+from weft.settings import Settings
+from weft.signatures.later import overwritten_by
+from weft.wire.messages import Limits, Manifest, encode
+from weft.wire.reports import report_of
+from weft.wire.results import write_result
+
+from .pulse import Pulse
+
+POLL = 0.5
+"""How long a lost ring may cost."""
+IN_MEMORY = 8 << 20
+"""Results up to so many bytes are put together in memory, larger ones in a file without a name."""
+
+LOG = logging.getLogger("weft.worker")
+
+
+class Worker:
+    """See the module's text. `die` ends the process at once; without it nothing can."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        objects: Objects,
+        bells: Bells,
+        model_id: str,
+        net: nn.Module,
+        known: Known,
+        settings: Settings,
+        *,
+        holder: str | None = None,
+        die: Callable[[], None] | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._ledger = ledger
+        self._objects = objects
+        self._bells = bells
+        self._bell = bells.worker(model_id)
+        self._model = model_id
+        self._net = net
+        self._known = known
+        self._settings = settings
+        self._limits = Limits(**{n: getattr(settings, n) for n in Limits.__struct_fields__})
+        self._holder = holder or f"worker {model_id}"
+        self._die = die
+        self._clock = clock
+        self._stopping = False
+
+    def run(self) -> None:
+        """Draws what there is, and waits for more."""
+        while not self._stopping:
+            job = self.claim()
+            if job is None:
+                self._bell.wait(POLL)
+            else:
+                self.do(job)
+
+    def stop(self) -> None:
+        """Lets `run` return after the job in hand."""
+        self._stopping = True
+        self._bell.ring()
+
+    def claim(self) -> Job | None:
+        """The next job, if there is one."""
+        now = self._clock()
+        until = now + self._settings.lease_seconds
+        return self._ledger.claim("queued", (self._model,), self._holder, now, until)
+
+    def do(self, job: Job) -> None:
+        """Draws one claimed job and says how it ended."""
+        with Pulse(
+            self._ledger,
+            job,
+            self._settings,
+            ring=self._bells.gateway.ring,
+            die=self._die,
+            clock=self._clock,
+        ) as pulse:
+            event = self._outcome(job, pulse)
+        if event is None or pulse.lost:
+            LOG.info("job %s is another worker's now", job.id)
+            return
+        try:
+            self._ledger.step(job.id, event, self._clock(), job.token)
+        except (LostClaimError, IllegalStepError) as error:
+            LOG.info("job %s went on without this worker: %s", job.id, error)
+
+    def _outcome(self, job: Job, pulse: Pulse) -> Event | None:
+        try:
+            return self._drawn(job, pulse)
+        except CancelledError as error:
+            if not pulse.cancelling:
+                return None
+            return Stopped(encode(report_of(error, job.id), "json"))
+        except WeftError as error:
+            return Failed(encode(report_of(error, job.id), "json"))
+        except Exception:
+            LOG.exception("job %s failed in the server itself", job.id)
+            error = ServerError("the server made a mistake while it ran the job")
+            return Failed(encode(report_of(error, job.id), "json"))
+
+    def _drawn(self, job: Job, pulse: Pulse) -> Finished:
+        submit = submit_of(self._objects, job)
+        fetch = partial(constant, self._objects, job.owner)
+        opened = open_submit(submit, fetch, self._known)
+        call = opened.call
+        signature = self._known.signatures.for_call(call.args, dict(call.kwargs))
+        drawn = draw(
+            self._net,
+            opened,
+            overwritten=overwritten_by(signature),
+            limits=self._limits,
+            strict=submit.strict,
+            on_log=pulse.log,
+            on_progress=pulse.progress,
+            cancelled=pulse.cancelled,
+        )
+        size, digest = self._keep(job, drawn.manifest, drawn.frames)
+        names = tuple(name for name, _ in drawn.manifest.saved)
+        return Finished(result_bytes=size, result_sha256=digest, names=names)
+
+    def _keep(self, job: Job, manifest: Manifest, saved: dict[str, Frame]) -> tuple[int, str]:
+        """Stores the result; where a worker before this one had done so, that one stays."""
+        name = f"results/{job.id}"
+        with tempfile.SpooledTemporaryFile(IN_MEMORY) as file:
+            size, digest = write_result(cast(BinaryIO, file), manifest, saved)
+            file.seek(0)
+            if self._objects.put(name, cast(BinaryIO, file)):
+                return size, digest
+        return measure(self._objects, name)
+
+
+def measure(objects: Objects, name: str) -> tuple[int, str]:
+    """Size and SHA-256 of an object that is there."""
+    seen, size = hashlib.sha256(), 0
+    for piece in objects.stream(name):
+        seen.update(piece)
+        size += len(piece)
+    return size, seen.hexdigest()

@@ -1,0 +1,162 @@
+"""The pulse of one job while it is drawn: its claim is kept, its followers hear of it.
+
+A thread beside the one that draws. It renews the lease, learns that the job is to be cancelled or
+was given to another worker, writes down logs and progress, and is the watchdog: it fails a job that
+goes on far beyond its time, which only happens inside a single operation, and then ends the process
+(`die`), because a thread inside an operation cannot be stopped.
+
+    with Pulse(ledger, job, settings, ring=bells.gateway.ring) as pulse:
+        draw(..., on_log=pulse.log, on_progress=pulse.progress, cancelled=pulse.cancelled)
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from weft.errors import TimeLimitError
+from weft.service.jobs.life import Failed, Job
+from weft.service.store.interface import Ledger, LostClaimError
+from weft.settings import Settings
+from weft.wire.messages import LogEvent, ProgressEvent, encode
+from weft.wire.reports import report_of
+
+LOOK = 0.2
+"""How long a cancellation may go unnoticed."""
+GATHER = 0.03
+"""What is logged within this time after another log travels as one event."""
+PROGRESS = 0.2
+"""Progress is told so often at most."""
+OVERTIME, GRACE = 1.5, 2.0
+"""The time after which a job is beyond its time, of that time and in seconds on top."""
+
+
+class Pulse:
+    """See the module's text. `cancelling` and `lost` say why `cancelled()` is true."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        job: Job,
+        settings: Settings,
+        *,
+        ring: Callable[[], None],
+        die: Callable[[], None] | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.cancelling = False
+        self.lost = False
+        self._ledger = ledger
+        self._job = job
+        self._token = job.token or ""
+        self._settings = settings
+        self._ring = ring
+        self._die = die
+        self._clock = clock
+        self._begun = self._renewed = clock()
+        self._latest = max(OVERTIME * settings.run_seconds, settings.run_seconds + GRACE)
+        self._lock = threading.Lock()
+        self._logs: list[str] = []
+        self._progress: tuple[int, int] | None = None
+        self._told = self._begun  # when progress was told last
+        self._wake = threading.Event()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name=f"pulse {job.id}", daemon=True)
+
+    # -- what the drawing thread calls ---------------------------------------------------------
+
+    def cancelled(self) -> bool:
+        """Whether to leave the job: it is to be cancelled, or another worker has it."""
+        return self.cancelling or self.lost
+
+    def log(self, text: str) -> None:
+        with self._lock:
+            self._logs.append(text)
+        self._wake.set()
+
+    def progress(self, done: int, total: int) -> None:
+        self._progress = done, total
+
+    def __enter__(self) -> Pulse:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Whatever was logged is written down when this returns."""
+        self._over.set()
+        self._wake.set()
+        self._thread.join()
+        self._guarded(self._write_logs)
+
+    # -- the thread ----------------------------------------------------------------------------
+
+    def _beat(self) -> None:
+        while not self._over.is_set():
+            self._wake.wait(LOOK)
+            self._wake.clear()
+            if self._over.is_set():
+                return
+            self._guarded(self._turn)
+            self._over.wait(GATHER)
+
+    def _guarded(self, act: Callable[[], None]) -> None:
+        try:
+            if not self.lost:
+                act()
+        except LostClaimError:
+            self.lost = True
+
+    def _turn(self) -> None:
+        now = self._clock()
+        self._write_logs()
+        self._write_progress(now)
+        self._keep_claim(now)
+        if now - self._begun > self._latest:
+            self._give_up(now)
+
+    def _keep_claim(self, now: float) -> None:
+        lease = self._settings.lease_seconds
+        if now - self._renewed >= lease / 3:
+            self.cancelling |= not self._ledger.renew(self._job.id, self._token, now + lease)
+            self._renewed = now
+            return
+        job = self._ledger.job(self._job.id)
+        if job is None or job.token != self._token:
+            raise LostClaimError
+        self.cancelling |= job.cancelling
+
+    def _write_logs(self) -> None:
+        with self._lock:
+            logs, self._logs = self._logs, []
+        if logs:
+            self._note("log", encode(LogEvent(text="\n".join(logs)), "json"))
+
+    def _write_progress(self, now: float) -> None:
+        if self._progress is None or now - self._told < PROGRESS:
+            return
+        (done, total), self._progress, self._told = self._progress, None, now
+        self._note("progress", encode(ProgressEvent(done=done, total=total), "json"))
+
+    def _note(self, kind: str, data: bytes) -> None:
+        self._ledger.note(self._job.id, self._token, kind, data)
+        self._ring()
+
+    def _give_up(self, now: float) -> None:
+        limit = self._settings.run_seconds
+        error = TimeLimitError(
+            f"the job ran longer than {limit:g} s, which is the server's limit for one job "
+            "(run_seconds), inside a single operation",
+            fix="ask for less at once",
+        )
+        report = encode(report_of(error, self._job.id), "json")
+        self._ledger.step(self._job.id, Failed(report), now, self._token)
+        self.lost = True
+        if self._die is not None:
+            self._die()
