@@ -54,11 +54,11 @@ class MemoryLedger:
 
     def submit(self, job: Job, limit: int) -> tuple[Job, bool]:
         with self._lock:
-            mine = [row.job for row in self._rows.values() if row.job.owner == job.owner]
-            for known in mine:
-                if known.request_id == job.request_id:
-                    return known, False
-            if sum(known.state in ("received", "queued") for known in mine) >= limit:
+            known = self._find(job.owner, job.request_id)
+            if known is not None:
+                return known, False
+            mine = (row.job for row in self._rows.values() if row.job.owner == job.owner)
+            if sum(other.state in ("received", "queued") for other in mine) >= limit:
                 raise full(limit)
             row = self._rows[job.id] = _Row(job)
             self._note(row, life.BEGIN)
@@ -72,9 +72,12 @@ class MemoryLedger:
 
     def find(self, owner: str, request_id: str) -> Job | None:
         with self._lock:
-            found = (row.job for row in self._rows.values())
-            same = (job for job in found if (job.owner, job.request_id) == (owner, request_id))
-            return next(same, None)
+            return self._find(owner, request_id)
+
+    def _find(self, owner: str, request_id: str) -> Job | None:
+        jobs = (row.job for row in self._rows.values())
+        mine = (job for job in jobs if (job.owner, job.request_id) == (owner, request_id))
+        return next(mine, None)
 
     def jobs(self, owner: str, limit: int = 100, before: str | None = None) -> list[Job]:
         with self._lock:

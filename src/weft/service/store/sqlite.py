@@ -57,6 +57,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
 )
 """What leads from each version of the tables to the next. Never change one: add one."""
 
+_REQUEST = "owner = ? AND request_id = ?"
 _QUESTION = "id, kind, owner, body, answer, ok, created"
 _CARD = "model, state, fingerprint, card, tables, reason"
 
@@ -81,7 +82,7 @@ class SqliteLedger:
 
     def submit(self, job: Job, limit: int) -> tuple[Job, bool]:
         with self._database.write() as rows:
-            known = _job(rows, "owner = ? AND request_id = ?", job.owner, job.request_id)
+            known = _job(rows, _REQUEST, job.owner, job.request_id)
             if known is not None:
                 return known, False
             if _waiting(rows, job.owner) >= limit:
@@ -94,6 +95,10 @@ class SqliteLedger:
     def job(self, id: str) -> Job | None:
         with self._database.read() as rows:
             return _job(rows, "id = ?", id)
+
+    def find(self, owner: str, request_id: str) -> Job | None:
+        with self._database.read() as rows:
+            return _job(rows, _REQUEST, owner, request_id)
 
     def jobs(self, owner: str, limit: int = 100, before: str | None = None) -> list[Job]:
         older = "owner = ?1 AND (?2 IS NULL OR id < ?2) ORDER BY id DESC LIMIT ?3"
