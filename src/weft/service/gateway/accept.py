@@ -1,0 +1,240 @@
+"""From a submitted message to a job in the ledger. All of it blocks: it runs on a thread.
+
+What can be known without torch is checked here: protocol, model, grammar, sizes, constants. What is
+stored is the checked message written anew, without its constants, which lie beside it under their
+digests and their owner's name. The object is written before the row that names it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from weft.errors import (
+    GraphError,
+    LimitError,
+    MessageError,
+    ModelNotReadyError,
+    NoSuchError,
+    OtherModelError,
+    WeftError,
+    WrongModelError,
+)
+from weft.graph.check import check
+from weft.graph.frame import Frame
+from weft.graph.node import Const, Graph
+from weft.service.jobs.life import Job
+from weft.service.store.ids import new_id
+from weft.service.store.interface import Card, QueueFullError
+from weft.wire import frames
+from weft.wire.messages import PROTOCOL, LanguageInputs, Submit, encode
+
+from .auth import other_protocol
+from .bodies import read
+from .errors import Refused
+from .state import Gateway
+
+RETRY_SECONDS = 5
+"""What Retry-After says where the time is not known."""
+
+
+def accept(gateway: Gateway, owner: str, data: bytes, form: str) -> tuple[Job, bool]:
+    """The job of a request, and whether it is new. Raises `WeftError` or `Refused`."""
+    submit = submit_of(data, form)
+    try:
+        return _accept(gateway, owner, submit)
+    except (WeftError, Refused):
+        # What was acknowledged once stays so, also when it would be refused by now.
+        earlier = gateway.ledger.find(owner, submit.request_id)
+        if earlier is None:
+            raise
+        return _same(earlier, digest_of(submit)), False
+
+
+def _accept(gateway: Gateway, owner: str, submit: Submit) -> tuple[Job, bool]:
+    check_model(gateway, submit.model, submit.fingerprint)
+    check_graph(submit.graph, gateway.settings.nodes)
+    tensors = frames.read(submit.tensors)[0] if submit.tensors else {}
+    constants, inputs = sorted_out(submit, tensors)
+    keep_constants(gateway, owner, submit, constants)
+    job = new_job(gateway, owner, submit)
+    bare = replace(submit, tensors=frames.write(inputs) if inputs else b"")
+    return enter(gateway, job, encode(bare))
+
+
+class _Head(Struct):
+    protocol: int = PROTOCOL
+
+
+def submit_of(data: bytes, form: str) -> Submit:
+    """The message. One of another protocol is refused as such, whatever else is new in it."""
+    try:
+        submit = read(data, Submit, form)
+    except MessageError:
+        spoken = read(data, _Head, form).protocol
+        if spoken != PROTOCOL:
+            raise other_protocol(str(spoken)) from None
+        raise
+    if submit.protocol != PROTOCOL:
+        raise other_protocol(str(submit.protocol))
+    return submit
+
+
+# -- the model ------------------------------------------------------------------------------------
+
+
+def check_model(gateway: Gateway, model: str, fingerprint: str | None = None) -> Card | None:
+    """The model's card. None: it is still loading, and jobs wait for it."""
+    if model not in gateway.models:
+        served = ", ".join(gateway.models) or "none"
+        raise WrongModelError(
+            f"this server has no model {model[:80]!r}", fix=f"the models it has: {served}"
+        )
+    card = gateway.ledger.card(model)
+    if card is None or card.state == "loading":
+        return None
+    if card.state == "failed":
+        raise ModelNotReadyError(
+            f"{model} could not be loaded by the server: {card.reason or 'no reason is known'}",
+            fix="the server's operator has to look at it; weft.models() shows what is there",
+        )
+    if fingerprint is not None and fingerprint != card.fingerprint:
+        raise OtherModelError(
+            f"{model} on this server is not the model that this was recorded on: its modules or "
+            "their source code differ",
+            fix="take the modules from the server, with LanguageModel(..., remote=True), or "
+            "install the versions of torch and transformers that it has",
+        )
+    return card
+
+
+# -- the graph ------------------------------------------------------------------------------------
+
+
+def check_graph(graph: Graph, nodes: int) -> None:
+    """Grammar and size."""
+    if len(graph.nodes) > nodes:
+        raise LimitError(
+            f"the graph has {len(graph.nodes)} nodes; the limit nodes is {nodes}",
+            fix="record less in one block",
+        )
+    check(graph)
+
+
+# -- tensors --------------------------------------------------------------------------------------
+
+
+def sorted_out(
+    submit: Submit, tensors: Mapping[str, Frame]
+) -> tuple[dict[str, Frame], dict[str, Frame]]:
+    """The tensors of a request: constants by digest, each proven, and inputs by name."""
+    keys = {node.key for node in submit.graph.nodes if isinstance(node, Const)}
+    if keys != submit.constants.keys():
+        odd = sorted(keys ^ submit.constants.keys())[0]
+        raise GraphError(f"constant {odd[:60]!r} is not both in the graph and in its constants")
+    wanted = set(submit.constants.values())
+    constants = {name: frame for name, frame in tensors.items() if name in wanted}
+    for digest, frame in constants.items():
+        if frames.digest(frame) != digest:
+            raise MessageError(f"the tensor sent as {digest} has another digest")
+    inputs = {name: frame for name, frame in tensors.items() if name not in wanted}
+    _check_names(submit, inputs)
+    return constants, inputs
+
+
+def _check_names(submit: Submit, inputs: Mapping[str, Frame]) -> None:
+    """No input is missing, and nothing is sent that nobody asked for."""
+    if isinstance(submit.inputs, LanguageInputs):
+        expected = set(submit.inputs.given)
+    else:
+        expected = {f"in.{number}" for number in range(len(inputs))}
+    if expected != inputs.keys():
+        odd = sorted(expected ^ inputs.keys())[0]
+        raise MessageError(
+            f"tensor {odd[:80]!r} is not both among the inputs and in what was sent for them"
+        )
+
+
+def constant_name(owner: str, digest: str) -> str:
+    """Where a constant lies: beside nobody else's, so that a digest tells strangers nothing."""
+    return f"constants/{owner}/{digest}"
+
+
+def keep_constants(gateway: Gateway, owner: str, submit: Submit, sent: Mapping[str, Frame]) -> None:
+    """Stores what was sent; the others must be there already."""
+    absent = missing(gateway, owner, set(submit.constants.values()) - sent.keys())
+    if absent:
+        error = NoSuchError(
+            f"{len(absent)} of the graph's constants are not on the server",
+            fix="upload them with PUT /api/constants/DIGEST, then send this again",
+        )
+        raise Refused(error, 409, missing=absent)
+    for digest, frame in sent.items():
+        name = constant_name(owner, digest)
+        if not gateway.objects.touch(name):
+            gateway.objects.put(name, frames.write({"x": frame}))
+
+
+def missing(gateway: Gateway, owner: str, digests: set[str]) -> tuple[str, ...]:
+    """Those that the owner has not got here. The others count as used now."""
+    there = gateway.objects.touch
+    return tuple(sorted(one for one in digests if not there(constant_name(owner, one))))
+
+
+# -- the job --------------------------------------------------------------------------------------
+
+
+def new_job(gateway: Gateway, owner: str, submit: Submit) -> Job:
+    now = gateway.clock()
+    return Job(
+        id=new_id(now),
+        owner=owner,
+        request_id=submit.request_id,
+        digest=digest_of(submit),
+        model=submit.model,
+        created=now,
+        since=now,
+        look=submit.look,
+        constants=tuple(sorted(set(submit.constants.values()))),
+    )
+
+
+def digest_of(submit: Submit) -> str:
+    """What makes two requests the same, whether or not constants travelled with them."""
+    held = set(submit.constants.values())
+    tensors = frames.read(submit.tensors)[0] if submit.tensors else {}
+    inputs = {name: frames.digest(frame) for name, frame in tensors.items() if name not in held}
+    seen = hashlib.sha256(encode(replace(submit, tensors=b"")))
+    seen.update(repr(sorted(inputs.items())).encode())
+    return seen.hexdigest()
+
+
+def enter(gateway: Gateway, job: Job, stored: bytes) -> tuple[Job, bool]:
+    """Writes the request, then the row that names it. The second of two equal ones finds the
+    first one's job, and takes its own object away again."""
+    name = f"submits/{job.id}"
+    gateway.objects.put(name, stored)
+    entered = False
+    try:
+        found, entered = gateway.ledger.submit(job, gateway.settings.queued_jobs)
+    except QueueFullError as error:
+        raise Refused(error, 429, {"Retry-After": str(RETRY_SECONDS)}) from None
+    finally:
+        if not entered:
+            gateway.objects.delete(name)
+    if not entered:
+        return _same(found, job.digest), False
+    return found, True
+
+
+def _same(earlier: Job, digest: str) -> Job:
+    if earlier.digest != digest:
+        error = MessageError(
+            f"the request id {earlier.request_id} was used for another request",
+            fix="give each request an id of its own",
+        )
+        raise Refused(error, 409)
+    return earlier

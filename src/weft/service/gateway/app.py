@@ -1,0 +1,347 @@
+"""The app: all routes in one list, and what becomes of a request before its handler sees it.
+
+    app = make_app(ledger, objects, bells, settings, models=("tiny",), version="0.1.0")
+
+The app is a plain ASGI callable with no state but its `gateway`: two of them, with two stores, live
+in one process without knowing of each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NoReturn
+
+from starlette.requests import Request
+from starlette.routing import Route, Router
+from starlette.types import Receive, Scope, Send
+
+from weft.errors import MessageError, NoSuchError
+from weft.service.store.bells import Bells
+from weft.service.store.interface import Ledger, Objects
+from weft.settings import Settings
+from weft.wire.messages import (
+    Applied,
+    ApplyQuery,
+    Health,
+    Hello,
+    JobInfo,
+    JobList,
+    Missing,
+    MissingQuery,
+    ModelCard,
+    ModelList,
+    ServerStatus,
+    SignatureQuery,
+    Submit,
+    Tables,
+    Tokens,
+    TokensQuery,
+)
+
+from . import constants, events, jobs, models, pages, questions, results
+from .auth import check_protocol, owner_of
+from .bodies import query_of
+from .entry import Entry
+from .errors import Refused
+from .front import Front, Passage
+from .state import Gateway, Visit
+from .watch import Watch
+
+_NOT_MODEL = {404: "the server has no such model", 503: "it is loading, or could not be loaded"}
+_NOT_JOB = {404: "there is no such job of yours"}
+_OTHER = {409: "the server's model is not the one recorded on"}
+_REFUSED = {422: "the checker refuses it"}
+_BODY = {
+    400: "the body cannot be read",
+    408: "the body stopped coming",
+    413: "the body is longer than the limit",
+    415: "a Content-Type or Content-Encoding that is not taken",
+}
+_CARD = {"If-None-Match": "an ETag that the client has"}
+_RANGES = {
+    "Range": "one range of bytes",
+    "If-Range": "the ETag that the range belongs to",
+    "If-None-Match": "an ETag that the client has",
+}
+
+ROUTES: tuple[Entry, ...] = (
+    Entry(
+        method="GET",
+        path="/health",
+        handler=models.health,
+        text="Whether the server works: all parts are there and every model is loaded.",
+        gives=Health,
+        statuses={503: "it does not; the body says which part"},
+        key=False,
+        protocol=False,
+    ),
+    Entry(
+        method="GET",
+        path="/openapi.json",
+        handler=pages.document,
+        text="This interface as an OpenAPI document.",
+        gives="application/json",
+        key=False,
+        protocol=False,
+    ),
+    Entry(
+        method="GET",
+        path="/docs",
+        handler=pages.page,
+        text="This interface as a page to read.",
+        gives="text/html",
+        key=False,
+        protocol=False,
+    ),
+    Entry(
+        method="GET",
+        path="/api/hello",
+        handler=models.hello,
+        text="The handshake: protocols, version, capabilities, limits.",
+        gives=Hello,
+        key=False,
+        protocol=False,
+    ),
+    Entry(
+        method="GET",
+        path="/api/status",
+        handler=models.status,
+        text="How long the server runs, and how many jobs wait and run for each model.",
+        gives=ServerStatus,
+    ),
+    Entry(
+        method="GET",
+        path="/api/models",
+        handler=models.listing,
+        text="The models that the server has.",
+        gives=ModelList,
+    ),
+    Entry(
+        method="GET",
+        path="/api/card",
+        handler=models.card,
+        text="A model as data: its modules, its configuration, its tokenizer.",
+        gives=ModelCard,
+        query=models.ModelQuery,
+        headers=_CARD,
+        statuses={304: "the client has it already", **_NOT_MODEL},
+    ),
+    Entry(
+        method="GET",
+        path="/api/tables",
+        handler=models.tables,
+        text="What the model's sites look like, as far as the checker has learnt it.",
+        gives=Tables,
+        query=models.ModelQuery,
+        statuses=_NOT_MODEL,
+    ),
+    Entry(
+        method="POST",
+        path="/api/signature",
+        handler=questions.signature,
+        text="What the model's sites look like for one call.",
+        takes=SignatureQuery,
+        gives=Tables,
+        statuses=_BODY | _NOT_MODEL | _OTHER | _REFUSED,
+    ),
+    Entry(
+        method="POST",
+        path="/api/apply",
+        handler=questions.apply,
+        text="What one of the model's modules gives for some arguments.",
+        takes=ApplyQuery,
+        gives=Applied,
+        statuses=_BODY | _NOT_MODEL | _OTHER | _REFUSED,
+    ),
+    Entry(
+        method="POST",
+        path="/api/tokens",
+        handler=questions.tokens,
+        text="Token ids of texts or chats, made by the model's own tokenizer.",
+        takes=TokensQuery,
+        gives=Tokens,
+        statuses=_BODY | _NOT_MODEL | _REFUSED,
+    ),
+    Entry(
+        method="POST",
+        path="/api/constants/missing",
+        handler=constants.missing_ones,
+        text="Which of these constants you have not uploaded yet.",
+        takes=MissingQuery,
+        gives=Missing,
+        statuses=_BODY,
+    ),
+    Entry(
+        method="PUT",
+        path="/api/constants/{digest}",
+        handler=constants.upload,
+        text="Uploads a constant: a safetensors file with one tensor, `x`.",
+        takes=constants.MEDIA,
+        gives=Missing,
+        statuses={201: "it is there now", **_BODY},
+    ),
+    Entry(
+        method="POST",
+        path="/api/jobs",
+        handler=jobs.submit,
+        text="Submits a job. With `Accept: text/event-stream` its events follow at once.",
+        takes=Submit,
+        gives=JobInfo,
+        status=201,
+        statuses={
+            200: "the same request was there before; or the events follow",
+            **_BODY,
+            404: "the server has no such model",
+            409: "another model; constants are missing; or the request id was used for another",
+            422: "the graph is not well formed",
+            429: "too many of your jobs wait",
+            503: "the model could not be loaded, or the server is about to stop",
+        },
+    ),
+    Entry(
+        method="GET",
+        path="/api/jobs",
+        handler=jobs.listing,
+        text="Your jobs, newest first.",
+        gives=JobList,
+        query=jobs.ListQuery,
+    ),
+    Entry(
+        method="GET",
+        path="/api/jobs/{id}",
+        handler=jobs.status,
+        text="A job; with `wait`, when it is over or the time is.",
+        gives=JobInfo,
+        query=jobs.WaitQuery,
+        statuses=_NOT_JOB,
+    ),
+    Entry(
+        method="GET",
+        path="/api/jobs/{id}/events",
+        handler=jobs.events,
+        text="A job's events as they happen, from where the client left off.",
+        gives=events.MEDIA,
+        query=jobs.AfterQuery,
+        headers={"Last-Event-ID": "the number of the last event that the client has"},
+        statuses=_NOT_JOB,
+    ),
+    Entry(
+        method="POST",
+        path="/api/jobs/{id}/cancel",
+        handler=jobs.cancel,
+        text="Cancels a job; one that is over stays as it is.",
+        gives=JobInfo,
+        statuses=_NOT_JOB,
+    ),
+    Entry(
+        method="DELETE",
+        path="/api/jobs/{id}",
+        handler=jobs.delete,
+        text="Deletes a job that is over, and its result.",
+        status=204,
+        statuses={409: "it is not over", **_NOT_JOB},
+    ),
+    Entry(
+        method="GET",
+        path="/api/jobs/{id}/result",
+        handler=results.result,
+        text="What a job saved, as a file; with `name`, these saves only.",
+        gives=results.MEDIA,
+        query=results.NameQuery,
+        headers=_RANGES,
+        statuses={
+            206: "the range asked for",
+            304: "the client has it already",
+            409: "there is no result (yet); the body says why",
+            410: "the result is not there any more",
+            416: "there is nothing in this range",
+            **_NOT_JOB,
+        },
+    ),
+)
+
+
+class App:
+    """The ASGI callable."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+        paths = dict.fromkeys(entry.path for entry in ROUTES)
+        places = [Route(path, _Place(gateway, path)) for path in paths]
+        router = Router(places, redirect_slashes=False, default=_nothing)
+        self._front = Front(router, gateway)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self._front(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._live(receive, send)
+        else:
+            await send({"type": "websocket.close"})
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        self.gateway.close()
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+class _Place:
+    """All methods of one path."""
+
+    def __init__(self, gateway: Gateway, path: str) -> None:
+        self._gateway = gateway
+        self._entries = {entry.method: entry for entry in ROUTES if entry.path == path}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        entry = self._entries.get(scope["method"])
+        if entry is None:
+            allowed = ", ".join(sorted(self._entries))
+            raise Refused(MessageError(f"this path takes {allowed}"), 405, {"Allow": allowed})
+        visit = await _checked(self._gateway, entry, Request(scope, receive))
+        response = await entry.handler(self._gateway, visit)
+        await response(scope, receive, send)
+
+
+async def _checked(gateway: Gateway, entry: Entry, request: Request) -> Visit:
+    """What every handler may rely on."""
+    passage: Passage = request.scope["weft"]
+    if entry.key:
+        passage.owner = await gateway.off(owner_of, gateway, request)
+    if entry.protocol:
+        check_protocol(request.headers)
+    query = query_of(request, entry.query)
+    return Visit(request=request, query=query, owner=passage.owner, id=passage.id)
+
+
+async def _nothing(scope: Scope, receive: Receive, send: Send) -> NoReturn:
+    raise NoSuchError("there is nothing at this path", fix="GET /docs lists what there is")
+
+
+def make_app(
+    ledger: Ledger,
+    objects: Objects,
+    bells: Bells,
+    settings: Settings,
+    *,
+    models: Iterable[str],
+    version: str,
+    scratch: Path | None = None,
+) -> App:
+    """An app over a store. `models` are the ids that the server has, loaded or not; `scratch` is a
+    folder for uploads that are not whole yet."""
+    return App(
+        Gateway(
+            ledger=ledger,
+            objects=objects,
+            bells=bells,
+            settings=settings,
+            models=tuple(models),
+            version=version,
+            watch=Watch(bells.gateway),
+            routes=ROUTES,
+            scratch=None if scratch is None else str(scratch),
+        )
+    )

@@ -1,0 +1,196 @@
+"""Bytes in and out: bounded before they are read, in the form that the headers say.
+
+A body over the limit is refused at its Content-Length, before a byte of it is read; one that does
+not say its length is counted while it comes, and cut off. Compressed bodies are refused: what they
+would become cannot be bounded without unpacking them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
+from typing import Any, NoReturn
+
+import anyio
+import msgspec
+from msgspec import Struct
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Send
+
+from weft.errors import LimitError, MessageError
+from weft.wire.messages import decode, encode
+
+from .errors import Refused
+
+FORMS = {"application/msgpack": "msgpack", "application/json": "json"}
+MEDIA = {form: media for media, form in FORMS.items()}
+IDLE_SECONDS = 30.0
+"""How long a body may stand still before it is given up."""
+
+
+def check_length(request: Request, limit: int, setting: str) -> None:
+    """Refuses a body that says it is too long."""
+    given = request.headers.getlist("content-length")
+    if not given:
+        return
+    if len(given) > 1 or not (given[0].isascii() and given[0].isdigit()) or len(given[0]) > 19:
+        raise Refused(MessageError("this is not a valid Content-Length"), 400)
+    if int(given[0]) > limit:
+        _too_large(given[0], limit, setting)
+
+
+def _too_large(size: str, limit: int, setting: str) -> NoReturn:
+    error = LimitError(f"the body has {size} bytes; the limit {setting} is {limit}")
+    raise Refused(error, 413)
+
+
+def check_plain(request: Request) -> None:
+    """Refuses a compressed body."""
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    if coding != "identity":
+        error = MessageError(
+            f"a body with Content-Encoding {coding[:40]!r} is not taken", fix="send it as it is"
+        )
+        raise Refused(error, 415)
+
+
+async def pieces(request: Request, limit: int, setting: str) -> AsyncIterator[bytes]:
+    """The body as it comes, counted."""
+    check_plain(request)
+    check_length(request, limit, setting)
+    seen = 0
+    stream = request.stream()
+    while True:
+        try:
+            with anyio.fail_after(IDLE_SECONDS):
+                piece = await anext(stream, None)
+        except TimeoutError:
+            raise Refused(MessageError("the body stopped coming"), 408) from None
+        if piece is None:
+            return
+        seen += len(piece)
+        if seen > limit:
+            _too_large(f"more than {limit}", limit, setting)
+        yield piece
+
+
+async def whole(request: Request, limit: int, setting: str) -> bytes:
+    """All of a body that is small enough to hold."""
+    return b"".join([piece async for piece in pieces(request, limit, setting)])
+
+
+def form_of(request: Request) -> str:
+    """The form of the body, from its Content-Type."""
+    given = request.headers.getlist("content-type")
+    media, _, options = (given[0] if len(given) == 1 else "").partition(";")
+    form = FORMS.get(media.strip().lower())
+    if form is None or options.strip().lower() not in ("", "charset=utf-8"):
+        error = MessageError(
+            "this Content-Type is not taken here", fix=f"send one of {', '.join(FORMS)}"
+        )
+        raise Refused(error, 415)
+    return form
+
+
+def read(data: bytes, kind: Any, form: str) -> Any:
+    """The message in a body. Blocks for large ones.
+
+    JSON comes from people: a name that stands twice in it is a slip, and is refused.
+    """
+    if form == "json":
+        _refuse_twins(data)
+    return decode(data, kind, form)
+
+
+def _refuse_twins(data: bytes) -> None:
+    try:
+        json.loads(data, object_pairs_hook=_pairs)
+    except (ValueError, RecursionError) as error:
+        raise MessageError(f"this is not JSON that can be read: {str(error)[:200]}") from None
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> None:
+    names = {name for name, _ in pairs}
+    if len(names) != len(pairs):
+        twin = next(name for name in names if sum(name == other for other, _ in pairs) > 1)
+        raise ValueError(f"{twin[:60]!r} stands twice in one object")
+
+
+def query_of(request: Request, kind: type[Struct]) -> Any:
+    """The query parameters as a typed struct; unknown, repeated and unfit ones are refused."""
+    known = {field.encode_name: field for field in msgspec.structs.fields(kind)}
+    given: dict[str, Any] = {}
+    for name, value in request.query_params.multi_items():
+        if name not in known:
+            listed = ", ".join(known) or "none"
+            raise MessageError(f"there is no parameter {name[:60]!r} here; there is {listed}")
+        if isinstance(known[name].default, tuple):
+            given[name] = (*given.get(name, ()), value)
+        elif name in given:
+            raise MessageError(f"the parameter {name!r} stands twice")
+        else:
+            given[name] = value
+    try:
+        return msgspec.convert(given, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise MessageError(f"a parameter does not fit: {error}") from None
+
+
+class Stream(StreamingResponse):
+    """A body made while it is sent. Its generator ends with it, also when the client goes away."""
+
+    def __init__(
+        self,
+        pieces: AsyncGenerator[bytes, None],
+        status: int = 200,
+        headers: Mapping[str, str] | None = None,
+        media: str | None = None,
+    ) -> None:
+        super().__init__(pieces, status, headers, media)
+        self._pieces = pieces
+
+    async def stream_response(self, send: Send) -> None:
+        async with aclosing(self._pieces):
+            await super().stream_response(send)
+
+
+def preferred(request: Request) -> str:
+    """The form of the answer: msgpack where Accept puts it first, else JSON."""
+    best, form = 0.0, "json"
+    for media, weight in accepted(request):
+        if media in FORMS and weight > best:
+            best, form = weight, FORMS[media]
+    return form
+
+
+def accepted(request: Request) -> list[tuple[str, float]]:
+    """The media types in Accept with their weights."""
+    parts = ",".join(request.headers.getlist("accept")).split(",")
+    return [_weighted(part) for part in parts[:32] if part.strip()]
+
+
+def _weighted(part: str) -> tuple[str, float]:
+    media, *options = (piece.strip().lower() for piece in part.split(";"))
+    weight = next((option[2:] for option in options if option.startswith("q=")), "1")
+    try:
+        return media, min(max(float(weight), 0.0), 1.0)
+    except ValueError:
+        return media, 0.0
+
+
+def answer(
+    request: Request,
+    message: Struct,
+    status: int = 200,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """A message as a response, in the form that the client prefers."""
+    form = preferred(request)
+    return Response(
+        encode(message, form),
+        status,
+        media_type=MEDIA[form],
+        headers={"Vary": "Accept", **(headers or {})},
+    )

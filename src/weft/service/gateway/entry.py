@@ -1,0 +1,38 @@
+"""One route as data. The table of them (`app.ROUTES`) makes the routing, the OpenAPI document and
+the page at `/docs`; `docs/wire.md` is tested against it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from msgspec import Struct
+from starlette.responses import Response
+
+from .state import Gateway, Visit
+
+Handler = Callable[[Gateway, Visit], Awaitable[Response]]
+
+
+class NoQuery(Struct, frozen=True, forbid_unknown_fields=True):
+    """The route takes no query parameters."""
+
+
+class Entry(Struct, frozen=True, kw_only=True):
+    """`takes` and `gives` are messages, or the media type of something else.
+
+    `statuses` says what each other answer means: those that every route has are left out.
+    """
+
+    method: str
+    path: str
+    handler: Handler
+    text: str
+    takes: Any = None
+    gives: Any = None
+    status: int = 200
+    statuses: dict[int, str] = {}
+    query: type[Struct] = NoQuery
+    headers: dict[str, str] = {}
+    key: bool = True
+    protocol: bool = True

@@ -1,0 +1,76 @@
+"""What went wrong, as a status and an `ErrorReport`.
+
+A `WeftError` that a handler raises is the answer; its class gives the status. `Refused` says
+another status or adds headers. Anything else is a mistake of ours: the client reads that there was
+one, and under which request id the server's log has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from msgspec.structs import replace
+
+from weft.errors import (
+    AccessError,
+    GraphError,
+    LimitError,
+    MessageError,
+    ModelNotReadyError,
+    NoSuchError,
+    NotFinishedError,
+    OtherModelError,
+    ServerError,
+    VersionMismatchError,
+    WeftError,
+    WrongModelError,
+)
+from weft.wire.messages import ErrorReport
+from weft.wire.reports import report_of
+
+STATUS: dict[type[WeftError], int] = {
+    MessageError: 400,
+    VersionMismatchError: 400,
+    AccessError: 403,
+    NoSuchError: 404,
+    WrongModelError: 404,
+    NotFinishedError: 409,
+    OtherModelError: 409,
+    LimitError: 413,
+    GraphError: 422,
+    ModelNotReadyError: 503,
+    ServerError: 500,
+}
+"""Others are 422: the request was understood, and what it asks for is refused."""
+
+
+class Refused(Exception):
+    """An answer that is an error. `missing` lists digests of constants that are not there."""
+
+    def __init__(
+        self,
+        error: WeftError,
+        status: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        missing: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.status = status_of(error) if status is None else status
+        self.headers = dict(headers or {})
+        self.missing = missing
+
+    def report(self, request_id: str) -> ErrorReport:
+        return replace(report_of(self.error, request_id), missing=self.missing)
+
+
+def status_of(error: WeftError) -> int:
+    """The status of the nearest class that the table has."""
+    return next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), 422)
+
+
+def mistake() -> ServerError:
+    """What a client reads of an exception that nobody foresaw."""
+    return ServerError(
+        "the server made a mistake", fix="tell its operator the request id; its log has more"
+    )

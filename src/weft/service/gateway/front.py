@@ -1,0 +1,137 @@
+"""What every request passes: an id, Host and Origin, headers of safety, a log line, a last resort.
+
+A plain ASGI layer. Nothing that goes wrong behind it reaches a client as anything but an
+`ErrorReport` with the request's id, under which the log has the rest.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from weft.errors import WeftError
+
+from .auth import check_host, check_origin
+from .bodies import answer
+from .errors import Refused, mistake
+from .state import Gateway
+
+LOG = logging.getLogger("weft.gateway")
+CLOSED_EARLY = 499
+ALWAYS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+FOR_LISTED = {
+    "Access-Control-Allow-Methods": "GET, POST, PUT, DELETE",
+    "Access-Control-Allow-Headers": (
+        "Authorization, Content-Type, Last-Event-ID, Range, If-Range, If-None-Match, Weft-Protocol"
+    ),
+    "Access-Control-Max-Age": "600",
+}
+EXPOSED = "Weft-Request-Id, ETag, Content-Range, Location, Retry-After"
+
+
+class Front:
+    """The outermost layer of the app."""
+
+    def __init__(self, app: ASGIApp, gateway: Gateway) -> None:
+        self._app = app
+        self._gateway = gateway
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        passage = Passage(scope, receive, send)
+        scope["weft"] = passage
+        try:
+            await self._pass(passage, scope)
+        except ClientDisconnect:
+            passage.status = CLOSED_EARLY
+        except (Refused, WeftError) as error:
+            await passage.refuse(error)
+        except Exception:
+            LOG.exception("unforeseen", extra=passage.fields())
+            await passage.refuse(mistake())
+        finally:
+            LOG.info("request", extra=passage.fields())
+
+    async def _pass(self, passage: Passage, scope: Scope) -> None:
+        headers, settings = Headers(scope=scope), self._gateway.settings
+        check_host(headers, settings)
+        passage.origin = check_origin(headers, settings)
+        if passage.origin and scope["method"] == "OPTIONS":
+            preflight = Response(status_code=204, headers=FOR_LISTED)
+            await preflight(scope, passage.receive, passage.send)
+            return
+        await self._app(scope, passage.receive, passage.send)
+
+
+class Passage:
+    """One request on its way through: its id, who asks, how much was read, what was answered."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.id = secrets.token_hex(8)
+        self.owner = ""
+        self.origin: str | None = None
+        self.status = 0
+        self._scope, self._receive, self._send = scope, receive, send
+        self._unread = _has_long_body(Headers(scope=scope))
+        self._begun = time.perf_counter()
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if not message.get("more_body", False):
+            self._unread = False
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self._add(MutableHeaders(scope=message))
+        await self._send(message)
+
+    def _add(self, headers: MutableHeaders) -> None:
+        headers["Weft-Request-Id"] = self.id
+        for name, value in ALWAYS.items():
+            headers.setdefault(name, value)
+        if self._unread:  # what is still on its way is not waited for
+            headers["Connection"] = "close"
+        if self.origin is not None:
+            headers["Access-Control-Allow-Origin"] = self.origin
+            headers["Access-Control-Expose-Headers"] = EXPOSED
+            headers.add_vary_header("Origin")
+
+    async def refuse(self, error: Refused | WeftError) -> None:
+        """Answers with an error; an answer that has begun is broken off, which the client sees."""
+        if self.status:
+            return
+        refused = error if isinstance(error, Refused) else Refused(error)
+        request = Request(self._scope)
+        response = answer(request, refused.report(self.id), refused.status, refused.headers)
+        await response(self._scope, self.receive, self.send)
+
+    def fields(self) -> dict[str, str | int | float]:
+        """What the log says of it."""
+        return {
+            "request": self.id,
+            "owner": self.owner,
+            "method": self._scope["method"],
+            "path": self._scope["path"],
+            "status": self.status,
+            "ms": round((time.perf_counter() - self._begun) * 1000, 2),
+        }
+
+
+def _has_long_body(headers: Headers) -> bool:
+    """Whether there is a body that may be too long to be read and thrown away."""
+    length = headers.get("content-length", "0")
+    short = length.isascii() and length.isdigit() and len(length) < 6
+    return "transfer-encoding" in headers or not short

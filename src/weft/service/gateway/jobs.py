@@ -1,0 +1,159 @@
+"""Jobs: submit, look, follow, cancel, delete. What is not the asker's own is not there at all."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Annotated
+
+from msgspec import UNSET, Meta, Struct, UnsetType
+from starlette.requests import Request
+from starlette.responses import Response
+
+from weft.errors import CancelledError, MessageError, NoSuchError, NotFinishedError
+from weft.service.jobs.life import FINAL, Cancel, IllegalStepError, Job
+from weft.wire.messages import Id, JobInfo, JobList, encode
+from weft.wire.reports import report_of
+
+from .accept import accept
+from .bodies import accepted, answer, form_of, whole
+from .events import MEDIA, POLL_SECONDS, follow, info, message, stream
+from .models import not_ready
+from .state import Gateway, Visit
+
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+class ListQuery(Struct, frozen=True, forbid_unknown_fields=True):
+    """`before` is the last id of the page before."""
+
+    limit: Annotated[int, Meta(ge=1, le=1000)] = 100
+    before: Id | UnsetType = UNSET
+
+
+class WaitQuery(Struct, frozen=True, forbid_unknown_fields=True):
+    """`wait`: answer when the job is over, or after so many seconds."""
+
+    wait: Annotated[float, Meta(ge=0, le=300)] = 0.0
+
+
+class AfterQuery(Struct, frozen=True, forbid_unknown_fields=True):
+    """`after`: the number of the last event that the client has; `Last-Event-ID` says it too."""
+
+    after: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
+
+
+def own(gateway: Gateway, visit: Visit) -> Job:
+    """The job in the path, if it is the asker's. Blocks."""
+    id = visit.request.path_params["id"]
+    job = gateway.ledger.job(id) if _ID.fullmatch(id) else None
+    if job is None or job.owner != visit.owner:
+        raise NoSuchError(
+            "there is no such job", fix="it may have expired; GET /api/jobs lists yours"
+        )
+    return job
+
+
+async def submit(gateway: Gateway, visit: Visit) -> Response:
+    if gateway.draining:
+        raise not_ready("the server is about to stop and takes no new jobs")
+    request, settings = visit.request, gateway.settings
+    form = form_of(request)
+    data = await whole(request, settings.body_bytes, "body_bytes")
+    job, new = await gateway.off(accept, gateway, visit.owner, data, form)
+    told = await gateway.off(info, gateway, job)
+    place = {"Location": f"/api/jobs/{job.id}"}
+    if wants_events(request):
+        first = message("accepted", encode(told, "json"))
+        return stream(follow(gateway, job.id, 0, first), place)
+    return answer(request, told, 201 if new else 200, place)
+
+
+def wants_events(request: Request) -> bool:
+    return any(media == MEDIA and weight for media, weight in accepted(request))
+
+
+async def listing(gateway: Gateway, visit: Visit) -> Response:
+    query = visit.query
+    assert isinstance(query, ListQuery)
+    before = None if query.before is UNSET else query.before
+    return answer(
+        visit.request, await gateway.off(_listing, gateway, visit.owner, query.limit, before)
+    )
+
+
+def _listing(gateway: Gateway, owner: str, limit: int, before: str | None) -> JobList:
+    jobs = gateway.ledger.jobs(owner, limit, before)
+    return JobList(jobs=tuple(info(gateway, job) for job in jobs))
+
+
+async def status(gateway: Gateway, visit: Visit) -> Response:
+    query = visit.query
+    assert isinstance(query, WaitQuery)
+    job = await gateway.off(own, gateway, visit)
+    if query.wait and job.state not in FINAL:
+        await until_over(gateway, visit, query.wait)
+    return answer(visit.request, await gateway.off(_told, gateway, visit))
+
+
+def _told(gateway: Gateway, visit: Visit) -> JobInfo:
+    return info(gateway, own(gateway, visit))
+
+
+async def until_over(gateway: Gateway, visit: Visit, seconds: float) -> None:
+    """Returns when the job in the path is over, or the time is."""
+    end = time.monotonic() + seconds
+    with gateway.watch.attend():
+        while not gateway.closing and (left := end - time.monotonic()) > 0:
+            turn = gateway.watch.turn()
+            if (await gateway.off(own, gateway, visit)).state in FINAL:
+                return
+            await turn.over(min(left, POLL_SECONDS))
+
+
+async def events(gateway: Gateway, visit: Visit) -> Response:
+    job = await gateway.off(own, gateway, visit)
+    return stream(follow(gateway, job.id, resumed_after(visit)))
+
+
+def resumed_after(visit: Visit) -> int:
+    """The number of the last event that the client has."""
+    query = visit.query
+    assert isinstance(query, AfterQuery)
+    given = visit.request.headers.getlist("last-event-id")
+    if not given or given == [""]:
+        return query.after
+    if len(given) > 1 or not re.fullmatch(r"[0-9]{1,18}", given[0]):
+        raise MessageError("Last-Event-ID is the number of an event")
+    return max(query.after, int(given[0]))
+
+
+async def cancel(gateway: Gateway, visit: Visit) -> Response:
+    return answer(visit.request, await gateway.off(_cancel, gateway, visit))
+
+
+def _cancel(gateway: Gateway, visit: Visit) -> JobInfo:
+    job = own(gateway, visit)
+    error = report_of(CancelledError(f"job {job.id} was cancelled by its owner"), visit.id)
+    try:
+        job = gateway.ledger.step(job.id, Cancel(encode(error, "json")), gateway.clock())
+    except IllegalStepError:  # it was over already
+        job = own(gateway, visit)
+    return info(gateway, job)
+
+
+async def delete(gateway: Gateway, visit: Visit) -> Response:
+    await gateway.off(_delete, gateway, visit)
+    return Response(status_code=204)
+
+
+def _delete(gateway: Gateway, visit: Visit) -> None:
+    job = own(gateway, visit)
+    if job.state not in FINAL:
+        raise NotFinishedError(
+            f"job {job.id} is {job.state}; only one that is over can be deleted",
+            fix="cancel it first",
+        )
+    gateway.ledger.remove(job.id)
+    for folder in ("results", "submits"):
+        gateway.objects.delete(f"{folder}/{job.id}")

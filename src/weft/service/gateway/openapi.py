@@ -1,0 +1,141 @@
+"""The OpenAPI document, made of the table of routes and the messages themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from weft.wire.messages import Digest, ErrorReport, Id
+
+from .entry import Entry
+
+_REF = "#/components/schemas/{name}"
+IN_PATH: dict[str, tuple[Any, str]] = {
+    "id": (Id, "the id of a job of yours"),
+    "digest": (Digest, "the SHA-256 of a tensor: of its dtype, its shape and its bytes"),
+}
+_EVERYWHERE = {
+    400: "the request is malformed",
+    403: "a Host or Origin that the server does not answer",
+    500: "a mistake of the server's",
+}
+
+
+def document(routes: Iterable[Entry], version: str) -> dict[str, Any]:
+    """The whole document as plain data."""
+    routes = tuple(routes)
+    kinds = {kind for entry in routes for kind in (entry.takes, entry.gives) if _is_message(kind)}
+    _, schemas = msgspec.json.schema_components([*kinds, ErrorReport], ref_template=_REF)
+    paths: dict[str, Any] = {}
+    for entry in routes:
+        paths.setdefault(entry.path, {})[entry.method.lower()] = operation(entry)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Weft",
+            "version": version,
+            "description": "Experiments on the inside of a model, as graphs, drawn by a server.",
+        },
+        "paths": paths,
+        "components": {
+            "schemas": schemas,
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+    }
+
+
+def operation(entry: Entry) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "operationId": f"{entry.method.lower()}{_words(entry.path)}",
+        "summary": entry.text,
+        "parameters": [*_path(entry), *_query(entry), *_headers(entry)],
+        "responses": _responses(entry),
+    }
+    if entry.takes is not None:
+        found["requestBody"] = {"required": True, "content": _content(entry.takes)}
+    if entry.key:
+        found["security"] = [{"key": []}]
+    return found
+
+
+def _words(path: str) -> str:
+    return "".join(part.strip("{}").capitalize() for part in path.replace(".", "/").split("/"))
+
+
+def _is_message(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Struct)
+
+
+def _content(kind: Any) -> dict[str, Any]:
+    """What a body is, by media type."""
+    if kind is None:
+        return {}
+    if not _is_message(kind):
+        binary = {} if kind == "application/octet-stream" else {"type": "string"}
+        return {kind: {"schema": {} if kind == "application/json" else binary}}
+    schema = {"$ref": _REF.format(name=kind.__name__)}
+    return {"application/json": {"schema": schema}, "application/msgpack": {"schema": {}}}
+
+
+def _responses(entry: Entry) -> dict[str, Any]:
+    good = {status for status in entry.statuses if status < 300} | {entry.status}
+    said = {entry.status: "what was asked for"} | _EVERYWHERE | entry.statuses
+    if entry.key:
+        said[401] = "no valid key"
+    return {str(status): _response(entry, status, said[status], good) for status in sorted(said)}
+
+
+def _response(entry: Entry, status: int, text: str, good: set[int]) -> dict[str, Any]:
+    if status == 304 or (status in good and entry.gives is None):
+        return {"description": text}
+    content = _content(entry.gives if status in good else _unwell(entry, status))
+    if status == 200 and entry.path == "/api/jobs" and entry.method == "POST":
+        content["text/event-stream"] = {"schema": {"type": "string"}}
+    return {"description": text, "content": content}
+
+
+def _unwell(entry: Entry, status: int) -> Any:
+    """A server that is not well says so in the message that was asked for."""
+    return entry.gives if entry.path == "/health" and status == 503 else ErrorReport
+
+
+# -- parameters ------------------------------------------------------------------------------------
+
+
+def _path(entry: Entry) -> list[dict[str, Any]]:
+    names = [part[1:-1] for part in entry.path.split("/") if part.startswith("{")]
+    return [
+        {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "description": IN_PATH[name][1],
+            "schema": msgspec.json.schema(IN_PATH[name][0]),
+        }
+        for name in names
+    ]
+
+
+def _query(entry: Entry) -> list[dict[str, Any]]:
+    schema = msgspec.json.schema(entry.query)["$defs"][entry.query.__name__]
+    required = schema.get("required", [])
+    return [
+        {"name": name, "in": "query", "required": name in required, "schema": of}
+        for name, of in schema["properties"].items()
+    ]
+
+
+def _headers(entry: Entry) -> list[dict[str, Any]]:
+    protocol = {"Weft-Protocol": "the protocol that the client speaks"} if entry.protocol else {}
+    return [
+        {
+            "name": name,
+            "in": "header",
+            "description": text,
+            "schema": {"type": "string", "enum": ["1"]} if name in protocol else {"type": "string"},
+        }
+        for name, text in (protocol | entry.headers).items()
+    ]

@@ -1,0 +1,105 @@
+"""What the gateway cannot know without torch: it asks the checker, through the store, and waits."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from msgspec import Struct
+from starlette.responses import Response
+
+from weft.errors import ServerError, TimeLimitError
+from weft.service.store.ids import new_id
+from weft.service.store.interface import Question
+from weft.wire.messages import (
+    Applied,
+    ApplyQuery,
+    ErrorReport,
+    SignatureQuery,
+    Tables,
+    Tokens,
+    TokensQuery,
+    decode,
+    encode,
+)
+from weft.wire.reports import error_of
+
+from .accept import RETRY_SECONDS, check_model
+from .bodies import answer, form_of, read, whole
+from .errors import Refused
+from .events import POLL_SECONDS
+from .models import not_ready
+from .state import Gateway, Visit
+
+ANSWERS: dict[type[Struct], type[Struct]] = {
+    SignatureQuery: Tables,
+    ApplyQuery: Applied,
+    TokensQuery: Tokens,
+}
+KEPT_SECONDS = 600.0
+"""Questions older than this have nobody waiting, and are dropped."""
+
+
+async def signature(gateway: Gateway, visit: Visit) -> Response:
+    return await asked(gateway, visit, SignatureQuery)
+
+
+async def apply(gateway: Gateway, visit: Visit) -> Response:
+    return await asked(gateway, visit, ApplyQuery)
+
+
+async def tokens(gateway: Gateway, visit: Visit) -> Response:
+    return await asked(gateway, visit, TokensQuery)
+
+
+async def asked(gateway: Gateway, visit: Visit, kind: type[Struct]) -> Response:
+    """Reads the question, has it answered, and gives the answer or its error."""
+    form = form_of(visit.request)
+    data = await whole(visit.request, gateway.settings.body_bytes, "body_bytes")
+    id = await gateway.off(ask, gateway, visit.owner, data, kind, form)
+    found = await until_answered(gateway, id)
+    if found is None:
+        await gateway.off(gateway.ledger.drop_questions, gateway.clock() - KEPT_SECONDS)
+        error = TimeLimitError(
+            f"the checker had no answer within {gateway.settings.price_seconds:g} seconds, "
+            "the limit price_seconds"
+        )
+        raise Refused(error, 503, {"Retry-After": str(RETRY_SECONDS)})
+    return answer(visit.request, said(found, ANSWERS[kind]))
+
+
+def ask(gateway: Gateway, owner: str, data: bytes, kind: type[Struct], form: str) -> str:
+    """Writes the question down; its id. Blocks."""
+    query: Any = read(data, kind, form)
+    if check_model(gateway, query.model, getattr(query, "fingerprint", None)) is None:
+        raise not_ready(f"{query.model} is still being loaded")
+    now = gateway.clock()
+    question = Question(new_id(now), kind.__name__, owner, encode(query), created=now)
+    gateway.ledger.ask(question)
+    gateway.bells.ring("checker")
+    return question.id
+
+
+async def until_answered(gateway: Gateway, id: str) -> Question | None:
+    """The answered question. None: the time is over."""
+    end = time.monotonic() + gateway.settings.price_seconds
+    with gateway.watch.attend():
+        while not gateway.closing:
+            turn = gateway.watch.turn()
+            found = await gateway.off(gateway.ledger.take_answer, id)
+            if found is not None:
+                return found
+            left = end - time.monotonic()
+            if left <= 0:
+                return None
+            await turn.over(min(left, POLL_SECONDS))
+    raise not_ready("the server is about to stop")
+
+
+def said(question: Question, kind: type[Struct]) -> Any:
+    """The answer as a message; the error that it is is raised."""
+    if question.answer is None:
+        raise ServerError("the checker gave no answer")
+    if not question.ok:
+        raise error_of(decode(question.answer, ErrorReport))
+    return decode(question.answer, kind)

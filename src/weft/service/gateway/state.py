@@ -1,0 +1,86 @@
+"""What one gateway has: its store, its bells, its settings. No global state anywhere here.
+
+Handlers are `async def handler(gateway, visit) -> Response`. What may take more than a moment (the
+store, files, hashes) goes through `gateway.off`, so that the event loop stays free for others.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
+
+import anyio.to_thread
+from anyio import CapacityLimiter
+from msgspec import Struct
+from starlette.requests import Request
+
+from weft.service.store.bells import Bells
+from weft.service.store.interface import Ledger, Objects
+from weft.settings import Settings
+from weft.wire.messages import Limits
+
+from .watch import Watch
+
+T = TypeVar("T")
+
+THREADS = 8
+"""At most so many calls into the store at once; more wait."""
+
+
+@dataclass(kw_only=True)
+class Gateway:
+    """Everything a handler works with.
+
+    `models` are the ids that this server has, loaded or not. `scratch` is the folder for uploads
+    that are not whole yet (None: the system's own).
+    """
+
+    ledger: Ledger
+    objects: Objects
+    bells: Bells
+    settings: Settings
+    models: tuple[str, ...]
+    version: str
+    watch: Watch
+    routes: tuple[Any, ...] = ()  # the table, for those who describe it
+    scratch: str | None = None
+    clock: Callable[[], float] = time.time
+    started: float = field(default_factory=time.monotonic)
+    draining: bool = False
+    closing: bool = False
+    threads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(THREADS))
+
+    async def off(self, work: Callable[..., T], *args: Any, **options: Any) -> T:
+        """Does blocking work on a thread."""
+        return await anyio.to_thread.run_sync(partial(work, *args, **options), limiter=self.threads)
+
+    def drain(self) -> None:
+        """Takes no new jobs from now on; everything else goes on."""
+        self.draining = True
+
+    def close(self) -> None:
+        """Lets go of those who follow a job, so that the server can end: they resume elsewhere."""
+        self.draining = self.closing = True
+        self.watch.wake()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Visit:
+    """One request, after key, query and protocol were checked.
+
+    `owner` is who the key stands for, empty where none is needed. `id` is the request's id, which
+    stands in the log, in the reply's header and in errors.
+    """
+
+    request: Request
+    query: Struct
+    owner: str
+    id: str
+
+
+def limits_of(settings: Settings) -> Limits:
+    """The limits, as the handshake states them."""
+    return Limits(**{name: getattr(settings, name) for name in Limits.__struct_fields__})
