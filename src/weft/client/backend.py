@@ -22,6 +22,7 @@ class Request:
 
     `strict` asks that every site has exactly the recorded shape (the graph runs on the input that
     it was recorded on). `overwritten` tells which tensors the model changes in place later on.
+    `look` says that it is for a number which the recording needs.
     """
 
     graph: Graph
@@ -31,14 +32,23 @@ class Request:
     strict: bool = True
     device: torch.device | None = None
     overwritten: Callable[[Site, Leaf], bool] | None = None
+    look: bool = False
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What was saved, by name, and the site at which the pass could stop (None: it ran through)."""
+    """What was saved, by name, and the site at which the pass could stop (None: it ran through).
+
+    From a server also: seconds by stage (`price`, `queue`, `run`, `round trip`), bytes `up` and
+    `down`, and the id of the job.
+    """
 
     saved: dict[str, Any]
     ended: Site | None = None
+    stages: Mapping[str, float] = field(default_factory=dict)
+    up: int = 0
+    down: int = 0
+    job: str | None = None
 
 
 class Backend(Protocol):

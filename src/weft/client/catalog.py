@@ -1,0 +1,163 @@
+"""What a server has: its models, what they look like as data, and how it is doing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NoReturn
+from urllib.parse import quote
+
+from weft.errors import ModelNotReadyError, WrongModelError
+from weft.wire.messages import (
+    Applied,
+    ApplyQuery,
+    ModelCard,
+    ModelInfo,
+    ModelList,
+    ServerStatus,
+    SignatureQuery,
+    Tables,
+    Tokens,
+    TokensQuery,
+)
+from weft.wire.reports import escaped
+
+from . import sync
+from .core import Patience, Talk
+from .effects import Sleep, Steps
+from .servers import Server, server_at
+
+
+class Models(list[ModelInfo]):
+    """The models of a server; prints as a table."""
+
+    def __repr__(self) -> str:
+        rows = [("id", "class", "dtype", "parameters", "state")]
+        rows += [(m.id, m.class_name, m.dtype, f"{m.parameters:,}", m.state) for m in self]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        return escaped("\n".join(lines))
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The model that a handle stands for: by its name, if it has one, else by its fingerprint.
+
+    `strictly` asks for the name: where a name says which weights are meant, another model of the
+    same architecture is the wrong one.
+    """
+
+    name: str | None
+    fingerprint: str
+    strictly: bool = False
+
+
+def models(remote: bool | str | Server = True) -> Models:
+    """The models that a server has. `remote` says which one, as in `model.trace`."""
+    server = server_at(remote)
+    return Models(sync.run(server, listed(Talk(server))).models)
+
+
+def status(remote: bool | str | Server = True) -> ServerStatus:
+    """How a server is doing: its version, how long it is up, what its models have to do."""
+    server = server_at(remote)
+    talk = Talk(server)
+    return sync.run(server, _after_hello(talk, talk.ask("GET", "/api/status", ServerStatus)))
+
+
+def listed(talk: Talk) -> Steps[ModelList]:
+    """The models of the server."""
+    yield from talk.hello()
+    return (yield from talk.ask("GET", "/api/models", ModelList))
+
+
+def chosen(talk: Talk, wanted: Wanted) -> Steps[str]:
+    """The id under which the server has the wanted model. Raises `WrongModelError`.
+
+    It is remembered; `forget` where the server turns out to have changed.
+    """
+    found = talk.server.resolved.get(wanted)
+    if found is None:
+        found = talk.server.resolved[wanted] = yield from _choose(talk, wanted)
+    return found
+
+
+def forget(server: Server, wanted: Wanted) -> None:
+    server.resolved.pop(wanted, None)
+
+
+def _choose(talk: Talk, wanted: Wanted) -> Steps[str]:
+    patience = Patience(talk)
+    while True:
+        there = (yield from listed(talk)).models
+        found = _match(there, wanted)
+        if found is not None:
+            return found.id
+        loading = any(model.state == "loading" for model in there)
+        if not loading or not patience.lasts(0.5):
+            _refuse(talk, there, wanted)
+        yield Sleep(0.5)
+
+
+def _match(there: tuple[ModelInfo, ...], wanted: Wanted) -> ModelInfo | None:
+    for model in there:
+        if model.id == wanted.name:
+            return _usable(model)
+    same = [model for model in there if model.fingerprint == wanted.fingerprint]
+    return _usable(same[0]) if len(same) == 1 and not wanted.strictly else None
+
+
+def _usable(model: ModelInfo) -> ModelInfo:
+    if model.state == "failed":
+        why = escaped(model.reason or "it could not be loaded")
+        raise ModelNotReadyError(f"the server has {escaped(model.id)}, but not ready: {why}")
+    return model
+
+
+def _refuse(talk: Talk, there: tuple[ModelInfo, ...], wanted: Wanted) -> NoReturn:
+    same = [escaped(m.id) for m in there if m.fingerprint == wanted.fingerprint]
+    names = ", ".join(escaped(model.id) for model in there) or "none"
+    what = f"no model {wanted.name!r}" if wanted.name else "no model like this one"
+    if len(same) > 1:
+        what = f"{len(same)} models like this one: {', '.join(same)}"
+    way_out = (
+        f"open it by its id there: weft.LanguageModel({same[0]!r}, remote=True)" if same else None
+    )
+    raise WrongModelError(
+        f"the server at {talk.server.url} has {what}; it serves: {names}",
+        fix=way_out or "open one of these, or ask who runs the server for yours",
+    )
+
+
+# -- a model as data -----------------------------------------------------------------------------
+
+
+def card(talk: Talk, model: str) -> Steps[ModelCard]:
+    """All that is needed to record on a model without having it."""
+    yield from talk.hello()
+    return (yield from talk.ask("GET", f"/api/card?model={quote(model, safe='')}", ModelCard))
+
+
+def tables(talk: Talk, model: str) -> Steps[bytes]:
+    """What the server knows of the model's sites so far."""
+    path = f"/api/tables?model={quote(model, safe='')}"
+    return (yield from talk.ask("GET", path, Tables)).data
+
+
+def signature(talk: Talk, query: SignatureQuery) -> Steps[bytes]:
+    """What the sites look like for one call."""
+    return (yield from talk.ask("POST", "/api/signature", Tables, query)).data
+
+
+def applied(talk: Talk, query: ApplyQuery) -> Steps[bytes]:
+    """What one of the model's modules gives for some layouts."""
+    return (yield from talk.ask("POST", "/api/apply", Applied, query)).data
+
+
+def tokens(talk: Talk, query: TokensQuery) -> Steps[Tokens]:
+    """Token ids of texts or chats."""
+    return (yield from talk.ask("POST", "/api/tokens", Tokens, query))
+
+
+def _after_hello(talk: Talk, steps: Steps[ServerStatus]) -> Steps[ServerStatus]:
+    yield from talk.hello()
+    return (yield from steps)

@@ -1,0 +1,252 @@
+"""`Job`: an experiment under way on a server, or over; `AsyncJob`: the same for asyncio.
+
+with model.trace(prompt, remote=True, blocking=False) as tracer:
+    h = model.transformer.h[5].output.save("h")
+tracer.job.id                        # write it down: the job goes on without this process
+tracer.job.result()["h"]             # waits; h itself is the tensor now, too
+
+weft.Job.get("the id", remote=True).result("h")       # in another process
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing
+from typing import Any
+
+import torch
+
+from weft.errors import CancelledError, NoSuchError, NotFinishedError, WeftError
+from weft.wire.messages import FINAL, EndEvent, Event, JobInfo, LogEvent, ResultInfo
+from weft.wire.reports import error_of, escaped
+
+from . import aio, jobs, results, sync
+from .core import Talk
+from .effects import Steps
+from .servers import Server, server_at
+
+Deliver = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+class _Asked:
+    """What both kinds of job know, and the steps that they take."""
+
+    def __init__(
+        self,
+        server: Server,
+        id: str,
+        *,
+        info: JobInfo | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        self.id = id
+        self._server = server
+        self._info = info
+        self._device = device
+        self._log: list[str] = []
+        self._last = 0  # the number of the last event that was heard
+        self._ended = False  # whether it was the last one
+        self._saved: dict[str, Any] | None = None
+        self._deliver: Deliver | None = None
+        self._failed: Callable[[BaseException], None] | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def log(self) -> tuple[str, ...]:
+        """Lines of `tracer.log` that have come so far, by `events()` and `result()`."""
+        return tuple(self._log)
+
+    def fills(self, deliver: Deliver, failed: Callable[[BaseException], None]) -> None:
+        """Says who hears what the job brings, in the process that recorded it."""
+        self._deliver, self._failed = deliver, failed
+
+    def __repr__(self) -> str:
+        state = "" if self._info is None else f" {escaped(self._info.state)}"
+        return f"<{type(self).__name__} {self.id}{state} at {self._server.url}>"
+
+    # -- steps -------------------------------------------------------------------------------
+
+    def _talk(self) -> Talk:
+        return Talk(self._server)
+
+    def _noted(self, steps: Steps[JobInfo]) -> Steps[JobInfo]:
+        self._info = yield from steps
+        if self._info.state in FINAL and self._info.result is None:
+            self._fail(failure_of(self._info))
+        return self._info
+
+    def _get(self) -> Steps[Any]:
+        talk = self._talk()
+        yield from talk.hello()
+        yield from self._noted(jobs.info(talk, self.id))
+        return self
+
+    def _status(self) -> Steps[JobInfo]:
+        return self._noted(jobs.info(self._talk(), self.id))
+
+    def _cancel(self) -> Steps[JobInfo]:
+        return self._noted(jobs.cancel(self._talk(), self.id))
+
+    def _delete(self) -> Steps[None]:
+        return jobs.delete(self._talk(), self.id)
+
+    def _events(self, after: int) -> Steps[JobInfo]:
+        return self._noted(jobs.events(self._talk(), self.id, after))
+
+    def _rest(self) -> Steps[JobInfo]:
+        """The events that were not heard yet."""
+        if self._ended and self._info is not None:
+            return self._info
+        return (yield from self._events(self._last))
+
+    def _wait(self, timeout: float | None) -> Steps[JobInfo]:
+        if timeout is None:
+            return (yield from self._rest())
+        info = yield from self._noted(jobs.wait(self._talk(), self.id, timeout))
+        if info.state not in FINAL:
+            raise NotFinishedError(
+                f"job {self.id} is {escaped(info.state)} after {timeout:g} s",
+                fix="wait longer, or job.cancel()",
+            )
+        return info
+
+    def _result(self, name: str | None) -> Steps[Any]:
+        if self._saved is None:
+            info = yield from self._rest()
+            told = finished(info)
+            if name is not None and self._deliver is None and told.bytes >= results.LARGE:
+                found = yield from results.fetch_named(self._talk(), self.id, [name])
+                return results.moved(found[name], self._device)
+            _, saved = yield from results.fetch(self._talk(), self.id, told)
+            self._keep(results.moved(saved, self._device))
+        return self._named(name)
+
+    # -- what comes back ---------------------------------------------------------------------
+
+    def _keep(self, saved: dict[str, Any]) -> None:
+        """Fills the handles of the block, once."""
+        with self._lock:
+            if self._saved is not None:
+                return
+            deliver, self._deliver, self._failed = self._deliver, None, None
+            own = {name: value for name, value in saved.items() if name[0] != "<"}
+            self._saved = own if deliver is None else deliver(saved)
+
+    def _named(self, name: str | None) -> Any:
+        saved = self._saved or {}
+        if name is None:
+            return saved
+        if name not in saved:
+            raise NoSuchError(
+                f"the job saved nothing under the name {name!r}",
+                fix=f"it saved: {', '.join(map(escaped, saved)) or 'nothing'}",
+            )
+        return saved[name]
+
+    def _fail(self, error: BaseException) -> None:
+        failed, self._failed = self._failed, None
+        if failed is not None:
+            failed(error)
+
+    def _hear(self, given: tuple[int, Event]) -> Event:
+        """Notes an event; each is heard once."""
+        number, event = given
+        if isinstance(event, LogEvent) and number > self._last:
+            self._log.append(escaped(event.text, keep="\n\t"))
+        if isinstance(event, EndEvent):
+            self._info, self._ended = event.job, True
+        self._last = max(self._last, number)
+        return event
+
+    def _hear_aloud(self, given: tuple[int, Event]) -> None:
+        if isinstance(self._hear(given), LogEvent):
+            print(self._log[-1], flush=True)
+
+
+class Job(_Asked):
+    """An experiment on a server. Every method that asks the server may raise `ServerAwayError`."""
+
+    @classmethod
+    def get(cls, id: str, remote: bool | str | Server = True) -> Job:
+        """A job by its id, in any process. Raises `NoSuchError`."""
+        server = server_at(remote)
+        return sync.run(server, cls(server, id)._get())
+
+    def status(self) -> JobInfo:
+        """How it is: `.state`, `.price`, `.ahead` (jobs before it), `.stages`, `.error`."""
+        return sync.run(self._server, self._status())
+
+    def result(self, name: str | None = None) -> Any:
+        """What was saved, by name, or one of it; waits for it. Raises what the job failed with.
+
+        In the process that recorded the block its handles become tensors.
+        """
+        return sync.run(self._server, self._result(name), hear=self._hear_aloud)
+
+    def events(self) -> Iterator[Event]:
+        """What happened and happens to it, from the beginning, up to its end."""
+        for given in sync.each(self._server, self._events(0)):
+            yield self._hear(given)
+
+    def wait(self, timeout: float | None = None) -> JobInfo:
+        """Waits until it is over. Raises `NotFinishedError` when `timeout` seconds are."""
+        return sync.run(self._server, self._wait(timeout), hear=self._hear_aloud)
+
+    def cancel(self) -> JobInfo:
+        """Wants no more of it; what is over stays as it is."""
+        return sync.run(self._server, self._cancel())
+
+    def delete(self) -> None:
+        """Removes it with its result from the server; only when it is over."""
+        return sync.run(self._server, self._delete())
+
+
+class AsyncJob(_Asked):
+    """The same with `await`, and `async for event in job.events()`."""
+
+    @classmethod
+    async def get(cls, id: str, remote: bool | str | Server = True) -> AsyncJob:
+        """A job by its id, in any process. Raises `NoSuchError`."""
+        server = server_at(remote)
+        return await aio.run(server, cls(server, id)._get())
+
+    async def status(self) -> JobInfo:
+        """As `Job.status`."""
+        return await aio.run(self._server, self._status())
+
+    async def result(self, name: str | None = None) -> Any:
+        """As `Job.result`."""
+        return await aio.run(self._server, self._result(name), hear=self._hear_aloud)
+
+    async def events(self) -> AsyncIterator[Event]:
+        """As `Job.events`."""
+        async with aclosing(aio.each(self._server, self._events(0))) as stream:
+            async for given in stream:
+                yield self._hear(given)
+
+    async def wait(self, timeout: float | None = None) -> JobInfo:  # noqa: ASYNC109
+        """As `Job.wait`."""
+        return await aio.run(self._server, self._wait(timeout), hear=self._hear_aloud)
+
+    async def cancel(self) -> JobInfo:
+        """As `Job.cancel`."""
+        return await aio.run(self._server, self._cancel())
+
+    async def delete(self) -> None:
+        """As `Job.delete`."""
+        return await aio.run(self._server, self._delete())
+
+
+def finished(info: JobInfo) -> ResultInfo:
+    """What a job that is over brought back. Raises what it failed with."""
+    if info.result is None:
+        raise failure_of(info)
+    return info.result
+
+
+def failure_of(info: JobInfo) -> WeftError:
+    """The error of a job that brought nothing back."""
+    if info.error is not None:
+        return error_of(info.error)
+    return CancelledError(f"job {escaped(info.id)} ended as {escaped(info.state)}")

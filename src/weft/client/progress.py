@@ -1,0 +1,31 @@
+"""Progress bars: on a terminal, for what is large, if the user wants them."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from weft.settings import Settings
+
+LARGE = 32 << 20
+"""Bytes from which it takes long enough to be told."""
+
+
+@contextmanager
+def bar(settings: Settings, what: str, size: int) -> Iterator[Callable[[int], object]]:
+    """Inside, what it gives is to be told how many bytes more have moved."""
+    if not _wanted(settings, size):
+        yield lambda moved: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=size, desc=what, unit="B", unit_scale=True, leave=False) as shown:
+        yield shown.update
+
+
+def _wanted(settings: Settings, size: int) -> bool:
+    if size < LARGE or not settings.progress or not sys.stderr.isatty():
+        return False
+    return importlib.util.find_spec("tqdm") is not None

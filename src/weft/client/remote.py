@@ -1,0 +1,112 @@
+"""The remote backend: the model is on a server.
+
+    backend = RemoteBackend(True, "language", lambda: Wanted("gpt2", fingerprint))
+    reply = backend.run(request)             # submits, follows the job to its end, fetches
+    job = backend.submit(request)            # submits, and leaves it at that
+
+What `tracer.log` says there is printed here, as it happens.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+from weft.errors import OtherModelError, WrongModelError
+from weft.wire.messages import JobInfo, LogEvent, Submit
+from weft.wire.reports import escaped
+
+from . import aio, jobs, results, sync
+from .backend import Reply, Request
+from .catalog import Wanted, chosen, forget
+from .core import Talk
+from .effects import Steps
+from .job import AsyncJob, Job, finished
+from .servers import Server, server_at
+from .travel import Parcel, pack
+
+
+class RemoteBackend:
+    """Draws graphs through a model of a server. Nothing is asked before the first request.
+
+    asked: which server, as in `remote=`. family: the kind of inputs the model takes. wanted: which
+    model it is, asked for when it is needed (a fingerprint takes a moment).
+    """
+
+    def __init__(
+        self, asked: bool | str | Server, family: str, wanted: Callable[[], Wanted]
+    ) -> None:
+        self._asked = asked
+        self._family = family
+        self._wanted = wanted
+
+    @property
+    def server(self) -> Server:
+        return server_at(self._asked)
+
+    def run(self, request: Request) -> Reply:
+        server = self.server
+        return sync.run(server, self._run(Talk(server), request), hear=print_log)
+
+    async def arun(self, request: Request) -> Reply:
+        """The same without blocking the event loop."""
+        server = self.server
+        return await aio.run(server, self._run(Talk(server), request), hear=print_log)
+
+    def submit(self, request: Request) -> Job:
+        """Sends the request; returns when it is acknowledged."""
+        server = self.server
+        info = sync.run(server, self._submit(Talk(server), request))
+        return Job(server, info.id, info=info, device=request.device)
+
+    async def asubmit(self, request: Request) -> AsyncJob:
+        server = self.server
+        info = await aio.run(server, self._submit(Talk(server), request))
+        return AsyncJob(server, info.id, info=info, device=request.device)
+
+    # -- steps -------------------------------------------------------------------------------
+
+    def _run(self, talk: Talk, request: Request) -> Steps[Reply]:
+        began = talk.server.clock()
+        parcel, message = yield from self._packed(talk, request)
+        info = yield from self._asking(talk, jobs.follow(talk, parcel, message))
+        manifest, saved = yield from results.fetch(talk, info.id, finished(info))
+        stages = {**info.stages, "round trip": talk.server.clock() - began}
+        return Reply(
+            results.moved(saved, request.device),
+            manifest.ended,
+            stages,
+            talk.traffic.up,
+            talk.traffic.down,
+            info.id,
+        )
+
+    def _submit(self, talk: Talk, request: Request) -> Steps[JobInfo]:
+        parcel, message = yield from self._packed(talk, request)
+        return (yield from self._asking(talk, jobs.send(talk, parcel, message)))
+
+    def _packed(self, talk: Talk, request: Request) -> Steps[tuple[Parcel, Submit]]:
+        parcel = pack(request, self._family)
+        wanted = self._wanted()
+        yield from talk.hello()
+        model = yield from chosen(talk, wanted)
+        return parcel, parcel.submit(secrets.token_hex(16), model, wanted.fingerprint)
+
+    def _asking(self, talk: Talk, steps: Steps[Any]) -> Steps[Any]:
+        """The steps; where the server does not have the model any more, that is remembered."""
+        try:
+            return (yield from steps)
+        except (WrongModelError, OtherModelError):
+            forget(talk.server, self._wanted())
+            raise
+
+    def __repr__(self) -> str:
+        return f"<RemoteBackend {self._asked!r}>"
+
+
+def print_log(given: Any) -> None:
+    """Prints what `tracer.log` says, without what could act on a terminal."""
+    _, event = given
+    if isinstance(event, LogEvent):
+        print(escaped(event.text, keep="\n\t"), flush=True)
