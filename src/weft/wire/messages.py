@@ -24,9 +24,10 @@ from weft.graph.site import Site
 
 PROTOCOL = 1
 
-Id = Annotated[str, Meta(min_length=1, max_length=64, pattern="^[A-Za-z0-9_-]+$")]
+# `$` alone would let a line break follow
+Id = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-]+(?!\n)$")]
 ModelId = Annotated[str, Meta(min_length=1, max_length=200)]
-Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}(?!\n)$")]
 """SHA-256 of a tensor: of `dtype`, the shape as a JSON list, and its bytes (`frames.digest`)."""
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
@@ -430,4 +431,4 @@ def decode(data: bytes, kind: Any, form: str = "msgpack") -> Any:
     try:
         return module.decode(data, type=kind)
     except (msgspec.DecodeError, RecursionError, UnicodeError, ValueError) as error:
-        raise MessageError(f"this is not a message that can be read: {error}") from None
+        raise MessageError(f"this is not a message that can be read: {str(error)[:500]}") from None

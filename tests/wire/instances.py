@@ -1,0 +1,240 @@
+"""One instance of every message, for the golden files. Each field has a value worth keeping.
+
+When a message gets a new field, leave its instance (its golden file has not got the field) and add
+another one, with the field, under a key such as `Submit-2`.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from weft.graph.frame import Frame
+from weft.graph.node import (
+    Apply,
+    Bound,
+    Call,
+    Complex,
+    Const,
+    Fill,
+    Graph,
+    Guard,
+    Log,
+    Map,
+    Name,
+    Param,
+    Read,
+    Ref,
+    Save,
+    Seq,
+    Shape,
+    Slice,
+    Write,
+)
+from weft.graph.site import Site, Where
+from weft.wire import frames
+from weft.wire import messages as m
+
+SITE = Site("model.layers.1.mlp", "output", call=1, step=2)
+FRAME = Frame("float32", (2, 1), bytes(range(8)))
+IDS = Frame("int64", (1, 2), b"\5" + bytes(7) + b"\7" + bytes(7))
+DIGEST = frames.digest(FRAME)
+TENSORS = frames.write({DIGEST: FRAME, "input_ids": IDS})
+MARK = "5f0c" * 16
+
+GRAPH = Graph(
+    nodes=(
+        Read(site=SITE, leaf=(0, "hidden"), shape=(1, 9, 4), dtype="bfloat16", at=1),
+        Const(key="c0", shape=(2, 1), dtype="float32"),
+        Param(path="lm_head.weight", shape=(5, 4), dtype="float16"),
+        Call(
+            op="Tensor.__getitem__",
+            args=(Ref(0), Seq("tuple", (Name("ellipsis"), Slice(None, -1, 2)))),
+            alias=(Ref(0),),
+            grad=False,
+        ),
+        Call(op="zeros", args=(Shape(Ref(0)),), kwargs=(("dtype", Name("dtype", "float32")),)),
+        Call(op="Tensor.mul_", args=(Ref(0), 2.5), writes=(Ref(0),), alias=(Ref(0),)),
+        Call(op="rand_like", args=(Ref(1),), draw=3),
+        Call(op="Tensor.topk", args=(Ref(1), 1), outs=2),
+        Call(op="Tensor.mul", args=(Ref(1), Complex(1.5, -0.5))),
+        Apply(
+            path="lm_head",
+            args=(Ref(0),),
+            kwargs=(("scale", Name("float", "inf")),),
+            outs=2,
+            types=(("float32", (1, 9, 5)), ("int64", ())),
+            grad=False,
+        ),
+        Write(site=SITE, leaf=(1,), value=Ref(1)),
+        Fill(site=SITE, leaf=(0, "hidden"), value=Ref(5)),
+        Guard(value=Ref(7, 1), expected=Seq("list", (True, 3, "x")), look="shape"),
+        Save(name="h", value=Map(("a", "b"), (Ref(0), Seq("size", (1, 9))))),
+        Log(parts=("norm", Ref(1), None)),
+    ),
+    where=(Where("steer.py", 3), Where("steer.py", 12, "h[:, -1] *= 2.5")),
+    bounds=(Bound(Ref(0), 1, 9, at=1),),
+    seed=11,
+)
+OPTIONS = m.LanguageOptions(
+    use_cache=True,
+    output_hidden_states=True,
+    output_attentions=True,
+    output_router_logits=True,
+    logits_to_keep=2,
+)
+LANGUAGE = m.LanguageInputs(given=("input_ids", "attention_mask"), options=OPTIONS)
+PLAIN = m.PlainInputs(
+    args=(Ref(0), Seq("list", (1, 2.0, "three", None))),
+    kwargs=(("mask", Map(("left",), (Ref(1),))), ("cut", Slice(0, 3, None))),
+)
+LAYOUT = m.Layout(dtype="float32", shape=(2, 3), stride=(3, 1), offset=4)
+CHAT = m.ChatMessage(role="user", content="Où est la tour ?\n")
+LIMITS = m.Limits(
+    body_bytes=1,
+    constant_bytes=2,
+    result_bytes=3,
+    memory_bytes=4,
+    flops=10**15,
+    nodes=6,
+    price_seconds=0.5,
+    run_seconds=300.0,
+    log_bytes=9,
+    queued_jobs=10,
+)
+INFO = m.ModelInfo(
+    id="tiny",
+    family="language",
+    class_name="LlamaForCausalLM",
+    fingerprint=MARK,
+    dtype="bfloat16",
+    parameters=924_544,
+    state="failed",
+    reason="not enough memory",
+)
+WEIGHT = m.TensorCard(name="weight", dtype="float16", shape=(5, 4), of="embed.weight")
+MODULE = m.ModuleCard(
+    path="model.layers",
+    kind="ModuleList",
+    base="list",
+    parameters=(WEIGHT,),
+    buffers=(m.TensorCard(name="cos", dtype="float32", shape=()),),
+    plain={"eps": 1e-6, "bias": None, "training": False, "heads": 4, "act": "silu"},
+    rule="same",
+    of="layers",
+)
+TOKENIZER = m.TokenizerCard(json='{"version":"1.0"}', chat=True, special={"pad": ("<pad>", 0)})
+PRICE = m.PriceInfo(
+    sites=2,
+    operations=5,
+    flops=2**40,
+    constant_bytes=8,
+    saved_bytes=144,
+    peak_bytes=4096,
+    ends=SITE,
+)
+RESULT = m.ResultInfo(bytes=1234, sha256=MARK, names=("h", "line 3"))
+REPORT = m.ErrorReport(
+    code="run",
+    message="index 9 is out of range",
+    line="steer.py:12: h[:, 9]",
+    fix="take a smaller one",
+    kind="IndexError",
+    request_id="r-1",
+    missing=(DIGEST,),
+)
+JOB = m.JobInfo(
+    id="j_1",
+    state="failed",
+    model="tiny",
+    created=1.7e9,
+    look=True,
+    attempts=2,
+    ahead=3,
+    price=PRICE,
+    result=RESULT,
+    error=REPORT,
+    stages={"price": 0.25, "run": 1.5},
+    expires=1.8e9,
+)
+
+INSTANCES: dict[str, Struct] = {
+    "LanguageOptions": OPTIONS,
+    "LanguageInputs": LANGUAGE,
+    "PlainInputs": PLAIN,
+    "Submit": m.Submit(
+        protocol=1,
+        request_id="Req_1-a",
+        model="tiny",
+        fingerprint=MARK,
+        graph=GRAPH,
+        inputs=LANGUAGE,
+        constants={"c0": DIGEST},
+        tensors=TENSORS,
+        strict=False,
+        look=True,
+    ),
+    "MissingQuery": m.MissingQuery(digests=(DIGEST, MARK)),
+    "SignatureQuery": m.SignatureQuery(
+        model="tiny", fingerprint=MARK, inputs=PLAIN, tensors=TENSORS
+    ),
+    "Layout": LAYOUT,
+    "ApplyQuery": m.ApplyQuery(
+        model="tiny",
+        fingerprint=MARK,
+        path="model.norm",
+        layouts=(LAYOUT,),
+        args=(Ref(0),),
+        kwargs=(("eps", 0.5),),
+    ),
+    "ChatMessage": CHAT,
+    "TokensQuery": m.TokensQuery(model="tiny", texts=("a", "日本"), chats=((CHAT,),)),
+    "Limits": LIMITS,
+    "Hello": m.Hello(
+        protocols=(1, 2), version="0.2.0", capabilities=("looks", "events"), limits=LIMITS
+    ),
+    "ModelInfo": INFO,
+    "ModelList": m.ModelList(models=(INFO,)),
+    "TensorCard": WEIGHT,
+    "ModuleCard": MODULE,
+    "TokenizerCard": TOKENIZER,
+    "ModelCard": m.ModelCard(
+        info=INFO,
+        modules=(MODULE,),
+        config={"hidden_size": 4, "rope": {"theta": 1e4}, "tie": True, "list": [1, None]},
+        takes=("input_ids", "attention_mask"),
+        takes_any=True,
+        model_type="llama",
+        vocab=5,
+        positions=128,
+        pad=1,
+        attention="eager",
+        tokenizer=TOKENIZER,
+        source="def forward(self, x): ...",
+    ),
+    "Tables": m.Tables(data=b"\0\1\xfe\xff"),
+    "Applied": m.Applied(data=b"\xff\0"),
+    "Missing": m.Missing(digests=(DIGEST,)),
+    "Tokens": m.Tokens(rows=((5, 7), ())),
+    "ModelStatus": m.ModelStatus(id="tiny", state="ready", waiting=2, running=1),
+    "ServerStatus": m.ServerStatus(
+        version="0.2.0",
+        seconds=12.5,
+        models=(m.ModelStatus(id="tiny", state="ready", waiting=2, running=1),),
+    ),
+    "Health": m.Health(live=True, ready=False, parts={"checker": "loading"}),
+    "ErrorReport": REPORT,
+    "PriceInfo": PRICE,
+    "ResultInfo": RESULT,
+    "JobInfo": JOB,
+    "JobList": m.JobList(jobs=(JOB,)),
+    "StateEvent": m.StateEvent(state="running", attempts=1),
+    "LogEvent": m.LogEvent(text="norm tensor(1.5)\n"),
+    "ProgressEvent": m.ProgressEvent(done=3, total=12),
+    "EndEvent": m.EndEvent(job=JOB),
+    "Manifest": m.Manifest(
+        saved=(("h", Seq("list", (Ref(0), Ref(2)))), ("n", Name("float", "nan"))),
+        ended=SITE,
+        protocol=1,
+    ),
+}
+"""By the name of the message; further ones as `Name-2`."""
