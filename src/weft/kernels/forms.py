@@ -113,6 +113,18 @@ _REFUSED: dict[str, Callable[..., str | None]] = {
 
 # Results whose shape depends on numbers
 
+INDEXED = frozenset(("Tensor.__getitem__", "Tensor.__setitem__"))
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8)
+
+
+def pinned(index: Any) -> Any:
+    """An index with 0 for each integer that is a tensor: it chooses a place, not a shape."""
+    if isinstance(index, Aval):
+        chooses = not index.shape and index.dtype in _INTEGERS
+        return 0 if chooses else index
+    return tuple([pinned(item) for item in index]) if isinstance(index, tuple) else index
+
+
 _ALWAYS = frozenset(
     {"nonzero", "argwhere", "masked_select", "bincount", "linalg.lstsq"}
     | {"unique", "unique_consecutive", "Tensor.unique", "Tensor.unique_consecutive"}

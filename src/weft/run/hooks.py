@@ -25,6 +25,7 @@ from weft.graph.site import Leaf, Site
 from .interpreter import Interpreter
 from .memory import storage
 from .structure import mapped, tensors
+from .watch import Watch
 from .weights import is_still_weight, weights_of
 
 _RUNNING: ContextVar[_Drive | None] = ContextVar("weft_running", default=None)
@@ -55,14 +56,16 @@ def run(
     device: torch.device | str | None = None,
     overwritten: Callable[[Site, Leaf], bool] | None = None,
     line: object = None,
+    watch: Watch | None = None,
 ) -> Results:
     """Runs `module(*args, **kwargs)` with the graph drawn through it.
 
     `strict` asks for the recorded shapes and dtypes; without it the input may be another one.
     `can_stop` allows stopping the forward early. `overwritten(site, leaf)` says which tensors the
-    model changes later. `line` is the user's line, for the model's own errors.
+    model changes later. `line` is the user's line, for the model's own errors. `watch` may end the
+    run at each step.
     """
-    drive = _Drive(graph, constants, module, strict, on_log or print, overwritten)
+    drive = _Drive(graph, constants, module, strict, on_log or print, overwritten, watch)
     if drive.interpreter.finished and not want_result:
         return Results({}, None, None)
     drive.can_stop = can_stop and not want_result
@@ -94,6 +97,7 @@ class _Drive:
         strict: bool,
         on_log: Callable[[str], None],
         overwritten: Callable[[Site, Leaf], bool] | None,
+        watch: Watch | None,
     ) -> None:
         self.module = module
         self.can_stop = True
@@ -103,7 +107,13 @@ class _Drive:
         self.callers: set[int] = set()  # storages of the caller's tensors
         self.weights = weights_of(module)
         self.interpreter = Interpreter(
-            graph, constants, self, strict=strict, on_log=on_log, overwritten=overwritten
+            graph,
+            constants,
+            self,
+            strict=strict,
+            on_log=on_log,
+            overwritten=overwritten,
+            watch=watch,
         )
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], line: object) -> Results:

@@ -25,9 +25,9 @@ import torch
 from weft.errors import (
     GraphError,
     GuardError,
-    LateEditError,
     NotReachedError,
     OverwrittenError,
+    ReadOnlyError,
     WeftError,
 )
 from weft.graph.node import (
@@ -52,11 +52,13 @@ from .compare import agree, value_of
 from .firing import SiteSteps, type_text
 from .frame import Frame
 from .host import Host
+from .late import late_edit, what
 from .lower import Env, lower
 from .memory import Memory, storage, version
 from .plan import plan
 from .steps import Step, line_of
 from .structure import tensors
+from .watch import Watch
 
 
 class Interpreter:
@@ -71,12 +73,14 @@ class Interpreter:
         strict: bool = True,
         on_log: Callable[[str], None] = print,
         overwritten: Callable[[Site, Leaf], bool] | None = None,
+        watch: Watch | None = None,
     ) -> None:
         self.graph = graph
         self.plan = plan(graph, strict)
         self._constants = constants
         self._host = host
         self._on_log = on_log
+        self._watch = watch
         self._memory = Memory(graph, self.plan, host)
         self._at = SiteSteps(graph, self.plan, self._memory, host, overwritten)
         self._pending = dict(self.plan.sites)
@@ -109,6 +113,8 @@ class Interpreter:
         there = self._pending.pop(site, None)
         if there is None:
             return structure
+        if self._watch is not None:
+            self._watch.look()
         frame = self._frame = Frame(site, structure)
         try:
             self._wake(there.steps)
@@ -119,6 +125,8 @@ class Interpreter:
         finally:
             self._frame = None
         self._memory.end_firing()
+        if self._watch is not None:
+            self._watch.fired(len(self._pending))
         return structure
 
     def end(self, result: Any = None) -> dict[str, Any]:
@@ -134,15 +142,16 @@ class Interpreter:
     # The loop
 
     def _drain(self) -> None:
-        ready, steps, memory = self._ready, self.plan.steps, self._memory
+        ready, steps, memory, watch = self._ready, self.plan.steps, self._memory, self._watch
         while ready:
             step: Any = steps[heappop(ready)]
+            if watch is not None:
+                watch.look()
             try:
                 _RUN[step.kind](self, step)
             except Exception as error:
                 if not isinstance(error, WeftError):
-                    line = self._line(step)
-                    error.add_note(f"in {_what(step.node)} of the experiment, at {line}")
+                    self._mark(error, step)
                 raise
             self._undone -= 1
             if step.uses:
@@ -160,10 +169,16 @@ class Interpreter:
     def _line(self, step: Step) -> Where | None:
         return line_of(self.graph, step.node)
 
+    def _mark(self, error: Exception, step: Step) -> None:
+        """Tells an error of torch's whose line it happened at: for people, and for `line_of`."""
+        line = self._line(step)
+        error.add_note(f"in {what(step.node)} of the experiment, at {line}")
+        error.weft_line = line  # type: ignore[attr-defined]
+
     # Steps without a site
 
     def _call(self, step: Step) -> None:
-        if step.targets:
+        if step.changes:
             self._before_write(step)
         env = self._memory.inputs(step)
         args, kwargs = step.args.build(env)  # type: ignore[union-attr]
@@ -183,6 +198,13 @@ class Interpreter:
         return call(node.op, tuple(args), kwargs, seed_key=key, device=self._host.device)
 
     def _before_write(self, step: Step) -> None:
+        for slot in step.changes:
+            if self._host.is_weight(storage(self._memory.env[slot])):
+                raise ReadOnlyError(
+                    f"torch.{step.node.op} would write into a weight of the model",
+                    line=self._line(step),
+                    fix="edit a copy: take .clone() first",
+                )
         if step.older:
             self._memory.freeze([use for use in step.older if self._waits[use[0]]])
         if self._at.direct:
@@ -273,7 +295,10 @@ class Interpreter:
 
     def _save(self, step: Step) -> None:
         memory = self._memory
-        self._saves.append((step, memory.keep(step, memory.inputs(step))))
+        kept = memory.keep(step, memory.inputs(step))
+        self._saves.append((step, kept))
+        if self._watch is not None:
+            self._watch.saved(sum([tensor.nbytes for tensor in kept.values()]), self._line(step))
 
     def _log(self, step: Step) -> None:
         parts, _ = step.args.build(self._memory.inputs(step))  # type: ignore[union-attr]
@@ -282,7 +307,7 @@ class Interpreter:
     def _give(self, step: Step, results: list[torch.Tensor]) -> None:
         if len(results) != step.outs:
             raise GraphError(
-                f"{_what(step.node)} gave {len(results)} tensors where {step.outs} were recorded",
+                f"{what(step.node)} gave {len(results)} tensors where {step.outs} were recorded",
                 line=self._line(step),
             )
         for slot, result in enumerate(results, step.slot):
@@ -320,26 +345,7 @@ class Interpreter:
     def _refuse_late(self, effects: list[int]) -> None:
         for index in effects:
             if self._waits[index]:
-                raise self._late(index)
-
-    def _late(self, index: int) -> LateEditError:
-        step: Any = self.plan.steps[index]
-        blocker: Any = self.plan.steps[self._blocker(index)]
-        source = blocker.node.site if hasattr(blocker.node, "site") else _what(blocker.node)
-        return LateEditError(
-            f"the edit of {step.node.site} needs {source}, which comes only later\n"
-            f"  the later value: {self._line(blocker)}",
-            line=self._line(step),
-            fix="edit a site that comes after all that the edit needs",
-        )
-
-    def _blocker(self, index: int) -> int:
-        """The first step in the way: it waits for its own site only."""
-        step: Any = self.plan.steps[index]
-        for before in sorted(step.deps):
-            if self._waits[before]:
-                return self._blocker(before)
-        return index
+                raise late_edit(self.graph, self.plan, self._waits, index)
 
     def _not_reached(self) -> NotReachedError:
         steps: list[Any] = [
@@ -371,12 +377,6 @@ def _filled(step: Step, kept: Env) -> Any:
     if hole is None:
         return value
     return kept[hole] if isinstance(hole, int) else hole(kept)
-
-
-def _what(node: Any) -> str:
-    if isinstance(node, Call):
-        return f"torch.{node.op}"
-    return f"the {type(node).__name__.lower()} of {getattr(node, 'path', 'a value')}"
 
 
 def _text(part: Any) -> str:

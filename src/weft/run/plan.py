@@ -28,8 +28,9 @@ from weft.graph.node import (
     Log,
     Param,
     Read,
+    Ref,
 )
-from weft.graph.ops import OPS, RANDOM
+from weft.graph.ops import OPS, RANDOM, is_effect
 from weft.kernels.execute import MAKERS
 from weft.kernels.table import FUNCTIONS
 
@@ -100,11 +101,19 @@ class _Planner:
         step.function = CALLED.get(node.op, _unknown)
         if step.function is _unknown:
             raise self.no_such(node)
+        if is_effect(node.op):
+            step.changes = tuple(self.first(step, node))
         self.add_slots(step, node.outs)
         if node.alias:
             self.add_views(step, node)
         if node.writes:
             self.add_writes(step, node)
+
+    def first(self, step: Step, node: Call) -> list[int]:
+        """The slot that an operation in place changes: its first argument, however it is given."""
+        if node.args and isinstance(node.args[0], Ref):
+            return [self.base[node.args[0].node] + node.args[0].out]
+        return list(step.uses)
 
     def add_views(self, step: Step, node: Call) -> None:
         base, family = self.base, self.result.family
@@ -121,6 +130,7 @@ class _Planner:
         for slot in step.targets:
             self.refuse_weight(family[slot], node)
             self.writers.setdefault(family[slot], []).append(step.index)
+        step.changes = tuple({*step.changes, *step.targets})
 
     def no_such(self, node: Call) -> GraphError:
         message = f"there is no operation {node.op!r} in this version of torch"

@@ -22,7 +22,8 @@ class Step:
     function: Callable[..., Any] | None = None  # None: it needs more than its arguments
     value: tuple[Any, Hole] = (None, None)  # of a save; for a write or fill, its slot
     dtype: torch.dtype | None = None
-    targets: tuple[int, ...] = ()  # slots that it writes into
+    targets: tuple[int, ...] = ()  # slots that it writes into, as recorded
+    changes: tuple[int, ...] = ()  # slots that its operation changes, whatever was recorded
     sources: tuple[int | None, ...] = ()  # of each result: the slot whose storage it shares
     bounds: Sequence[Bound] = ()
     older: Sequence[tuple[int, int]] = ()  # (step, slot) to copy, if waiting, before it writes

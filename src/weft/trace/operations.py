@@ -12,6 +12,7 @@ from weft.graph.node import Apply, Call, Name, Param, Ref
 from weft.graph.ops import OPS
 from weft.kernels.abstract import OUTCOMES, DataDependentError, Outcome, rebuild
 from weft.kernels.aval import Aval, dtype_name
+from weft.kernels.forms import INDEXED, pinned
 from weft.kernels.quick import outcome as abstract_outcome
 from weft.signatures.structure import Plain
 
@@ -103,8 +104,8 @@ class Operations:
             return found
         tensors = iter([tensor._aval for tensor in walk.tensors])
         lent = abstract(list(args), tensors), abstract(kwargs, tensors)
-        if name in special.INDEXED:
-            lent = [lent[0][0], special.pinned(lent[0][1]), *lent[0][2:]], lent[1]
+        if name in INDEXED:
+            lent = [lent[0][0], pinned(lent[0][1]), *lent[0][2:]], lent[1]
         try:
             found = abstract_outcome(name, tuple(lent[0]), lent[1])
         except DataDependentError:

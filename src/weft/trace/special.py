@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from weft.kernels.aval import Aval
-
 from .arguments import TensorBound
 from .lines import user_line
 from .value import Sizes, Value
@@ -83,20 +81,6 @@ def _numbers(recorder: Recorder, index: Any) -> Any:
     if isinstance(index, tuple) and any(isinstance(item, slice) for item in index):
         return tuple([_numbers(recorder, item) for item in index])
     return index
-
-
-INDEXED = frozenset(("Tensor.__getitem__", "Tensor.__setitem__"))
-
-
-def pinned(index: Any) -> Any:
-    """An index with 0 for each integer that is a tensor: it chooses a place, not a shape."""
-    if isinstance(index, Aval):
-        chooses = not index.shape and index.dtype in _INTEGERS
-        return 0 if chooses else index
-    return tuple([pinned(item) for item in index]) if isinstance(index, tuple) else index
-
-
-_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8)
 
 
 def _number(recorder: Recorder, bound: Any) -> Any:

@@ -1,0 +1,243 @@
+"""Whether a stranger's graph may run, and what it costs: decided on shapes, before anything runs.
+
+    price = admit(graph, call, known, limits)      # raises a WeftError with the user's line
+
+Nothing that the graph declares is believed. It is played through (`run.play`) on what the model's
+sites really look like, and whatever it says of itself is held against what is found: the shapes
+and dtypes of sites, weights and applied modules, how many tensors an operation gives, whose memory
+they share, and which arguments it changes.
+
+Not counted: the model's own pass, what its modules need inside when they are applied, and most of
+what an operation needs beside its arguments and results (see `bounds.inner_bytes`).
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from weft.errors import GraphError, LimitError, ResultTooLargeError, WeftError
+from weft.families.call import ModelCall
+from weft.graph.check import check
+from weft.graph.frame import ITEM_SIZES, frame_bytes
+from weft.graph.node import Const, Graph, Guard, Ref, Write, outs_of
+from weft.graph.ops import is_effect
+from weft.kernels.abstract import DataDependentError, Outcome
+from weft.kernels.aval import Aval, dtype_name
+from weft.run.play import Play
+from weft.run.price import price_of, short
+from weft.run.steps import Step
+from weft.wire.messages import Limits, PriceInfo
+
+from .bounds import inner_bytes, refuse_bombs, tensor_refs
+from .known import Known
+from .outcomes import outcome_of
+from .places import Places, tree_of
+from .refusals import at_line, foreign, over, text_of
+
+_SHOWN = 5
+
+
+def admit(
+    graph: Graph, call: ModelCall, known: Known, limits: Limits, strict: bool = True
+) -> PriceInfo:
+    """The price of a graph on this call of a model.
+
+    Raises `GraphError` and its kin for a graph that does not fit the model or itself, and
+    `LimitError` for one that asks for too much.
+    """
+    check(graph)
+    _check_size(graph, limits)
+    signature = known.signatures.for_call(call.args, dict(call.kwargs))
+    places = Places(tree_of(known), signature, strict)
+    places.check(graph)
+    admission = Admission(graph, places, limits, strict)
+    if not admission.plan.count:
+        raise GraphError("the graph has nothing to do", fix="save a value: x.save()")
+    admission.run(places.index)
+    admission.check_saved()
+    return PriceInfo(**price_of(admission)._asdict())
+
+
+def _check_size(graph: Graph, limits: Limits) -> None:
+    count = sum([max(outs_of(node), 1) for node in graph.nodes])
+    if count > limits.nodes:
+        raise over("nodes", f"{limits.nodes}", f"nodes and their results are {count}")
+    for node in graph.nodes:
+        if isinstance(node, Const):
+            size = frame_bytes(node.dtype, node.shape)
+            if size > limits.constant_bytes:
+                limit, asked = _bytes(limits.constant_bytes), f"a constant takes {_bytes(size)}"
+                raise over("constant_bytes", limit, asked, line=_where(graph, node))
+
+
+class Admission(Play):
+    """A play that believes nothing."""
+
+    def __init__(self, graph: Graph, places: Places, limits: Limits, strict: bool) -> None:
+        super().__init__(graph, strict)
+        self._places = places
+        self._limits = limits
+        self._strict = strict
+        self._until = time.monotonic() + limits.price_seconds
+        self._guessed: set[int] = set()  # slots whose strides depend on numbers
+        self._saves: list[tuple[int, Step]] = []
+
+    def step(self, step: Step) -> None:
+        if time.monotonic() > self._until:
+            seconds = f"{self._limits.price_seconds:g} s"
+            raise self._over("price_seconds", seconds, "the graph takes longer to price", step)
+        if step.kind is Write:
+            self._places.check_write(step.node, self.env[step.uses[0]], self.line(step))
+        super().step(step)
+        self._check_memory(step, 0)
+        if self.flops > self._limits.flops:
+            limit, asked = short(self._limits.flops, 1000, ""), short(self.flops, 1000, "")
+            raise self._over("flops", limit, f"up to here the graph takes {asked}", step)
+
+    def _check_memory(self, step: Step, inner: int) -> None:
+        asked, limit = self.memory.now + inner, self._limits.memory_bytes
+        if asked > limit:
+            what = f"here the graph holds {_bytes(asked)}"
+            fix = "save and keep less at once, or work on slices"
+            raise self._over("memory_bytes", _bytes(limit), what, step, fix)
+
+    def _over(
+        self, name: str, limit: str, asked: str, step: Step, fix: str | None = None
+    ) -> LimitError:
+        return over(name, limit, asked, line=self.line(step), fix=fix)
+
+    # Sites, weights, modules: what they are, not what the graph says
+
+    def read(self, step: Step) -> Aval:
+        return self._places.leaf(step.node)
+
+    def param(self, step: Step) -> Aval:
+        return self._places.weight(step.node.path)
+
+    def applied(self, step: Step) -> list[Aval]:
+        node, line = step.node, self.line(step)
+        args, kwargs = self.arguments(step)
+        try:
+            found = self._places.applied(node.path, args, kwargs)
+        except WeftError as error:
+            raise at_line(error, line) from None
+        except Exception as error:  # noqa: BLE001 (a module may raise anything)
+            raise foreign(f"the module {node.path!r}", error, line) from None
+        types = tuple([(dtype_name(aval.dtype), tuple(aval.shape)) for aval in found])
+        if len(found) != node.outs or (self._strict and types != node.types):
+            raise GraphError(
+                f"the module {node.path!r} gives {_list(found)} here, not what the graph says",
+                line=line,
+            )
+        self.flops += self._places.flops_of(node.path, args, kwargs)
+        return found
+
+    # Operations
+
+    def called(self, step: Step) -> list[Aval]:
+        try:
+            return super().called(step)
+        except WeftError as error:
+            raise at_line(error, self.line(step)) from None
+        except Exception as error:  # noqa: BLE001 (torch may raise anything)
+            raise foreign(f"torch.{step.node.op}", error, self.line(step)) from None
+
+    def outcome(self, step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Outcome:
+        name = step.node.op
+        refuse_bombs(name, args, kwargs)
+        refs = tensor_refs(step.node)
+        try:
+            found = outcome_of(name, args, kwargs)
+        except DataDependentError:
+            self._check_looked(step, refs)
+            raise
+        sources = [None if leaf.alias is None else refs[leaf.alias] for leaf in found.leaves]
+        self._check_declared(step, len(found.leaves), sources, [refs[i] for i in found.writes])
+        self._check_memory(step, inner_bytes(name, args, kwargs, found))
+        return found
+
+    def _check_declared(
+        self, step: Step, outs: int, sources: list[Ref | None], writes: list[Ref]
+    ) -> None:
+        """Holds what the graph says of an operation against what it really does."""
+        node = step.node
+        if outs != node.outs:
+            raise GraphError(f"torch.{node.op} gives {outs} tensors here, not {node.outs}")
+        if {self._slot(ref) for ref in writes} != set(step.targets):
+            raise GraphError(f"torch.{node.op} changes other arguments than the graph says")
+        if not self._guessed.isdisjoint(step.uses):
+            self._guessed.update(range(step.slot, step.slot + outs))
+        elif self._strict:  # on other sizes or strides, the run itself copies or refuses
+            families = self.plan.family
+            found = [None if ref is None else families[self._slot(ref)] for ref in sources]
+            said = [None if slot is None else families[slot] for slot in step.sources]
+            if found != (said or [None] * outs):
+                raise GraphError(f"torch.{node.op} shares memory otherwise than the graph says")
+
+    def _slot(self, ref: Ref) -> int:
+        step: Any = self.plan.steps[ref.node]
+        return step.slot + ref.out
+
+    def _check_looked(self, step: Step, refs: list[Ref]) -> None:
+        """An operation whose result depends on numbers: a guard on each shape directly follows."""
+        node, index = step.node, step.index
+        following = self.graph.nodes[index + 1 : index + 1 + node.outs]
+        for out, guard in enumerate(following):
+            told = isinstance(guard, Guard) and guard.look == "shape"
+            if not told or guard.value != Ref(index, out):  # type: ignore[union-attr]
+                raise self._untold(step)
+        if len(following) < node.outs:
+            raise self._untold(step)
+        self._guessed.update(range(step.slot, step.slot + node.outs))
+        target = refs[:1] if is_effect(node.op) else []
+        if {self._slot(ref) for ref in target} != set(step.targets):
+            raise GraphError(f"torch.{node.op} changes other arguments than the graph says")
+
+    def _untold(self, step: Step) -> GraphError:
+        return GraphError(
+            f"the shape of torch.{step.node.op} depends on numbers, and no guard directly after "
+            "it tells the shape"
+        )
+
+    # Saves
+
+    def save(self, step: Step) -> None:
+        before = self.saved
+        for slot in step.uses:
+            name = dtype_name(self.env[slot].dtype)
+            if name not in ITEM_SIZES:
+                raise GraphError(
+                    f"a tensor of {name} cannot be brought back",
+                    line=self.line(step),
+                    fix="save it as another dtype: x.float()",
+                )
+        super().save(step)
+        self._saves.append((self.saved - before, step))
+
+    def check_saved(self) -> None:
+        limit = self._limits.result_bytes
+        if self.saved <= limit:
+            return
+        rows = sorted(self._saves, key=lambda save: -save[0])[:_SHOWN]
+        each = "; ".join([f"{text_of(s.node.name)} {_bytes(size)}" for size, s in rows])
+        raise over(
+            "result_bytes",
+            _bytes(limit),
+            f"the graph saves {_bytes(self.saved)}: {each}",
+            line=self.line(rows[0][1]),
+            fix="save a slice (x[:, -1]), a narrower dtype, or fewer values",
+            kind=ResultTooLargeError,
+        )
+
+
+def _where(graph: Graph, node: Const) -> Any:
+    return graph.where[node.at] if node.at < len(graph.where) else None
+
+
+def _bytes(size: int) -> str:
+    return short(size, 1024, "B")
+
+
+def _list(avals: list[Aval]) -> str:
+    return ", ".join(map(repr, avals[:_SHOWN])) or "no tensor"

@@ -1,0 +1,229 @@
+"""One job: a stranger's opened request, drawn through a loaded model, within its limits.
+
+    drawn = draw(net, opened, overwritten=overwritten_by(known, opened.call), limits=limits)
+    encode_result(drawn.manifest, drawn.frames)
+
+Whatever happens, the model is afterwards as it was (`kept`). Errors of torch's or of the model's
+own come as themselves, with `weft_line`, the user's line, where an operation of the graph raised.
+
+Time and cancellation are looked at before each step of the graph and at each of its sites: one
+operation, and the model's own pass between two sites, run to their end.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from weft.errors import (
+    CancelledError,
+    MessageError,
+    ResultTooLargeError,
+    TimeLimitError,
+    WeftError,
+    WorkerMemoryError,
+)
+from weft.families.call import ModelCall
+from weft.graph.frame import Frame, frame_bytes
+from weft.graph.node import Graph, Map, Ref, Save, Seq, Shape, Slice
+from weft.graph.site import Leaf, Site, Where
+from weft.kernels.frames import to_frame, to_tensor
+from weft.run import run
+from weft.run.price import short
+from weft.run.weights import weights_of
+from weft.wire.messages import Limits, Manifest
+
+from .kept import Kept
+from .known import Known
+from .opened import Opened
+from .refusals import over
+
+Overwritten = Callable[[Site, Leaf], bool]
+_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """What a job brings back: tensor `n` of the manifest is frame `"n"`."""
+
+    manifest: Manifest
+    frames: dict[str, Frame]
+
+
+def overwritten_by(known: Known, call: ModelCall) -> Overwritten:
+    """Whether the model changes a leaf's tensor in place after its site has fired."""
+    signature = known.signatures.for_call(call.args, dict(call.kwargs))
+
+    def told(site: Site, leaf: Leaf) -> bool:
+        try:
+            return leaf in signature.site(site.path, site.port, site.call).overwritten
+        except LookupError:
+            return False
+
+    return told
+
+
+def draw(
+    net: nn.Module,
+    opened: Opened,
+    *,
+    overwritten: Overwritten | None,
+    limits: Limits,
+    strict: bool = True,
+    on_log: Callable[[str], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> Drawn:
+    """Draws an admitted graph through `net`.
+
+    `on_progress(done, total)` counts sites that have fired; `cancelled()` is asked often, so it
+    should be quick. Raises `CancelledError`, `TimeLimitError`, `ResultTooLargeError`,
+    `WorkerMemoryError`, what the graph or the model raises, and `kept.SpoiltError` (a
+    `ServerError` with `retire`) if the model must not be used any more.
+    """
+    watch = _Watch(opened.graph, limits, on_progress, cancelled)
+    watch.look()
+    call = opened.call.to(weights_of(net).device or torch.device("cpu"))
+    try:
+        constants = {key: _tensor(key, frame) for key, frame in opened.constants.items()}
+        with Kept.of(net).job(net):
+            found = run(
+                opened.graph,
+                constants,
+                net,
+                call.args,
+                call.kwargs,
+                strict=strict,
+                on_log=_Log(on_log, limits.log_bytes),
+                overwritten=overwritten,
+                watch=watch,
+            )
+        return _drawn(opened.graph, found.saved, found.ended)
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, WeftError) or not _is_memory(error):
+            raise
+        raise _no_memory(error) from None
+
+
+def _tensor(key: str, frame: Frame) -> torch.Tensor:
+    if len(frame.data) != frame_bytes(frame.dtype, frame.shape):
+        raise MessageError(f"constant {key[:80]!r} is not as long as its shape says")
+    return to_tensor(frame)
+
+
+def _is_memory(error: BaseException) -> bool:
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    text = str(error)
+    return any(part in text for part in _MEMORY)
+
+
+def _no_memory(error: BaseException) -> WorkerMemoryError:
+    return WorkerMemoryError(
+        "the worker had not enough memory for the job",
+        line=getattr(error, "weft_line", None),
+        fix="give a smaller input, or keep and save less at once",
+    )
+
+
+# -- while it runs -------------------------------------------------------------------------------
+
+
+class _Watch:
+    """Holds a run to its limits: `run.watch.Watch`."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        limits: Limits,
+        on_progress: Callable[[int, int], None] | None,
+        cancelled: Callable[[], bool] | None,
+    ) -> None:
+        self._limits = limits
+        self._until = time.monotonic() + limits.run_seconds
+        self._on_progress = on_progress
+        self._cancelled = cancelled
+        self._total = 0
+        self._bytes = 0
+
+    def look(self) -> None:
+        if self._cancelled is not None and self._cancelled():
+            raise CancelledError("the job was cancelled")
+        if time.monotonic() > self._until:
+            seconds = f"{self._limits.run_seconds:g} s"
+            raise over("run_seconds", seconds, "the job runs longer", kind=TimeLimitError)
+
+    def fired(self, left: int) -> None:
+        self._total = max(self._total, left + 1)
+        if self._on_progress is not None:
+            self._on_progress(self._total - left, self._total)
+
+    def saved(self, size: int, line: Where | None) -> None:
+        self._bytes += size
+        limit = self._limits.result_bytes
+        if self._bytes > limit:
+            raise over(
+                "result_bytes",
+                short(limit, 1024, "B"),
+                f"up to here {short(self._bytes, 1024, 'B')} are saved",
+                line=line,
+                fix="save a slice (x[:, -1]), a narrower dtype, or fewer values",
+                kind=ResultTooLargeError,
+            )
+
+
+class _Log:
+    """Passes lines on until they are too many bytes; then says so, once."""
+
+    def __init__(self, on_log: Callable[[str], None] | None, limit: int) -> None:
+        self._on_log = on_log
+        self._left = limit
+        self._limit = limit
+
+    def __call__(self, text: str) -> None:
+        if self._on_log is None or self._left < 0:
+            return
+        self._left -= len(text.encode(errors="replace"))
+        if self._left < 0:
+            text = f"(the rest of the log is dropped: log_bytes is {self._limit})"
+        self._on_log(text)
+
+
+# -- what it brings back -------------------------------------------------------------------------
+
+
+def _drawn(graph: Graph, saved: Mapping[str, Any], ended: Site | None) -> Drawn:
+    frames: dict[str, Frame] = {}
+    rows = []
+    for node in graph.nodes:
+        if isinstance(node, Save):
+            found: dict[Ref, Ref] = {}  # a tensor that stands twice in one save is sent once
+            rows.append((node.name, _moved(node.value, saved[node.name], found, frames)))
+    return Drawn(Manifest(saved=tuple(rows), ended=ended), frames)
+
+
+def _moved(arg: Any, value: Any, found: dict[Ref, Ref], frames: dict[str, Frame]) -> Any:
+    """What a save holds, as data: `arg` of the graph, with the frames' numbers as `Ref`s."""
+    match arg:
+        case Ref():
+            if arg not in found:
+                found[arg] = Ref(len(frames))
+                frames[str(len(frames))] = to_frame(value)
+            return found[arg]
+        case Seq():
+            pairs = zip(arg.items, value, strict=True)
+            return Seq(arg.form, tuple([_moved(a, v, found, frames) for a, v in pairs]))
+        case Map():
+            pairs = zip(arg.values, value.values(), strict=True)
+            return Map(arg.keys, tuple([_moved(a, v, found, frames) for a, v in pairs]))
+        case Slice():
+            parts = ((arg.start, value.start), (arg.stop, value.stop), (arg.step, value.step))
+            return Slice(*[_moved(a, v, found, frames) for a, v in parts])
+        case Shape():
+            return Seq("size", tuple(value))
+    return arg
