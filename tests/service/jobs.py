@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from weft.service.jobs.life import Cancel, Failed, Finished, Job, Priced, Refused, Stopped
 from weft.service.store.ids import new_id
@@ -30,3 +33,15 @@ FINISHED = Finished(result_bytes=7, result_sha256="ab" * 32, names=("h", "logits
 FAILED = Failed(error())
 CANCEL = Cancel(error("cancelled", "no more"))
 STOPPED = Stopped(error("cancelled", "left it"))
+
+
+def together(count: int, act: Callable[[int], object]) -> None:
+    """Runs `act(0)`, `act(1)`, ... in threads that begin at once; raises what they raise."""
+    ready = threading.Barrier(count)
+
+    def run(number: int) -> None:
+        ready.wait()
+        act(number)
+
+    with ThreadPoolExecutor(count) as threads:
+        list(threads.map(run, range(count)))

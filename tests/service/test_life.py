@@ -79,7 +79,7 @@ def test_what_is_to_be_done_about_each_step():
     queued = after(LEASED, PRICED)
     running = after(LEASED, PRICED, LEASED)
     cancelling = step(running, CANCEL, 200.0).job
-    assert BEGIN == (Note("state"), Ring("checker"), Ring("gateway"))
+    assert (Note("state"), Ring("checker"), Ring("gateway")) == BEGIN
     expected = [
         (job(), LEASED, ()),
         (job(), PRICED, (Note("state"), Ring("worker"), Ring("gateway"))),
