@@ -54,6 +54,9 @@ WITHOUT_TORCH = (
     *("weft", "weft.errors", "weft.graph.check", "weft.graph.show"),
     *("weft.wire.codec", "weft.wire.frames", "weft.wire.messages"),
     *("weft.wire.reports", "weft.wire.results", "weft.wire.structures"),
+    *("weft.service.jobs.life", "weft.service.store.sqlite", "weft.service.store.folder"),
+    *("weft.service.store.memory", "weft.service.store.keys", "weft.service.store.shell"),
+    *("weft.service.store.sweep", "weft.service.store.lock", "weft.service.store.requests"),
 )
 
 
