@@ -15,7 +15,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from weft.errors import WeftError
+    from weft.client.catalog import models, status
+    from weft.client.job import AsyncJob, Job
+    from weft.errors import RemoteError, ServerAwayError, WeftError
     from weft.graph.node import Graph
     from weft.handles.anything import Model
     from weft.handles.experiment import Experiment
@@ -26,25 +28,37 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AsyncJob": "weft.client.job",
     "Experiment": "weft.handles.experiment",
     "Graph": "weft.graph.node",
+    "Job": "weft.client.job",
     "LanguageModel": "weft.handles.language",
     "Model": "weft.handles.anything",
+    "RemoteError": "weft.errors",
+    "ServerAwayError": "weft.errors",
     "Tracer": "weft.handles.tracer",
     "UnusedEditWarning": "weft.handles.tracer",
     "WeftError": "weft.errors",
+    "models": "weft.client.catalog",
     "save": "weft.handles.save",
+    "status": "weft.client.catalog",
 }
 
 __all__ = [
+    "AsyncJob",
     "Experiment",
     "Graph",
+    "Job",
     "LanguageModel",
     "Model",
+    "RemoteError",
+    "ServerAwayError",
     "Tracer",
     "UnusedEditWarning",
     "WeftError",
+    "models",
     "save",
+    "status",
 ]
 
 

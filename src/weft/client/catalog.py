@@ -70,8 +70,8 @@ def listed(talk: Talk) -> Steps[ModelList]:
     return (yield from talk.ask("GET", "/api/models", ModelList))
 
 
-def chosen(talk: Talk, wanted: Wanted) -> Steps[str]:
-    """The id under which the server has the wanted model. Raises `WrongModelError`.
+def chosen(talk: Talk, wanted: Wanted) -> Steps[ModelInfo]:
+    """Which of the server's models is the wanted one. Raises `WrongModelError`.
 
     It is remembered; `forget` where the server turns out to have changed.
     """
@@ -85,13 +85,13 @@ def forget(server: Server, wanted: Wanted) -> None:
     server.resolved.pop(wanted, None)
 
 
-def _choose(talk: Talk, wanted: Wanted) -> Steps[str]:
+def _choose(talk: Talk, wanted: Wanted) -> Steps[ModelInfo]:
     patience = Patience(talk)
     while True:
         there = (yield from listed(talk)).models
         found = _match(there, wanted)
         if found is not None:
-            return found.id
+            return found
         loading = any(model.state == "loading" for model in there)
         if not loading or not patience.lasts(0.5):
             _refuse(talk, there, wanted)

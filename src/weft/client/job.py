@@ -22,11 +22,12 @@ from weft.wire.messages import FINAL, EndEvent, Event, JobInfo, LogEvent, Result
 from weft.wire.reports import error_of, escaped
 
 from . import aio, jobs, results, sync
+from .backend import Reply
 from .core import Talk
 from .effects import Steps
 from .servers import Server, server_at
 
-Deliver = Callable[[dict[str, Any]], dict[str, Any]]
+Deliver = Callable[[Reply], dict[str, Any]]
 
 
 class _Asked:
@@ -118,20 +119,23 @@ class _Asked:
             if name is not None and self._deliver is None and told.bytes >= results.LARGE:
                 found = yield from results.fetch_named(self._talk(), self.id, [name])
                 return results.moved(found[name], self._device)
-            _, saved = yield from results.fetch(self._talk(), self.id, told)
-            self._keep(results.moved(saved, self._device))
+            talk = self._talk()
+            manifest, saved = yield from results.fetch(talk, self.id, told)
+            saved = results.moved(saved, self._device)
+            up, down = talk.traffic.up, talk.traffic.down
+            self._keep(Reply(saved, manifest.ended, info.stages, up, down, self.id))
         return self._named(name)
 
     # -- what comes back ---------------------------------------------------------------------
 
-    def _keep(self, saved: dict[str, Any]) -> None:
+    def _keep(self, reply: Reply) -> None:
         """Fills the handles of the block, once."""
         with self._lock:
             if self._saved is not None:
                 return
             deliver, self._deliver, self._failed = self._deliver, None, None
-            own = {name: value for name, value in saved.items() if name[0] != "<"}
-            self._saved = own if deliver is None else deliver(saved)
+            own = {name: value for name, value in reply.saved.items() if name[0] != "<"}
+            self._saved = own if deliver is None else deliver(reply)
 
     def _named(self, name: str | None) -> Any:
         saved = self._saved or {}

@@ -91,7 +91,7 @@ class RemoteBackend:
         wanted = self._wanted()
         yield from talk.hello()
         model = yield from chosen(talk, wanted)
-        return parcel, parcel.submit(secrets.token_hex(16), model, wanted.fingerprint)
+        return parcel, parcel.submit(secrets.token_hex(16), model.id, wanted.fingerprint)
 
     def _asking(self, talk: Talk, steps: Steps[Any]) -> Steps[Any]:
         """The steps; where the server does not have the model any more, that is remembered."""
@@ -106,7 +106,12 @@ class RemoteBackend:
 
 
 def print_log(given: Any) -> None:
-    """Prints what `tracer.log` says, without what could act on a terminal."""
+    """Prints what `tracer.log` says."""
     _, event = given
     if isinstance(event, LogEvent):
-        print(escaped(event.text, keep="\n\t"), flush=True)
+        print_line(event.text)
+
+
+def print_line(text: str) -> None:
+    """Prints a text from elsewhere, without what could act on a terminal."""
+    print(escaped(text, keep="\n\t"), flush=True)

@@ -12,7 +12,9 @@ from weft.families.any_module import prepare_any
 from weft.families.call import ModelCall
 
 from .handle import Handle
+from .served import served
 from .weights import Weights
+from .where import Remote, is_server
 
 
 class Model(Handle):
@@ -21,15 +23,25 @@ class Model(Handle):
     model = Model(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
     with model.trace(torch.ones(3, 4)):
         hidden = model[1].output.save()                 # [3, 8]
+
+    remote: where its blocks run, unless they say so themselves; see `trace`. With a server, `net`
+    may be the name of one of its models, which then comes as data, without weights.
     """
 
-    def __init__(self, net: nn.Module, *, backend: Backend | None = None) -> None:
+    def __init__(
+        self, net: nn.Module | str, *, backend: Backend | None = None, remote: Remote = None
+    ) -> None:
+        if isinstance(net, str) and is_server(remote):
+            found = served(remote, net, "plain")
+            weights = Weights(found.known.skeleton, found.no_weights)
+            super().__init__(weights, backend, family="plain", remote=remote, served=found)
+            return
         if not isinstance(net, nn.Module):
             raise InputError(
                 f"Model takes a torch.nn.Module, not {type(net).__name__}",
                 fix="use LanguageModel for a model's id or folder",
             )
-        super().__init__(Weights(net), backend)
+        super().__init__(Weights(net), backend, family="plain", remote=remote)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, str):

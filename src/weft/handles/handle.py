@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
+from dataclasses import replace as replaced
 from typing import Any
 
 import torch
 from msgspec.structs import replace
 
 from weft.client.backend import Backend, Request
+from weft.client.catalog import Wanted
 from weft.client.local import LocalBackend
+from weft.engine.known import Known
 from weft.errors import GraphError, UnknownOptionError
 from weft.families.call import ModelCall
 from weft.families.names import returned_tuple_before
@@ -18,25 +22,73 @@ from weft.signatures.signature import Signatures
 from weft.trace.tree import Module, Root
 
 from .experiment import Experiment
+from .served import Served
 from .tracer import Tracer
-from .weights import Weights
+from .weights import Fingerprints, Weights
+from .where import InPlaces, Places, Remote, checked
 
-OWN_OPTIONS = ("seed", "device", "remote")
+
+@dataclass(frozen=True)
+class Own:
+    """The options of tracing itself; all others are the family's."""
+
+    seed: int | None = None
+    device: torch.device | None = None
+    remote: Remote = None
+    blocking: bool = True
+
+
+OWN_OPTIONS = tuple(field.name for field in fields(Own))
+_NO_OPTIONS = Own()
 
 
 class Handle(Module):
     """A model to experiment on: the root of its own module tree."""
 
-    def __init__(self, weights: Weights, backend: Backend | None = None) -> None:
+    def __init__(
+        self,
+        weights: Weights,
+        backend: Backend | None = None,
+        *,
+        family: str,
+        remote: Remote = None,
+        served: Served | None = None,
+    ) -> None:
         module = weights.skeleton()
         super().__init__(Root(weights.skeleton, weights.loaded), "", module)
+        signatures = Signatures(weights.skeleton, weights.loaded, state=weights.state)
+        wanted = self._wanted if served is None else served.wanted
         self.__dict__.update(
             _weights=weights,
-            _backend=backend or LocalBackend(weights.loaded),
-            _signatures=Signatures(weights.skeleton, weights.loaded, state=weights.state),
+            _signatures=signatures if served is None else served.known.signatures,
             _was_tuple=frozenset(
                 path for path, one in module.named_modules() if returned_tuple_before(one)
             ),
+            _family=family,
+            _fingerprints=Fingerprints(weights),
+            _places=Places(
+                InPlaces(family, wanted, self._known, weights.loaded),
+                backend or LocalBackend(weights.loaded),
+                remote,
+            ),
+        )
+
+    def _name(self) -> tuple[str | None, bool]:
+        """What a server would call the model, and whether that name says which weights it has."""
+        return None, False
+
+    def _wanted(self) -> Wanted:
+        """Which of a server's models this is."""
+        name, strictly = self._name()
+        return Wanted(name, self._fingerprints.now(), strictly)
+
+    def _known(self) -> Known:
+        """What a server would know of the model, told by this process."""
+        return Known(
+            skeleton=self._weights.skeleton(),
+            signatures=self._signatures,
+            family=self._family,
+            fingerprint=self._fingerprints.now(),
         )
 
     def _prepare(self, inputs: tuple, options: dict[str, Any]) -> ModelCall:
@@ -48,8 +100,11 @@ class Handle(Module):
 
         inputs: what the model is given (see the class).
         seed: makes random draws of the block repeatable; device: where results shall live (the
-        default is the CPU). All other options are the family's own; an unknown one raises
-        `UnknownOptionError`.
+        default is the CPU).
+        remote: where the block runs: False (here), True (on the configured server), its address,
+        "local" (here, as a server would), "auto" (on the server, if it is there and has the model).
+        blocking: with False the block is only sent, and `tracer.job` fetches what it saves.
+        All other options are the family's own; an unknown one raises `UnknownOptionError`.
         """
         return self._open(inputs, options, runs=True)
 
@@ -63,27 +118,40 @@ class Handle(Module):
 
     def _open(self, inputs: tuple, options: dict[str, Any], runs: bool) -> Tracer:
         own, rest = _split(options)
+        place = self._places.pick(own.remote if runs else _checked(own.remote))
+        if not own.blocking and place.kind != "server":
+            raise UnknownOptionError(
+                f"blocking=False: this block runs {place.text}, and is over when it closes",
+                fix="leave it out, or run the block on a server with remote=True",
+            )
         call = self._prepare(inputs, rest)
-        if runs:
+        if runs and place.kind == "here":
             call = call.to(self._weights.device())
-        return Tracer(self, call, runs=runs, **own)
+        return Tracer(
+            self, call, place, seed=own.seed, device=own.device, blocking=own.blocking, runs=runs
+        )
 
     def _rerun(self, experiment: Experiment, inputs: tuple, options: dict[str, Any]) -> Any:
         """`Experiment.run`."""
         own, rest = _split(options)
+        if not own.blocking:
+            raise UnknownOptionError("blocking=False: Experiment.run waits for what it returns")
         self._check_paths(experiment.graph)
-        call = self._prepare(inputs, rest).to(self._weights.device())
+        place = self._places.pick(own.remote)
+        call = self._prepare(inputs, rest)
+        if place.kind == "here":
+            call = call.to(self._weights.device())
         signature = self._signatures.for_call(call.args, call.kwargs)
         request = Request(
-            _seeded(experiment.graph, own.get("seed")),
+            _seeded(experiment.graph, own.seed),
             experiment.constants,
             call.args,
             call.kwargs,
             strict=False,
-            device=own.get("device"),
+            device=own.device,
             overwritten=overwritten_by(signature),
         )
-        saved = self._backend.run(request).saved
+        saved = place.backend.run(request).saved
         return {name: value for name, value in saved.items() if name[0] != "<"}
 
     def _check_paths(self, graph: Graph) -> None:
@@ -98,21 +166,24 @@ class Handle(Module):
                 raise GraphError(f"the graph is for another model: no {path!r} here", line=at)
 
 
-def _split(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _split(options: dict[str, Any]) -> tuple[Own, dict[str, Any]]:
     """Options of tracing, and those of the family."""
     if not options:
-        return {}, options
+        return _NO_OPTIONS, options
     rest = {key: value for key, value in options.items() if key not in OWN_OPTIONS}
-    if options.get("remote"):
-        raise UnknownOptionError(
-            "remote= needs the service, which this version does not have yet",
-            fix="leave it out, to run on this machine",
-        )
-    seed, device = options.get("seed"), options.get("device")
+    own = Own(**{key: value for key, value in options.items() if key in OWN_OPTIONS})
+    seed, device = own.seed, own.device
     if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**63):
         raise UnknownOptionError(f"seed is a whole number from 0, not {seed!r}")
-    own = {"seed": seed, "device": None if device is None else torch.device(device)}
-    return own, rest
+    if not isinstance(own.blocking, bool):
+        raise UnknownOptionError(f"blocking is True or False, not {own.blocking!r}")
+    return replaced(own, device=None if device is None else torch.device(device)), rest
+
+
+def _checked(remote: Remote) -> bool:
+    """Where a block does not run, no place is looked for; a wrong one is refused all the same."""
+    checked(remote)
+    return False
 
 
 def _seeded(graph: Graph, seed: int | None) -> Graph:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,12 @@ import torch
 from torch import nn
 
 from weft.client.backend import Backend
-from weft.errors import InputError
+from weft.engine.known import Known
+from weft.errors import InputError, UnknownOptionError, WrongModelError
 from weft.families.call import ModelCall
 from weft.families.forward import language_facts, split_keywords
 from weft.families.loading import (
+    LoadOptions,
     Source,
     load,
     load_config,
@@ -24,7 +27,9 @@ from weft.families.loading import (
 from weft.families.prepare import prepare_language
 
 from .handle import Handle
+from .served import Served, only_served, served
 from .weights import Weights
+from .where import Remote, is_server
 
 
 class LanguageModel(Handle):
@@ -37,6 +42,8 @@ class LanguageModel(Handle):
     source: an id on the hub, a folder, or a `transformers` model that is there already.
     tokenizer: an id, a folder or an object; the default is the model's own.
     dispatch: True loads the weights now; else the first local run does.
+    remote: where its blocks run, unless they say so themselves; see `trace`. With a server that has
+    `source`, the model comes from there as data: it needs neither weights nor `transformers` here.
     options: dtype, device_map, attn_implementation, experts_implementation, revision, token,
     cache_dir, local_files_only, as in `from_pretrained`; any other raises `UnknownOptionError`.
 
@@ -51,22 +58,54 @@ class LanguageModel(Handle):
         *,
         tokenizer: Any = None,
         dispatch: bool = False,
+        remote: Remote = None,
         backend: Backend | None = None,
         **options: Any,
     ) -> None:
         chosen = load_options(**options)
         place = Source.of(source)
+        found = _served(place, remote)
+        if found is not None:
+            self._open_served(found, remote, tokenizer, backend, chosen)
+        else:
+            self._open_here(place, remote, tokenizer, backend, chosen)
+        if dispatch:
+            self.dispatch()
+
+    def _open_here(
+        self, place: Source, remote: Remote, tokenizer: Any, backend: Any, chosen: LoadOptions
+    ) -> None:
+        """A model of this machine: its tree now, its weights when they are needed."""
         tree = skeleton(place, chosen)
         given = place.module is not None
         weights = Weights(tree, None if given else lambda: load(place, chosen))
-        if dispatch:
-            weights.loaded()
-        super().__init__(weights, backend)
+        super().__init__(weights, backend, family="language", remote=remote)
         self.__dict__.update(
             config=load_config(place, chosen) if given else tree.config,
             _facts=language_facts(tree.config, type(tree)),
-            _place=(place, chosen),
+            _place=place,
             _tokenizer=tokenizer,
+            _tokenizer_of=lambda: load_tokenizer(place, tokenizer, chosen),
+            _tokenizer_ready=False,
+        )
+
+    def _open_served(
+        self, found: Served, remote: Remote, tokenizer: Any, backend: Any, chosen: LoadOptions
+    ) -> None:
+        """A model of a server, as data."""
+        if given := chosen.chosen():
+            raise UnknownOptionError(
+                f"{', '.join(given)}: {found.card.info.id} is loaded already, by the server",
+                fix="leave it out, or load the model here with remote=False",
+            )
+        weights = Weights(found.known.skeleton, found.no_weights)
+        super().__init__(weights, backend, family="language", remote=found.server, served=found)
+        self.__dict__.update(
+            config=found.config(),
+            _facts=found.known.facts,
+            _place=Source(name=found.card.info.id),
+            _tokenizer=tokenizer,
+            _tokenizer_of=lambda: found.tokenizer() if tokenizer is None else tokenizer,
             _tokenizer_ready=False,
         )
 
@@ -74,10 +113,15 @@ class LanguageModel(Handle):
     def tokenizer(self) -> Any:
         """The tokenizer, or None for a bare module without one."""
         if not self._tokenizer_ready:
-            place, chosen = self._place
-            found = load_tokenizer(place, self._tokenizer, chosen)
-            self.__dict__.update(_tokenizer=found, _tokenizer_ready=True)
+            self.__dict__.update(_tokenizer=self._tokenizer_of(), _tokenizer_ready=True)
         return self._tokenizer
+
+    def _name(self) -> tuple[str | None, bool]:
+        place = self._place
+        return place.name, place.name is not None and place.folder is None
+
+    def _known(self) -> Known:
+        return replace(super()._known(), facts=self._facts)
 
     def _prepare(self, inputs: tuple, options: dict[str, Any]) -> ModelCall:
         if len(inputs) > 1:
@@ -100,6 +144,21 @@ class LanguageModel(Handle):
             if _has_text(given):
                 raise
             return None
+
+
+def _served(place: Source, remote: Remote) -> Served | None:
+    """The model of the server that is to be asked for it; None where it is opened here."""
+    if place.name is None:
+        return None
+    if not is_server(remote):
+        alone = remote in (None, "auto") and only_served()
+        return served(True, place.name, "language") if alone else None
+    try:
+        return served(remote, place.name, "language")
+    except WrongModelError:
+        if place.folder is None:
+            raise
+        return None  # its own folder: the server may have it under another name
 
 
 def _has_text(given: Any) -> bool:

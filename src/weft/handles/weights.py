@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import torch
 
+from weft.engine.fingerprint import fingerprint
+
 _NOTHING = torch.empty(0)
 
 
@@ -57,3 +59,18 @@ class Weights:
         if self._first is None or self._first[0] is not module:
             self._first = module, next(module.parameters(), _NOTHING)
         return self._first[1]
+
+
+class Fingerprints:
+    """The fingerprint of a model, found again when the user has switched something on it."""
+
+    def __init__(self, weights: Weights) -> None:
+        self._weights = weights
+        self._last: tuple[object, str] | None = None
+
+    def now(self) -> str:
+        """The fingerprint as the model is now."""
+        state = self._weights.state()
+        if self._last is None or self._last[0] != state:
+            self._last = state, fingerprint(self._weights.skeleton())
+        return self._last[1]

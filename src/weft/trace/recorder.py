@@ -22,6 +22,7 @@ import torch
 
 from weft.errors import (
     FailedRunError,
+    NotFinishedError,
     NotSavedError,
     OutsideTraceError,
     RecordingError,
@@ -279,6 +280,8 @@ class Recorder:
 
     def _ended(self, value: Value) -> Exception:
         made = where(self.line_of(value._at))
+        if isinstance(self.failure, NotFinishedError):
+            return NotFinishedError(self.failure.message, line=made, fix=self.failure.fix)
         if self.failure is not None:
             return FailedRunError(
                 f"this value has no numbers, because its block did not finish: {self.failure}",
