@@ -2,9 +2,9 @@
 
 Two halves: `Ledger` holds rows (jobs, events, keys, questions, cards), `Objects` holds bytes
 (graphs, constants, results). Each call is one transaction: it happened or it did not, whoever is
-killed when, and what it wrote outlives every process. Submissions, steps, keys and objects outlive a
-power cut too, from the moment that the call returns; claims, renewals, notes and questions from the
-next of those on, as they are worth nothing without the processes that such a cut ends.
+killed when, and what it wrote outlives every process. Submissions, steps, keys and objects outlive
+a power cut too, from the moment that the call returns; claims, renewals, notes and questions from
+the next of those on, as they are worth nothing without the processes that such a cut ends.
 
 Several processes share one store: the gateway submits and reads, the checker claims jobs in
 `received`, workers claim jobs in `queued`. Who has a claim holds a token; a step under a token that
