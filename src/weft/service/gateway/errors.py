@@ -7,7 +7,8 @@ one, and under which request id the server's log has it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from msgspec.structs import replace
 
@@ -67,6 +68,15 @@ class Refused(Exception):
 def status_of(error: WeftError) -> int:
     """The status of the nearest class that the table has."""
     return next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), 422)
+
+
+@contextmanager
+def trusted() -> Iterator[None]:
+    """Around reading what the service itself wrote: if that is broken, the client is not to blame."""
+    try:
+        yield
+    except MessageError as error:
+        raise RuntimeError("the store holds something that cannot be read") from error
 
 
 def mistake() -> ServerError:

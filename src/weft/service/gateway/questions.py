@@ -8,7 +8,7 @@ from typing import Any
 from msgspec import Struct
 from starlette.responses import Response
 
-from weft.errors import ServerError, TimeLimitError
+from weft.errors import TimeLimitError
 from weft.service.store.ids import new_id
 from weft.service.store.interface import Question
 from weft.wire.messages import (
@@ -26,7 +26,7 @@ from weft.wire.reports import error_of
 
 from .accept import RETRY_SECONDS, check_model
 from .bodies import answer, form_of, read, whole
-from .errors import Refused
+from .errors import Refused, trusted
 from .events import POLL_SECONDS
 from .models import not_ready
 from .state import Gateway, Visit
@@ -98,8 +98,8 @@ async def until_answered(gateway: Gateway, id: str) -> Question | None:
 
 def said(question: Question, kind: type[Struct]) -> Any:
     """The answer as a message; the error that it is is raised."""
-    if question.answer is None:
-        raise ServerError("the checker gave no answer")
-    if not question.ok:
-        raise error_of(decode(question.answer, ErrorReport))
-    return decode(question.answer, kind)
+    with trusted():
+        found = decode(question.answer or b"", kind if question.ok else ErrorReport)
+    if isinstance(found, ErrorReport):
+        raise error_of(found)
+    return found
