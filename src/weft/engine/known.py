@@ -1,4 +1,4 @@
-"""`Known`: a model as the checker knows it, and as a client can: its tree and its sites, no weights.
+"""`Known`: a model as the checker knows it, and as a client can: tree and sites, no weights.
 
 What is here is enough to price a graph, to publish the model as data, and to record on it.
 """
@@ -22,7 +22,8 @@ class Known:
     signatures: what its sites look like.
     family: `language` or `plain`, the kind of inputs it takes (`wire.messages.Inputs`).
     facts: of a language model, else None. tokenizer: of a language model that has one.
-    fingerprint: a hash of tree, weights' shapes, configuration and source code; see `publish`.
+    fingerprint: a hash of tree, weights' shapes, configuration and source code.
+    source: its id on the hub, if that is where it is from; never a path.
     """
 
     skeleton: nn.Module
@@ -31,3 +32,4 @@ class Known:
     fingerprint: str
     facts: LanguageFacts | None = None
     tokenizer: Any = None
+    source: str = ""

@@ -27,6 +27,8 @@ from .structure import Plain
 # Powers of (B, S), simplest first.
 POWERS = ((0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (1, 2), (2, 0), (2, 1), (2, 2))
 
+LARGEST = 2**62
+
 
 class Sum(NamedTuple):
     """`(c * B^i * S^j + ...) / divisor` with integer `c`; the terms are (c, i, j)."""
@@ -35,12 +37,12 @@ class Sum(NamedTuple):
     divisor: int = 1
 
     def at(self, point: Point) -> int:
-        """The number at a point. Raises ArithmeticError where it is no integer."""
+        """The number at a point. Raises ArithmeticError where it is no integer, or no size."""
         batch, length = point
         total = sum([c * batch**i * length**j for c, i, j in self.terms])
         number, rest = divmod(total, self.divisor)
-        if rest:
-            raise ArithmeticError("not an integer")
+        if rest or not -LARGEST <= number <= LARGEST:
+            raise ArithmeticError("not an integer of 63 bits")
         return number
 
 
@@ -96,7 +98,12 @@ class Formulas(NamedTuple):
 
 
 def _number(number: Number, point: Point) -> int:
-    return number if type(number) is int else number.at(point)  # type: ignore[union-attr]
+    if type(number) is int:
+        return number
+    found = number.at(point)  # type: ignore[union-attr]
+    if found < 0:
+        raise ArithmeticError("no size")
+    return found
 
 
 def fit(tables: dict[Point, Table]) -> Formulas | None:

@@ -63,6 +63,13 @@ class Region:
         lone = [Box(Formulas(t, t.rows), at, at) for at, t in self._loose.items()]
         return [*self.boxes, *[box for box in lone if self.find(box.low) is None]]
 
+    def take(self, boxes: list[Box]) -> None:
+        """Takes boxes that somebody else has checked; those inside others are left out."""
+        for box in boxes:
+            if not any(known.holds(box.low) and known.holds(box.high) for known in self.boxes):
+                inside = [k for k in self.boxes if box.holds(k.low) and box.holds(k.high)]
+                self.boxes = [*[k for k in self.boxes if k not in inside], box]
+
     def find(self, point: Point) -> Formulas | None:
         """Formulas known to hold at `point`."""
         for box in self.boxes:

@@ -8,31 +8,34 @@
 
 The first call of a layout costs one fake pass of the model; later ones a look-up. From the second
 batch or length on, sites are formulas in batch and length (`regions` says how far they reach).
+Where somebody else has the model, an `Asker` is asked instead (`asking`), and no pass is made.
 """
 
 from __future__ import annotations
 
-import logging
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
 
-from weft.errors import RecordingError
+from weft.errors import GraphError
 from weft.graph.site import Leaf
 from weft.kernels.aval import Aval
 
-from .ghost import without_hooks
+from .asking import Asker, at_hand
 from .layouts import Family, Point, family_of, kind_of, layout_of
-from .learn import Facts, Row, Table, learn, learn_by_running, weights_of
+from .learn import Facts, Row, Table
+from .passes import Passes
+from .reading import decode
 from .regions import Box, Region
 from .rules import Result, Rules
 from .shapes import Look
 from .structure import Opaque, Plain, put_together
-from .tables import Area, Kind, Span, decode, encode
+from .tables import Area, Exact, Kind, Said, Span, encode
 
 __all__ = ["Facts", "Opaque", "Plain", "Signature", "Signatures", "SiteSignature"]
 
@@ -96,6 +99,11 @@ class Signature:
             count += 1
         return count
 
+    def exact(self) -> Table:
+        """All sites as they are, without formulas."""
+        rows = tuple([self._row(index) for index in range(len(self._table.rows))])
+        return Table(rows, self._table.aliases)
+
     @property
     def applied(self) -> dict[Any, Any]:
         """A place to keep results of `apply` by keys of one's own; forgotten with the rules."""
@@ -134,7 +142,8 @@ class Signatures:
     `module_provider()` gives the module, on meta or real. `real()` gives it with weights, for
     forwards that cannot be faked. `device` is where the model will run (default: where the weights
     are, or the CPU for weights on meta). `state()` tells, if given, how the model stands now
-    (dtype, mode): when that changes, everything is learnt anew.
+    (dtype, mode): when that changes, everything is learnt anew. With an `asker` nothing is learnt
+    by passes: what the tables do not cover is asked, once for each layout.
     """
 
     def __init__(
@@ -143,17 +152,24 @@ class Signatures:
         real: Callable[[], nn.Module] | None = None,
         device: torch.device | str | None = None,
         state: Callable[[], object] = lambda: None,
+        asker: Asker | None = None,
     ) -> None:
-        self._module = module_provider
+        self._passes = Passes(module_provider, real, device)
+        self._asker = asker
         self._state = state
-        self._real = real
-        self._device = None if device is None else torch.device(device)
-        self._lock = _LEARNING
+        # Who asks, waits: the lock of all passes must not be held meanwhile, nor may others of
+        # this model who need no answer be kept.
+        self._turn: AbstractContextManager = _LEARNING if asker is None else threading.RLock()
+        self._lock = _LEARNING if asker is None else threading.RLock()
         self._learnt_in: object = state()
         self._known: dict[Any, _Known] = {}
         self._kin: dict[Family, _Kin] = {}
-        self.rules = Rules(self._device_of)
-        self.passes = 0  # exact passes so far
+        self.rules = Rules(self._passes.device_of, asker)
+
+    @property
+    def passes(self) -> int:
+        """Exact passes so far."""
+        return self._passes.count
 
     def for_call(self, args: tuple, kwargs: dict) -> Signature:
         """The signature of `module(*args, **kwargs)`."""
@@ -161,13 +177,19 @@ class Signatures:
         if state != self._learnt_in:
             self._start_anew(state)
         layout, tensors = layout_of(args, kwargs)
-        known = self._known.get(layout)
-        if known is not None:
-            found = known.signatures.get(_kinds(tensors, known.watched))
-            if found is not None:
-                return found
+        found = self._remembered(layout, tensors)
+        if found is not None:
+            return found
         with self._lock:
-            return self._find_out(layout, tensors, args, kwargs)
+            kin, family, found = self._find_out(layout, tensors, args, kwargs)
+            if found is None and self._asker is None:
+                found = self._learn(kin, family, tensors, args, kwargs)
+                self._remember(layout, tensors, kin.watched, found)
+        return found or self._ask(layout, tensors, args, kwargs)
+
+    def _remembered(self, layout: Any, tensors: list[torch.Tensor]) -> Signature | None:
+        known = self._known.get(layout)
+        return None if known is None else known.signatures.get(_kinds(tensors, known.watched))
 
     def _start_anew(self, state: object) -> None:
         """Forgets what was known of the model before it was cast or switched."""
@@ -183,49 +205,100 @@ class Signatures:
             self._kin.clear()
             self.rules.clear()
 
+    # -- bytes -----------------------------------------------------------------------------------
+
     def to_bytes(self) -> bytes:
         """All that is known for families of calls, as compressed data."""
         with self._lock:
-            kinds = [
-                Kind(
-                    family,
-                    tuple(sorted(kin.watched)),
-                    [_area(*item) for item in kin.regions.items()],
-                )
-                for family, kin in self._kin.items()
-            ]
-            return encode(kinds)
+            return encode([_kind(family, kin) for family, kin in self._kin.items()])
 
     def add_bytes(self, data: bytes) -> None:
         """Takes what `to_bytes` of another one gave. Raises GraphError for other bytes.
 
-        What it does not cover is still learnt from the module.
+        What it does not cover is still learnt from the module, or asked.
+        """
+        said = decode(data)
+        with self._lock:
+            self._take(said)
+
+    def answer(self, args: tuple, kwargs: dict) -> bytes:
+        """For a client that asks about this call: the call as it is, and what is known of its kin.
+
+        Of a new kind of call a second size is learnt, so that the client need not ask for others.
         """
         with self._lock:
-            for kind in decode(data):
-                kin = self._kin.setdefault(kind.family, _Kin())
-                kin.watched |= frozenset(kind.watched)
-                for area in kind.areas:
-                    region = self._open(kin, kind.family, area.floor, dict(area.kinds), area.fill)
-                    region.boxes += [Box(s.formulas, s.low, s.high) for s in area.spans]
+            signature = self.for_call(args, kwargs)
+            layout, tensors = layout_of(args, kwargs)
+            family = family_of(args, kwargs)
+            kinds = []
+            if family:
+                kin = self._kin.setdefault(family[0], _Kin())
+                self._widen(kin, *family, tensors)
+                kinds.append(_kind(family[0], kin))
+            watched = tuple(sorted(self._known[layout].watched))
+            return encode(kinds, [Exact(signature.exact(), watched)])
+
+    def _widen(self, kin: _Kin, family: Family, point: Point, tensors: list[torch.Tensor]) -> None:
+        region = self._region(kin, family, point, tensors)
+        if region is not None and not region.boxes and region.patience:
+            for near in _near(point):
+                table = region.probe(near)
+                if table is not None:
+                    region.add(near, table)
+                    return
+
+    def _take(self, said: Said) -> None:
+        for kind in said.kinds:
+            kin = self._kin.setdefault(kind.family, _Kin())
+            kin.watched |= frozenset(kind.watched)
+            for area in kind.areas:
+                region = self._open(kin, kind.family, area.floor, dict(area.kinds), area.fill)
+                region.take([Box(s.formulas, s.low, s.high) for s in area.spans])
+
+    # -- asking ----------------------------------------------------------------------------------
+
+    def _ask(self, layout: Any, tensors: list, args: tuple, kwargs: dict) -> Signature:
+        with self._turn:
+            with self._lock:  # another thread may have been faster
+                _, _, found = self._find_out(layout, tensors, args, kwargs)
+            if found is not None:
+                return found
+            exact = self._asked(args, kwargs)
+            if any(number >= len(tensors) for number in exact.watched):
+                raise GraphError("the answer is for a call with more inputs than this one has")
+            found = Signature(exact.table, exact.table.rows.__getitem__, self.rules)
+            with self._lock:
+                self._remember(layout, tensors, frozenset(exact.watched), found)
+            return found
+
+    def _asked(self, args: tuple, kwargs: dict) -> Exact:
+        """What the asker says of a call; what it says beside that is kept."""
+        assert self._asker is not None
+        said = decode(self._asker.signature(args, kwargs))
+        if len(said.exact) != 1:
+            raise GraphError("the signature of one call was asked for, and is not in the answer")
+        with self._lock:
+            self._take(said)
+        return said.exact[0]
 
     # -- a layout not seen before ----------------------------------------------------------------
 
-    def _find_out(self, layout: Any, tensors: list, args: tuple, kwargs: dict) -> Signature:
-        known = self._known.get(layout)
-        if known is not None:  # another thread may have been faster
-            found = known.signatures.get(_kinds(tensors, known.watched))
-            if found is not None:
-                return found
+    def _find_out(
+        self, layout: Any, tensors: list, args: tuple, kwargs: dict
+    ) -> tuple[_Kin, tuple[Family, Point] | None, Signature | None]:
+        """(what is known of its kin, its family, the signature if no exact pass is needed)"""
         family = family_of(args, kwargs)
         kin = self._kin.setdefault(family[0], _Kin()) if family else _Kin()
-        if known is not None:
+        known = self._known.get(layout)
+        if known is not None:  # another thread may have been faster
+            found = self._remembered(layout, tensors)
+            if found is not None:
+                return kin, family, found
             kin.watched |= known.watched
         found = self._derive(kin, *family, tensors) if family else None
-        if found is None:
-            found = self._learn(kin, family, tensors, args, kwargs)
-        self._remember(layout, tensors, kin.watched, found)
-        return found
+        if found is not None:
+            self._remember(layout, tensors, kin.watched, found)
+        return kin, family, found
 
     def _remember(
         self, layout: Any, tensors: list, watched: frozenset[int], signature: Signature
@@ -245,7 +318,9 @@ class Signatures:
         region = self._region(kin, family, point, tensors)
         if region is None:
             return None
-        formulas = region.find(point) or region.reach(point)
+        formulas = region.find(point)
+        if formulas is None and self._asker is None:
+            formulas = region.reach(point)
         if formulas is None:
             return None
 
@@ -253,8 +328,9 @@ class Signatures:
             found = formulas.row(index, point)
             return exact().rows[index] if found is None else found
 
+        @cache
         def exact() -> Table:
-            with self._lock:
+            with self._turn:
                 table = region.probe(point)
             if table is None:
                 raise LookupError(f"no pass succeeds at batch and length {point}")
@@ -270,7 +346,7 @@ class Signatures:
         args: tuple,
         kwargs: dict,
     ) -> Signature:
-        table = self._pass(args, kwargs)
+        table = self._passes.must(args, kwargs)
         kin.watched |= self._mattering(kin, table, tensors, args, kwargs)
         region = self._region(kin, *family, tensors) if family else None
         if family and region:
@@ -294,7 +370,10 @@ class Signatures:
         if key not in kin.regions:
 
             def probe(at: Point) -> Table | None:
-                return self._try(*family.inputs(at, kinds, fill))
+                given = family.inputs(at, kinds, fill)
+                if self._asker is not None:
+                    return self._asked(*at_hand(*given)).table
+                return self._passes.try_(*given)
 
             kin.regions[key] = Region(probe, floor, fill)
         return kin.regions[key]
@@ -318,61 +397,27 @@ class Signatures:
         """Whether the pass is the same when this look comes out the other way."""
         if not table.looks[number].truth:
             return False
-        with _without_logs():
-            other = self._try(args, kwargs, number)
+        other = self._passes.try_(args, kwargs, number)
         return other is not None and other.rows == table.rows and other.looks == table.looks
 
-    # -- passes ----------------------------------------------------------------------------------
 
-    def _device_of(self, module: nn.Module) -> torch.device:
-        if self._device is not None:
-            return self._device
-        kinds = [t.device for t in weights_of(module) if t.device.type != "meta"]
-        return kinds[0] if kinds else torch.device("cpu")
+def _kind(family: Family, kin: _Kin) -> Kind:
+    areas = [_area(*item) for item in kin.regions.items()]
+    return Kind(family, tuple(sorted(kin.watched)), areas)
 
-    def _try(self, args: tuple, kwargs: dict, contrary: int | None = None) -> Table | None:
-        """A fake pass, or None where it fails."""
-        self.passes += 1
-        try:
-            place = self._device_of(self._module())
-            module = without_hooks(self._module())
-            return learn(module, args, kwargs, place, contrary=contrary)
-        except Exception:  # noqa: BLE001 (sizes that nobody asked for may well be refused)
-            return None
 
-    def _pass(self, args: tuple, kwargs: dict) -> Table:
-        """A pass for what was asked: as fake as it can be."""
-        place = self._device_of(self._module())
-        module = without_hooks(self._module())
-        reasons = []
-        for integers in (True, False):
-            self.passes += 1
-            try:
-                return learn(module, args, kwargs, place, integers)
-            except Exception as error:  # noqa: BLE001 (a model may raise anything)
-                reasons.append(error)
-        if self._real is None:
-            raise _unlearnable(reasons[0]) from reasons[0]
-        try:
-            return learn_by_running(self._real(), args, kwargs)
-        except Exception as error:
-            raise _unlearnable(error) from error
+def _near(point: Point) -> list[Point]:
+    """Sizes at which a second pass tells most: longer, else shorter; of one token, more rows."""
+    batch, length = point
+    if length > 1:
+        return [(batch, length + 11), (batch, max(2, length // 2))]
+    return [(batch + 3, 1)] if batch > 1 else []
 
 
 def _area(key: tuple[Point, tuple], region: Region) -> Area:
     floor, kinds = key
     spans = [Span(box.formulas, box.low, box.high) for box in region.known()]
     return Area(floor, kinds, region.fill, spans)
-
-
-def _unlearnable(error: BaseException) -> RecordingError:
-    reason = (str(error) or type(error).__name__).splitlines()[0]
-    return RecordingError(
-        "the shapes inside the model could not be found out: its forward pass failed with "
-        f"{type(error).__name__}: {reason}",
-        fix="check that the model runs on this input; a forward that branches on values needs "
-        "its weights loaded",
-    )
 
 
 def _kinds(tensors: list[torch.Tensor], watched: frozenset[int]) -> tuple[str | bytes, ...]:
@@ -388,14 +433,3 @@ def _first_integer(tensors: list[torch.Tensor]) -> int:
         if not tensor.dtype.is_floating_point and not tensor.dtype.is_complex:
             return int(tensor.reshape(-1)[0])
     return 0
-
-
-@contextmanager
-def _without_logs() -> Iterator[None]:
-    """A pass with a contrary look must not warn of what is not so."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.disable(before)

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections import OrderedDict
 from typing import Any
 
 import torch
-from torch.utils import _pytree
 
 from weft.graph.site import Leaf
 from weft.kernels.aval import aval_of
@@ -28,7 +28,7 @@ Tree = tuple[str, tuple, tuple] | None
 PLAIN = (type(None), bool, int, float, str)
 
 # Classes met so far, by "module:name". Filled when an object of the class is taken apart.
-_KINDS: dict[str, type] = {"tuple": tuple, "list": list, "dict": dict}
+_KINDS: dict[str, type] = {"collections:OrderedDict": OrderedDict}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -117,7 +117,9 @@ def _kind(cls: type) -> str:
     if cls is tuple or cls is list or cls is dict:
         return cls.__name__
     kind = f"{cls.__module__}:{cls.__qualname__}"
-    _KINDS[kind] = cls
+    if _KINDS.get(kind) is not cls:
+        _KINDS[kind] = cls
+        _FITTING.clear()
     return kind
 
 
@@ -157,34 +159,99 @@ def _put(tree: Tree, values: Any) -> Any:
         return items
     if kind == "dict":
         return dict(zip(keys, items, strict=True))
-    return _make(_class(kind), keys, items)
+    return _make(_class(kind, keys), keys, items)
 
 
 def _make(cls: Any, keys: tuple, items: list) -> Any:
     if issubclass(cls, tuple):
-        # a namedtuple takes its fields one by one, torch.return_types a sequence
-        return cls(*items) if hasattr(cls, "_fields") else cls(items)
+        # of a namedtuple, so that no code of its own runs; torch.return_types have their own `new`
+        return tuple.__new__(cls, items) if hasattr(cls, "_fields") else cls(items)
     if issubclass(cls, list):
         return cls(items)
     pairs = zip(keys, items, strict=True)
     if issubclass(cls, dict) and hasattr(cls, "__dataclass_fields__"):
         return cls(**dict(pairs))  # a ModelOutput keeps its items twice
-    made = cls.__new__(cls)
     if issubclass(cls, dict):
+        made = cls.__new__(cls)
         made.update(pairs)
         return made
+    made = object.__new__(cls)
     for key, item in pairs:
         object.__setattr__(made, key, item)
     return made
 
 
-def _class(kind: str) -> type:
-    """The class of this name if it is known here. Never imports: names may come from elsewhere."""
-    found = _KINDS.get(kind)
-    if found is None:
-        module, _, name = kind.partition(":")
-        found = getattr(sys.modules.get(module), name, None)
-        if not (isinstance(found, type) and found in _pytree.SUPPORTED_NODES):
-            return Record
-        _KINDS[kind] = found
-    return found
+def _class(kind: str, keys: tuple) -> type:
+    """The class of this name if it is known here and can have these keys, else what stands in."""
+    found = _FITTING.get((kind, keys))
+    if found is not None:
+        return found
+    cls = _KINDS.get(kind) or _imported(kind)
+    if cls is None or not _fits(cls, keys):
+        return tuple if keys == tuple(range(len(keys))) else Record
+    if len(_FITTING) >= 4096:
+        _FITTING.clear()
+    _FITTING[kind, keys] = cls
+    return cls
+
+
+_FITTING: dict[tuple[str, tuple], type] = {}
+
+
+def _fits(cls: Any, keys: tuple) -> bool:
+    if issubclass(cls, tuple):
+        return len(keys) == len(getattr(cls, "_fields", keys))
+    if dataclasses.is_dataclass(cls):
+        names = tuple([field.name for field in dataclasses.fields(cls)])
+        return set(keys) <= {*names} if hasattr(cls, "keys") else keys == names
+    return True
+
+
+def _imported(kind: str) -> type | None:
+    """A class of containers that is here though none was taken apart yet. Never imports anything:
+    also a look at a module that loads its parts when asked would."""
+    module, _, name = kind.partition(":")
+    home = sys.modules.get(module)
+    found = None if home is None else vars(home).get(name)
+    if not isinstance(found, type):
+        return None
+    return found if module == "torch.return_types" or _is_model_output(found) else None
+
+
+def _is_model_output(cls: type) -> bool:
+    """Whether it is one of the results of `transformers`, whose making does nothing else."""
+    home = sys.modules.get("transformers.utils.generic")
+    base = None if home is None else vars(home).get("ModelOutput")
+    own = cls.__module__.startswith("transformers.")
+    return own and isinstance(base, type) and issubclass(cls, base)
+
+
+# -- trees from elsewhere ------------------------------------------------------------------------
+
+_STRANGE = "?"  # stands before a kind that is not to be looked up
+
+
+def foreign(kind: str) -> str:
+    """The kind of a container as it may stand in a tree that was sent here.
+
+    A sender may name any class. Only those whose making runs nobody's code are made: dataclasses
+    and named tuples that were taken apart in this process, results of `transformers` and PyTorch.
+    Anything else becomes a `Record`, or a tuple.
+    """
+    if kind in ("tuple", "list", "dict", "collections:OrderedDict"):
+        return kind
+    cls = _KINDS.get(kind) or _imported(kind)
+    return kind if cls is not None and _is_harmless(cls) else _STRANGE + kind
+
+
+def native(kind: str) -> str:
+    """The reverse of `foreign`."""
+    return kind.removeprefix(_STRANGE)
+
+
+def _is_harmless(cls: type) -> bool:
+    if issubclass(cls, dict):
+        return _is_model_output(cls)
+    if issubclass(cls, tuple):
+        return hasattr(cls, "_fields") or cls.__module__ == "torch.return_types"
+    return dataclasses.is_dataclass(cls) and not issubclass(cls, list)
