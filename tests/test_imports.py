@@ -48,6 +48,7 @@ LAYERS: dict[str, set[str]] = {
     "demo": {"__init__", "testing"},
     "cli": {"__init__", "settings", "demo", "handles/experiment", "service/fleet", "client"},
     "__init__": {"errors", "graph", "handles", "client"},
+    "__main__": {"cli"},
 }
 
 WITHOUT_TORCH = (

@@ -62,19 +62,25 @@ LOG = logging.getLogger("weft.checker")
 class Model:
     """One model as the checker has it. `known` is None until it has been looked at.
 
-    `worker` is the state of the process with its weights, `reason` why it failed.
+    `worker` is the state of the process with its weights; `reason` is why that one failed, `broken`
+    why this one cannot know the model.
     """
 
     known: Known | None = None
     worker: str = "loading"
     reason: str | None = None
+    broken: str | None = None
     card: bytes = b""
     passes: int = -1
     published: Card | None = None
 
     @property
+    def why(self) -> str | None:
+        return self.broken or self.reason
+
+    @property
     def state(self) -> str:
-        if self.worker == "failed":
+        if self.broken is not None or self.worker == "failed":
             return "failed"
         return "loading" if self.known is None else self.worker
 
@@ -128,6 +134,13 @@ class Checker:
             self._publish(id)
         self._bells.checker.ring()
 
+    def fail(self, id: str, reason: str) -> None:
+        """Says that the model cannot be known, and why."""
+        with self._lock:
+            self._models.setdefault(id, Model()).broken = reason
+            self._publish(id)
+        self._bells.checker.ring()
+
     def remove(self, id: str) -> None:
         """Has a model no longer. Its card stays in the ledger."""
         with self._lock:
@@ -145,7 +158,7 @@ class Checker:
         known = model.known
         if known is None and model.state == "loading" and self._ledger.card(id) is not None:
             return  # a checker before this one has said more, and it still holds
-        row = Card(model=id, state=model.state, reason=model.reason)
+        row = Card(model=id, state=model.state, reason=model.why)
         if known is not None:
             model.passes = known.signatures.passes
             row = Card(
@@ -154,7 +167,7 @@ class Checker:
                 fingerprint=known.fingerprint,
                 card=model.card,
                 tables=known.signatures.to_bytes(),
-                reason=model.reason,
+                reason=model.why,
             )
         if row != model.published:
             self._ledger.put_card(row)
@@ -257,7 +270,7 @@ class Checker:
             raise WrongModelError(f"this server has no model {id!r} any more")
         if model.state == "failed":
             raise ModelNotReadyError(
-                f"{id} could not be loaded by the server: {model.reason}",
+                f"{id} could not be loaded by the server: {model.why}",
                 fix="the server's operator has to look at it",
             )
         if model.known is None:

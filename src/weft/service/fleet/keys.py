@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +26,10 @@ import msgspec
 from weft.errors import SettingError
 from weft.service.store.interface import Key, Ledger
 from weft.service.store.keys import digest, new_key
+from weft.service.store.sqlite import open_ledger
 from weft.settings import state_folder
+
+from .places import ledger_of
 
 LOCAL_OWNER = "local"
 LOCAL_FILE = "local.key"
@@ -41,6 +45,40 @@ def add_key(ledger: Ledger, owner: str, now: float) -> str:
     key = new_key()
     ledger.add_key(Key(owner, digest(key), now))
     return key
+
+
+@contextmanager
+def open_keys(data: Path) -> Iterator[Ledger]:
+    """The ledger of a data folder, whether a server runs on it or not."""
+    data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    ledger = open_ledger(ledger_of(data))
+    try:
+        yield ledger
+    finally:
+        ledger.close()
+
+
+def revoke_key(ledger: Ledger, begin: str, now: float) -> None:
+    """Revokes the key whose digest begins so. Raises `SettingError` where it is not one."""
+    keys = ledger.keys()
+    found = [key for key in keys if key.digest.startswith(begin) and not key.revoked]
+    if len(found) != 1:
+        raise SettingError(
+            f"{len(found)} keys in force have a digest that begins with {begin!r}",
+            fix="`weft keys list` shows them",
+        )
+    ledger.revoke(found[0].digest, now)
+
+
+def show_keys(ledger: Ledger) -> str:
+    """All keys, one a line: digest, owner, when it was made, whether it is in force."""
+    keys = ledger.keys()
+    rows = [
+        f"{key.digest[:12]}  {key.owner:<20}  {time.strftime('%Y-%m-%d', time.gmtime(key.created))}"
+        f"{'  revoked' if key.revoked else ''}"
+        for key in keys
+    ]
+    return "\n".join(rows) or "there are no keys yet"
 
 
 def local_key(data: Path, ledger: Ledger, now: float) -> str:

@@ -20,9 +20,9 @@ from typing import BinaryIO, cast
 
 from torch import nn
 
-from weft.engine.draw import draw
+from weft.engine.draw import Drawn, draw
 from weft.engine.known import Known
-from weft.engine.opened import open_submit
+from weft.engine.opened import Opened, open_submit
 from weft.errors import CancelledError, ServerError, WeftError
 from weft.graph.frame import Frame
 from weft.service.jobs.life import Event, Failed, Finished, IllegalStepError, Job, Stopped
@@ -32,7 +32,7 @@ from weft.service.store.requests import constant, submit_of
 from weft.settings import Settings
 from weft.signatures.later import overwritten_by
 from weft.wire.messages import Limits, Manifest, encode
-from weft.wire.reports import report_of
+from weft.wire.reports import report_of, run_error
 from weft.wire.results import write_result
 
 from .pulse import Pulse
@@ -75,10 +75,12 @@ class Worker:
         self._die = die
         self._clock = clock
         self._stopping = False
+        self.spoilt = False
+        """A job has changed the model: whoever runs this has to load it anew."""
 
     def run(self) -> None:
-        """Draws what there is, and waits for more."""
-        while not self._stopping:
+        """Draws what there is, and waits for more. Returns when the model is spoilt, too."""
+        while not (self._stopping or self.spoilt):
             job = self.claim()
             if job is None:
                 self._bell.wait(POLL)
@@ -123,6 +125,7 @@ class Worker:
                 return None
             return Stopped(encode(report_of(error, job.id), "json"))
         except WeftError as error:
+            self.spoilt |= getattr(error, "retire", False)
             return Failed(encode(report_of(error, job.id), "json"))
         except Exception:
             LOG.exception("job %s failed in the server itself", job.id)
@@ -133,21 +136,30 @@ class Worker:
         submit = submit_of(self._objects, job)
         fetch = partial(constant, self._objects, job.owner)
         opened = open_submit(submit, fetch, self._known)
-        call = opened.call
-        signature = self._known.signatures.for_call(call.args, dict(call.kwargs))
-        drawn = draw(
-            self._net,
-            opened,
-            overwritten=overwritten_by(signature),
-            limits=self._limits,
-            strict=submit.strict,
-            on_log=pulse.log,
-            on_progress=pulse.progress,
-            cancelled=pulse.cancelled,
-        )
+        drawn = self._draw(opened, submit.strict, pulse)
         size, digest = self._keep(job, drawn.manifest, drawn.frames)
         names = tuple(name for name, _ in drawn.manifest.saved)
         return Finished(result_bytes=size, result_sha256=digest, names=names)
+
+    def _draw(self, opened: Opened, strict: bool, pulse: Pulse) -> Drawn:
+        """Raises `WeftError` only: what torch or the model raised is a `RunError`."""
+        call = opened.call
+        signature = self._known.signatures.for_call(call.args, dict(call.kwargs))
+        try:
+            return draw(
+                self._net,
+                opened,
+                overwritten=overwritten_by(signature),
+                limits=self._limits,
+                strict=strict,
+                on_log=pulse.log,
+                on_progress=pulse.progress,
+                cancelled=pulse.cancelled,
+            )
+        except WeftError:
+            raise
+        except Exception as error:
+            raise run_error(error, line=getattr(error, "weft_line", None)) from error
 
     def _keep(self, job: Job, manifest: Manifest, saved: dict[str, Frame]) -> tuple[int, str]:
         """Stores the result; where a worker before this one had done so, that one stays."""

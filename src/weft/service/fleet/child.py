@@ -1,0 +1,160 @@
+"""A checker or a worker as a process of its own: what it is given, and how it begins and ends.
+
+A model that cannot be loaded is said to the fleet with the reason, without a path of the server's:
+clients will read it. The whole reason stands in the log.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from weft.engine.known import Known
+from weft.engine.publish import know
+from weft.families.loading import Source, load, load_options
+from weft.service.checker.bounds import ProcessBounds
+from weft.service.checker.loop import Checker
+from weft.service.store.bells import Bells
+from weft.service.store.folder import FolderObjects
+from weft.service.store.interface import Ledger, Objects
+from weft.service.store.shell import Shell
+from weft.service.store.sqlite import open_ledger
+from weft.service.worker.loop import Worker
+from weft.settings import Settings
+from weft.wire.reports import report_of
+
+from .channel import Channel, DoFinish, DoMark, IsReady, IsUnusable, Message, follow
+from .models import Deployment
+from .places import ledger_of, objects_of
+from .spec import Given, Spec, settings_of
+
+CHECKER_BYTES = 4 << 30
+"""Address space that the checker may take beyond what it has when its models are known."""
+
+LOG = logging.getLogger("weft.fleet")
+
+
+@dataclass(frozen=True)
+class Store:
+    """What both work on."""
+
+    ledger: Ledger
+    objects: Objects
+    bells: Bells
+    settings: Settings
+
+
+def run(spec: Spec, given: Given) -> int:
+    """Is that process, until it is told to end; returns its exit status."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the fleet decides
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    settings, data = settings_of(spec), Path(spec.data)
+    objects = FolderObjects(objects_of(data))
+    ledger = open_ledger(ledger_of(data), settings, Shell(given.bells, objects))
+    begin = _checker if spec.role == "checker" else _worker
+    try:
+        return begin(spec, given.channel, Store(ledger, objects, given.bells, settings))
+    finally:
+        ledger.close()
+
+
+# -- the checker -----------------------------------------------------------------------------------
+
+
+def _checker(spec: Spec, channel: Channel, store: Store) -> int:
+    bounds = ProcessBounds()
+    checker = Checker(
+        store.ledger,
+        store.objects,
+        store.bells,
+        {},
+        store.settings,
+        holder=spec.holder,
+        bounds=bounds,
+    )
+    for model in spec.models:
+        checker.add(model.id)
+
+    def act(message: Message) -> None:
+        if isinstance(message, DoMark):
+            checker.mark(message.model, message.state, message.reason)
+        elif isinstance(message, DoFinish):
+            checker.stop()
+
+    follow(channel, act)
+    for model in spec.models:
+        _look_at(checker, model)
+    bounds.limit_memory(CHECKER_BYTES)
+    channel.send(IsReady())
+    checker.run()
+    return 0
+
+
+def _look_at(checker: Checker, model: Deployment) -> None:
+    try:
+        checker.add(model.id, know(model.source, **model.tree_options()))
+    except Exception as error:
+        LOG.exception("%s cannot be known", model.id)
+        checker.fail(model.id, reason_of(error))
+
+
+def reason_of(error: Exception) -> str:
+    """Why a model could not be loaded, as clients may read it: no path, one line."""
+    text = getattr(error, "message", None) or str(error) or type(error).__name__
+    return report_of(RuntimeError(text)).message
+
+
+# -- a worker --------------------------------------------------------------------------------------
+
+
+def _worker(spec: Spec, channel: Channel, store: Store) -> int:
+    model = next(model for model in spec.models if model.id == spec.model)
+    workers: list[Worker] = []
+    stopped = False
+
+    def act(message: Message) -> None:
+        nonlocal stopped
+        if isinstance(message, DoFinish):
+            stopped = True
+            for worker in workers:
+                worker.stop()
+
+    follow(channel, act)
+    try:
+        net, known = loaded(model)
+    except Exception as error:
+        LOG.exception("%s cannot be loaded", model.id)
+        channel.send(IsUnusable(reason_of(error)))
+        return 1
+    workers.append(
+        Worker(
+            store.ledger,
+            store.objects,
+            store.bells,
+            model.id,
+            net,
+            known,
+            store.settings,
+            holder=spec.holder,
+            die=lambda: os._exit(75),
+        )
+    )
+    channel.send(IsReady())
+    if not stopped:
+        workers[0].run()
+    return 0
+
+
+def loaded(model: Deployment) -> tuple[torch.nn.Module, Known]:
+    """The model with its weights, warm: the first pass of a process is slower than all others."""
+    net = load(Source.of(model.source), load_options(**model.options()))
+    known = know(net)
+    if known.facts is not None:
+        with torch.no_grad():
+            net(torch.zeros(1, 1, dtype=torch.long, device=next(net.parameters()).device))
+    return net, known

@@ -1,0 +1,59 @@
+"""The gateway as a process of the fleet. No torch.
+
+python -m weft.service.fleet.gate FD PARENT
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+from weft.service.gateway.app import make_app
+from weft.service.gateway.server import Server, log_to_stderr
+from weft.service.store.folder import FolderObjects
+from weft.service.store.shell import Shell
+from weft.service.store.sqlite import open_ledger
+
+from .channel import DoDrain, DoFinish, IsReady, Message, follow
+from .places import ledger_of, objects_of
+from .process import die_with
+from .spec import alone, settings_of
+
+
+def main(argv: list[str]) -> int:
+    """Is the gateway until it is told to end."""
+    die_with(int(argv[1]))
+    spec, given = alone(argv)
+    log_to_stderr()
+    settings, data = settings_of(spec), Path(spec.data)
+    objects = FolderObjects(objects_of(data))
+    ledger = open_ledger(ledger_of(data), settings, Shell(given.bells, objects))
+    app = make_app(
+        ledger,
+        objects,
+        given.bells,
+        settings,
+        models=[model.id for model in spec.models],
+        version=spec.version,
+        scratch=data,
+    )
+    listening = socket.socket(fileno=given.rest[0])
+    server = Server(app, listening, ready=lambda: given.channel.send(IsReady()))
+
+    def act(message: Message) -> None:
+        if isinstance(message, DoDrain):
+            server.drain()
+        elif isinstance(message, DoFinish):
+            server.finish()
+
+    follow(given.channel, act)
+    server.run()
+    ledger.close()
+    sys.stderr.flush()
+    os._exit(0)  # the life-line's thread may be reading, which would hold a usual end up
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

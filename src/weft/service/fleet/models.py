@@ -1,0 +1,66 @@
+"""Which models a server has: what stands on its command line, as data.
+
+Deployment.parse("openai-community/gpt2")      # id: the text itself
+Deployment.parse("./models/tiny")              # id: "tiny", the folder's name
+Deployment.parse("small=./models/tiny")        # id: "small"
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from weft.errors import SettingError
+
+
+class Deployment(Struct, frozen=True, kw_only=True):
+    """One model of a server. `id` is what clients call it, `source` a folder or an id of the hub.
+
+    `device` is what `from_pretrained` calls `device_map`; the rest has its names there.
+    """
+
+    id: str
+    source: str
+    dtype: str | None = None
+    attn_implementation: str | None = None
+    device: str | None = None
+
+    @classmethod
+    def parse(cls, text: str, **options: Any) -> Deployment:
+        """From `MODEL` or `NAME=MODEL`."""
+        name, given, source = text.rpartition("=")
+        if not source or (given and not name):
+            raise SettingError(f"{text!r} names no model", fix="give MODEL or NAME=MODEL")
+        folder = Path(source).expanduser()
+        if folder.is_dir():
+            source = str(folder.resolve())
+            name = name or Path(source).name
+        return cls(id=name or source, source=source, **options)
+
+    def options(self) -> dict[str, Any]:
+        """Options of loading, for `load_options`."""
+        given = {
+            "dtype": self.dtype,
+            "attn_implementation": self.attn_implementation,
+            "device_map": self.device,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+    def tree_options(self) -> dict[str, Any]:
+        """The same, for a tree without weights, which is on no device."""
+        return replace(self, device=None).options()
+
+
+def parse_all(texts: list[str], **options: Any) -> list[Deployment]:
+    """All models of a command line. Raises `SettingError` where two have one name."""
+    models = [Deployment.parse(text, **options) for text in texts]
+    ids = [model.id for model in models]
+    for id in ids:
+        if ids.count(id) > 1:
+            raise SettingError(
+                f"two models are called {id!r}", fix="name them: weft serve a=MODEL b=MODEL"
+            )
+    return models

@@ -1,0 +1,109 @@
+"""`weft serve`: from a command line to a running server, and everything gone when it ends.
+
+serve(parse_all(["./models/tiny"]), settings, key_only=False)
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+from weft.errors import ServerError, SettingError
+from weft.service.store.bells import Bells
+from weft.service.store.folder import FolderObjects
+from weft.service.store.lock import lock_folder
+from weft.service.store.shell import Shell
+from weft.service.store.sqlite import open_ledger
+from weft.service.store.sweep import recover
+from weft.settings import Settings, data_folder
+
+from .keys import announced, local_key
+from .models import Deployment
+from .places import ledger_of, objects_of
+from .supervisor import Fleet
+
+BACKLOG = 512
+
+
+def serve(
+    models: Sequence[Deployment],
+    settings: Settings,
+    *,
+    key_only: bool = False,
+    say: Callable[[str], None] = print,
+    version: str = "",
+) -> None:
+    """Serves until it is told to stop. Raises `ServerError` where it cannot go on.
+
+    With `key_only`, or where other machines can reach it only, no key is made for the local user.
+    """
+    logging.basicConfig(level=logging.INFO, format="[fleet] %(message)s")
+    data = data_folder(settings)
+    with ExitStack() as stack:
+        stack.enter_context(lock_folder(data))
+        listening = stack.enter_context(listen(settings.bind, settings.port))
+        url = url_of(listening)
+        bells = stack.enter_context(Bells.of_models([model.id for model in models]))
+        objects = FolderObjects(objects_of(data))
+        ledger = open_ledger(ledger_of(data), settings, Shell(bells, objects))
+        stack.callback(ledger.close)
+        recover(ledger, objects, time.time())
+        ledger.drop_cards()
+        has_key = not key_only and url_is_local(url)
+        if has_key:
+            key = local_key(data, ledger, time.time())
+            stack.enter_context(announced(url, key))
+        greet(say, url, models, has_key)
+        fleet = Fleet(
+            models, settings, data, ledger, objects, bells, listening, say=say, version=version
+        )
+        reason = fleet.run()
+    if reason is not None:
+        raise ServerError(reason)
+
+
+@contextmanager
+def listen(bind: str, port: int) -> Iterator[socket.socket]:
+    """A socket that listens there. Raises `SettingError` where it cannot."""
+    try:
+        (family, _, _, _, address), *_ = socket.getaddrinfo(
+            bind, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        listening = socket.create_server(address[:2], family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise SettingError(
+            f"cannot listen at {bind}, port {port}: {error.strerror or error}",
+            fix="choose another port with --port; 0 takes a free one",
+        ) from None
+    with listening:
+        yield listening
+
+
+def url_of(listening: socket.socket) -> str:
+    """The address by which clients reach it; from this machine, where all are let in."""
+    host, port = listening.getsockname()[:2]
+    address = ipaddress.ip_address(host)
+    if address.is_unspecified:
+        address = ipaddress.ip_address("127.0.0.1")
+    return f"http://[{address}]:{port}" if address.version == 6 else f"http://{address}:{port}"
+
+
+def url_is_local(url: str) -> bool:
+    return url.startswith(("http://127.", "http://[::1]"))
+
+
+def greet(say: Callable[[str], None], url: str, models: Sequence[Deployment], key: bool) -> None:
+    """What a person sees first: where, what, and what to type."""
+    say(f"Weft serves {', '.join(model.id for model in models)} at {url}")
+    say("")
+    say("    import weft")
+    say(f'    model = weft.LanguageModel("{models[0].id}")')
+    say('    with model.trace("Hello", remote=True):')
+    say("        logits = model.lm_head.output.save()")
+    say("")
+    where = "on this machine the key is found by itself" if key else "keys: weft keys add NAME"
+    say(f"({where}; Ctrl-C stops the server)")
