@@ -14,6 +14,8 @@ runs at the earliest moment at which what it needs exists. See `graph.check` for
 
 from __future__ import annotations
 
+from typing import Any
+
 from msgspec import Struct
 
 from .site import Leaf, Site, Where
@@ -219,27 +221,25 @@ class Graph(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True)
 
 
 def refs(arg: object) -> list[Ref]:
-    """Every `Ref` in an argument or a node, in order."""
+    """Every `Ref` in an argument, in order. Not by recursion: a stranger's may be nested deeply."""
     found: list[Ref] = []
-    _collect(arg, found)
+    waiting = [arg]
+    while waiting:
+        part: Any = waiting.pop()
+        kind = type(part)
+        if kind is Ref:
+            found.append(part)
+        elif kind is tuple:
+            waiting += part[::-1]
+        elif kind is Seq:
+            waiting += part.items[::-1]
+        elif kind is Map:
+            waiting += part.values[::-1]
+        elif kind is Shape:
+            found.append(part.of)
+        elif kind is Slice:
+            waiting += (part.step, part.stop, part.start)
     return found
-
-
-def _collect(arg: object, found: list[Ref]) -> None:
-    kind = type(arg)
-    if kind is Ref:
-        found.append(arg)  # type: ignore[arg-type]
-    elif kind is tuple:
-        for item in arg:  # type: ignore[union-attr]
-            _collect(item, found)
-    elif kind is Seq:
-        _collect(arg.items, found)  # type: ignore[union-attr]
-    elif kind is Map:
-        _collect(arg.values, found)  # type: ignore[union-attr]
-    elif kind is Shape:
-        found.append(arg.of)  # type: ignore[union-attr]
-    elif kind is Slice:
-        _collect((arg.start, arg.stop, arg.step), found)  # type: ignore[union-attr]
 
 
 def inputs_of(node: AnyNode) -> list[Ref]:

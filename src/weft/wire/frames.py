@@ -186,7 +186,7 @@ def _object(header: bytes) -> dict[str, Any]:
     except RecursionError:
         raise _bad("its header is nested too deeply") from None
     except ValueError as error:
-        raise _bad(f"its header cannot be read: {_short(error)}") from None
+        raise _bad(f"its header cannot be read: {str(error)[:200]}") from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -201,7 +201,7 @@ def _convert(value: Any, kind: Any, what: str) -> Any:
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        raise _bad(f"{what}: {_short(error)}") from None
+        raise _bad(f"{what}: {str(error)[:200]}") from None
 
 
 def _true_dtypes(metadata: dict[str, str]) -> dict[str, str]:
@@ -268,10 +268,5 @@ def _bad(why: str) -> MessageError:
     return MessageError(f"this is not a file of tensors: {why}")
 
 
-def _short(thing: object) -> str:
-    text = str(thing)
-    return (
-        repr(text if len(text) <= 80 else text[:80] + "...")
-        if isinstance(thing, str)
-        else text[:200]
-    )
+def _short(name: str) -> str:
+    return repr(name if len(name) <= 80 else name[:80] + "...")

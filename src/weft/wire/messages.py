@@ -30,6 +30,7 @@ ModelId = Annotated[str, Meta(min_length=1, max_length=200)]
 Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}(?!\n)$")]
 """SHA-256 of a tensor: of `dtype`, the shape as a JSON list, and its bytes (`frames.digest`)."""
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 
 
 class Ask(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -146,11 +147,16 @@ class ChatMessage(Ask, frozen=True):
 
 
 class TokensQuery(Ask, frozen=True):
-    """Token ids of texts, or of chats through the model's own template, by the server."""
+    """Token ids of texts, or of chats through the model's own template, or the text of rows of
+    ids, by the server. Texts come first in the answer, then chats."""
 
     model: ModelId
     texts: Annotated[tuple[str, ...], Meta(max_length=65_536)] = ()
     chats: Annotated[tuple[tuple[ChatMessage, ...], ...], Meta(max_length=4096)] = ()
+    rows: Annotated[tuple[tuple[TokenId, ...], ...], Meta(max_length=65_536)] = ()
+    add_special_tokens: bool = True
+    add_generation_prompt: bool = True
+    skip_special_tokens: bool = False
 
 
 # -- the server and its models -------------------------------------------------------------------
@@ -209,8 +215,9 @@ class TensorCard(Tell, frozen=True):
 class ModuleCard(Tell, frozen=True):
     """One module of a tree. `kind` is its class; `base` the plain container it is, if it is one.
 
-    `rule` says how its result follows from its one argument: `linear`, `embedding`, `same` (shape
-    and dtype of the argument), or nothing is known. `of` is the first path of the same module.
+    `rule` says how its result follows from its one argument (`signatures.rules`): `linear`,
+    `transposed`, `embedding`, `same` (shape and dtype of the argument), or nothing is known. `of`
+    is the first path of the same module. `details` is what `print` shows between its brackets.
     """
 
     path: str

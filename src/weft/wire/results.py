@@ -104,6 +104,8 @@ def _check(manifest: Manifest, tensors: Iterable[str]) -> None:
     names = [name for name, _ in manifest.saved]
     if len(set(names)) != len(names):
         raise MessageError("this is not a result: a name is saved twice")
+    if any(ref.out for _, value in manifest.saved for ref in refs(value)):
+        raise MessageError("this is not a result: a tensor has one part only")
     odd = sorted(_tensors(manifest) ^ set(tensors))
     if odd:
         raise MessageError(f"tensor {odd[0][:80]!r} is not both in the result and in its manifest")
