@@ -12,13 +12,14 @@ from collections.abc import Callable
 import torch
 
 from weft.engine.admit import admit
-from weft.engine.draw import draw
+from weft.engine.draw import draw, overwritten_by
 from weft.engine.known import Known
 from weft.engine.opened import open_submit
+from weft.errors import WeftError
 from weft.settings import Settings, load
 from weft.wire import frames
 from weft.wire.messages import ErrorReport, Limits, Submit, decode, encode
-from weft.wire.reports import error_of, report_of
+from weft.wire.reports import error_of, report_of, run_error
 from weft.wire.results import encode_result
 
 from .backend import Reply, Request
@@ -44,8 +45,7 @@ class LoopbackBackend:
         try:
             result = self._serve(data, uploaded, known)
         except Exception as error:  # noqa: BLE001, as a worker does: each becomes a report
-            report = decode(encode(report_of(error)), ErrorReport)
-            raise error_of(report) from None
+            raise _after_the_journey(error) from None
         manifest, saved = opened(result)
         up = len(data) + sum(map(len, uploaded.values()))
         return Reply(moved(saved, request.device), manifest.ended, {}, up, len(result))
@@ -56,8 +56,22 @@ class LoopbackBackend:
         limits = limits_of(load())
         job = open_submit(submit, lambda digest: frames.read(uploaded[digest])[0]["x"], known)
         admit(job.graph, job.call, known, limits, submit.strict)
-        drawn = draw(self._loaded(), job, limits=limits, strict=submit.strict, on_log=print_line)
+        drawn = draw(
+            self._loaded(),
+            job,
+            overwritten=overwritten_by(known, job.call),
+            limits=limits,
+            strict=submit.strict,
+            on_log=print_line,
+        )
         return encode_result(drawn.manifest, drawn.frames)
+
+
+def _after_the_journey(error: Exception) -> WeftError:
+    """What is left of an error when it arrives."""
+    if not isinstance(error, WeftError):
+        error = run_error(error, line=getattr(error, "weft_line", None))
+    return error_of(decode(encode(report_of(error)), ErrorReport))
 
 
 def limits_of(settings: Settings) -> Limits:

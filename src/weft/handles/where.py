@@ -22,6 +22,7 @@ from weft.client.backend import Backend
 from weft.client.catalog import Wanted, chosen
 from weft.client.core import Talk
 from weft.client.find import address, is_configured
+from weft.client.loopback import LoopbackBackend
 from weft.client.remote import RemoteBackend
 from weft.client.servers import Server, server_at
 from weft.engine.known import Known
@@ -83,8 +84,6 @@ class Places:
         return self._server(asked)  # type: ignore[arg-type]
 
     def _loop(self) -> Place:
-        from weft.client.loopback import LoopbackBackend
-
         model = self._model
         backend = LoopbackBackend(model.known, model.loaded)
         return Place(backend, "loop", "here, as a server would")
