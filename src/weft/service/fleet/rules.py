@@ -198,7 +198,7 @@ def _fail(state: State, part: Part, reason: str) -> Step:
     """A model without a worker is no reason to end, unless there is no other."""
     state = state.with_part(replace(part, phase="failed"))
     if part.role != "worker":
-        return state, (Over(f"the {part.role} {reason}"),)
+        return replace(state, mode="over"), (Over(f"the {part.role} {reason}"),)
     workers = [one for one in state.parts.values() if one.role == "worker"]
     said = Say(part.name, "failed", reason)
     if all(one.phase == "failed" for one in workers):
