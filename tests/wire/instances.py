@@ -187,7 +187,15 @@ INSTANCES: dict[str, Struct] = {
         kwargs=(("eps", 0.5),),
     ),
     "ChatMessage": CHAT,
-    "TokensQuery": m.TokensQuery(model="tiny", texts=("a", "日本"), chats=((CHAT,),)),
+    "TokensQuery": m.TokensQuery(
+        model="tiny",
+        texts=("a", "日本"),
+        chats=((CHAT,),),
+        rows=((5, 7), ()),
+        add_special_tokens=False,
+        add_generation_prompt=False,
+        skip_special_tokens=True,
+    ),
     "Limits": LIMITS,
     "Hello": m.Hello(
         protocols=(1, 2), version="0.2.0", capabilities=("looks", "events"), limits=LIMITS

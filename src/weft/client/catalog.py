@@ -73,11 +73,13 @@ def listed(talk: Talk) -> Steps[ModelList]:
 def chosen(talk: Talk, wanted: Wanted) -> Steps[ModelInfo]:
     """Which of the server's models is the wanted one. Raises `WrongModelError`.
 
-    It is remembered; `forget` where the server turns out to have changed.
+    One found by its name is remembered; `forget` where the server turns out to have changed.
     """
     found = talk.server.resolved.get(wanted)
     if found is None:
-        found = talk.server.resolved[wanted] = yield from _choose(talk, wanted)
+        found = yield from _choose(talk, wanted)
+        if found.id == wanted.name:
+            talk.server.resolved[wanted] = found
     return found
 
 

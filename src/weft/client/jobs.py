@@ -198,9 +198,12 @@ class _Following:
             if self.accept is not None:
                 self.accept(found)
             return None
-        if message.id is None or message.id <= self.last or message.event not in _KINDS:
+        number = message.id
+        if number is None and message.event == "end":  # said once more to who comes after it
+            number = self.last + 1
+        if number is None or number <= self.last or message.event not in _KINDS:
             return None  # a newer server may say more
-        self.last = message.id
+        self.last = number
         return decode(message.data.encode(), _KINDS[message.event], "json")
 
 

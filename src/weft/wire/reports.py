@@ -82,7 +82,7 @@ _SECRETS = [
         (r"""(['"])(?:/|~|\\\\|[A-Za-z]:[\\/])[^'"]*\1""", r"\1<path>\1"),
         (r"""(?<![A-Za-z])[A-Za-z]:[\\/][^\s'"<>|,;]*|\\\\[^\s'"<>|,;]+""", "<path>"),
         (r"""(?<![\w/<])~?/[^\s'"<>|,;:()]+""", "<path>"),
-        (r"""[^\s'"(/]*/[^\s'"]*\.\w+(?::\d+)?""", "<path>"),
+        (r"""[^\s'"(/]*/[^\s'"]*\.[A-Za-z]\w*(?::\d+)?""", "<path>"),
         (r"0x[0-9A-Fa-f]{6,}", "0x..."),
     )
 ]
@@ -91,12 +91,19 @@ _SECRETS = [
 
 def scrubbed(error: BaseException) -> str:
     """The first line of an exception's text, without what tells of the machine it happened on."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    line = next((line.strip() for line in _text(error).splitlines() if line.strip()), "")
     line = _short(escaped(line, keep=""), MAX_FOREIGN)
     for pattern, put in _SECRETS:
         line = pattern.sub(put, line)
     return line
+
+
+def _text(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror  # the rest is the name of a file
+    if isinstance(error, KeyError) and len(error.args) == 1:
+        return str(error.args[0])  # its own text is the key in quotes, all on one line
+    return str(error)
 
 
 def _short(text: str, size: int) -> str:

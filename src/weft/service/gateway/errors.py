@@ -72,7 +72,7 @@ def status_of(error: WeftError) -> int:
 
 @contextmanager
 def trusted() -> Iterator[None]:
-    """Around reading what the service itself wrote: if that is broken, the client is not to blame."""
+    """Around reading what the service itself wrote: if it is broken, no client is to blame."""
     try:
         yield
     except MessageError as error:
