@@ -121,8 +121,11 @@ MODULE = m.ModuleCard(
     plain={"eps": 1e-6, "bias": None, "training": False, "heads": 4, "act": "silu"},
     rule="same",
     of="layers",
+    details="4, eps=1e-06",
 )
-TOKENIZER = m.TokenizerCard(json='{"version":"1.0"}', chat=True, special={"pad": ("<pad>", 0)})
+TOKENIZER = m.TokenizerCard(
+    json='{"version":"1.0"}', decodes=True, chat=True, special={"pad_token": ("<pad>", 0)}
+)
 PRICE = m.PriceInfo(
     sites=2,
     operations=5,
@@ -222,7 +225,7 @@ INSTANCES: dict[str, Struct] = {
     "Tables": m.Tables(data=b"\0\1\xfe\xff"),
     "Applied": m.Applied(data=b"\xff\0"),
     "Missing": m.Missing(digests=(DIGEST,)),
-    "Tokens": m.Tokens(rows=((5, 7), ())),
+    "Tokens": m.Tokens(rows=((5, 7), ()), texts=("Paris", "")),
     "ModelStatus": m.ModelStatus(id="tiny", state="ready", waiting=2, running=1),
     "ServerStatus": m.ServerStatus(
         version="0.2.0",

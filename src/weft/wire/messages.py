@@ -228,15 +228,18 @@ class ModuleCard(Tell, frozen=True):
     plain: dict[str, bool | int | float | str | None] = {}
     rule: str | None = None
     of: str | None = None
+    details: str = ""
 
 
 class TokenizerCard(Tell, frozen=True):
     """A tokenizer: the file of `tokenizers`, where it gives the same ids as the model's own.
 
-    Without it (`json` is None) the server makes the ids. `chat` says whether it has a template.
+    Without it (`json` is None) the server makes the ids. `decodes` says whether the file also gives
+    the same texts; `chat` whether there is a template. `special` are its marks and their ids.
     """
 
     json: str | None = None
+    decodes: bool = False
     chat: bool = False
     special: dict[str, tuple[str, int]] = {}
 
@@ -275,7 +278,10 @@ class Missing(Tell, frozen=True):
 
 
 class Tokens(Tell, frozen=True):
+    """Ids of the texts and chats that were asked about; texts of the rows."""
+
     rows: tuple[tuple[int, ...], ...]
+    texts: tuple[str, ...] = ()
 
 
 class ModelStatus(Tell, frozen=True):
