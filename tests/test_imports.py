@@ -44,6 +44,7 @@ LAYERS: dict[str, set[str]] = {
         *("service/gateway", "service/checker", "service/worker"),
     },
     "testing": {"__init__"},
+    "testing/process": {"settings", "cli"},
     "testing/service": {"__init__", "settings", "service", "engine", "client", "handles"},
     "demo": {"__init__", "testing"},
     "cli": {"__init__", "settings", "demo", "handles/experiment", "service/fleet", "client"},
