@@ -5,8 +5,6 @@
 
 The client finds the key by itself. When the block is left, also by an exception, the server is told
 to end, and has ended; when this process dies without leaving it, the server ends too.
-
-    python -m weft.testing.process MODEL ...       # `weft serve MODEL ...` until its input ends
 """
 
 from __future__ import annotations
@@ -18,7 +16,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -32,7 +29,7 @@ from weft.settings import state_folder
 START_SECONDS = 120.0
 END_SECONDS = 45.0
 """Longer than `drain_seconds`, which is how long running jobs may go on."""
-LOOK = 0.02
+LOOK = 0.1
 
 _GREETING = re.compile(r"^Weft serves .* at (http://\S+)$", re.MULTILINE)
 _LOCAL = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -119,7 +116,7 @@ def started(
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="weft-")))
         data, log = data or folder / "data", folder / "log"
-        command = [sys.executable, "-m", __name__, *models, "--port", str(port)]
+        command = [sys.executable, "-m", "weft.testing.leash", *models, "--port", str(port)]
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [*command, "--data", str(data), *options],
@@ -157,23 +154,3 @@ def _pid_in(path: Path) -> int | None:
     except (OSError, ValueError):
         return None
 
-
-# -- in the server's process -----------------------------------------------------------------------
-
-
-def main(arguments: list[str]) -> int:
-    """Is `weft serve`, and ends as by SIGTERM when the input does: whoever started it is gone."""
-    from weft.cli import main as weft
-
-    threading.Thread(target=_end_with_input, daemon=True).start()
-    return weft(["serve", *arguments])
-
-
-def _end_with_input() -> None:
-    while os.read(0, 4096):
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
