@@ -126,6 +126,9 @@ class Tracer:
             recorder.fail("the block was recorded without being run")
             return None
         self._warn_unused()
+        if not graph.nodes and self._blocking:
+            self._arrived(Reply({}))  # nothing was asked of the model
+            return None
         return self._request(graph, constants)
 
     def _arrived(self, reply: Reply) -> None:
