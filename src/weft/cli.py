@@ -23,6 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except WeftError as error:
         print(f"weft: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -82,13 +84,14 @@ def _serve(options: argparse.Namespace) -> None:
     from weft import __version__
     from weft.service.fleet.models import parse_all
     from weft.service.fleet.serve import serve
+    from weft.service.fleet.supervisor import show
 
     how = {name: getattr(options, name) for name in ("dtype", "attn_implementation", "device")}
     serve(
         parse_all(options.model, **how),
         _settings(options),
         key_only=options.key_only,
-        say=lambda text: print(text, flush=True),
+        say=lambda text: show(text, sys.stdout),
         version=__version__,
     )
 

@@ -79,10 +79,10 @@ def test_who_dies_in_steady_service_is_started_again_at_once(story: Story, name:
     assert story.phase(name) == "starting"
 
 
-def test_who_keeps_dying_waits_longer_each_time_up_to_a_bound(story: Story) -> None:
+def test_who_dies_before_it_is_ready_waits_longer_each_time_up_to_a_bound(story: Story) -> None:
     waits = []
     story(Died("a"))
-    for _ in range(DEATHS - 1):
+    for _ in range(DEATHS):
         assert story(Died("a")) == (Release("a"),)
         waits.append(wake(story.state) - story.now)  # type: ignore[operator]
         assert story(Tick(), after=waits[-1] / 2) == ()
@@ -91,21 +91,29 @@ def test_who_keeps_dying_waits_longer_each_time_up_to_a_bound(story: Story) -> N
     assert waits[0] < 0.1 < 5 < waits[-1] <= LONGEST_WAIT
 
 
-def test_steady_service_clears_the_record(story: Story) -> None:
-    for _ in range(5 * DEATHS):
-        assert story(Died("a")) == (Release("a"), Start("a"))
-        story(Ready("a"))
-        story(Tick(), after=STEADY)
-
-
-def test_a_short_time_of_being_ready_does_not_clear_the_record(story: Story) -> None:
+def test_who_dies_right_after_it_was_ready_waits_a_little_and_no_longer(story: Story) -> None:
+    """A job that kills its worker each time slows its model down, and does not end it."""
     story(Died("a"))
-    story(Ready("a"))
-    assert story(Died("a"), after=STEADY / 2) == (Release("a"),)
-    assert story.phase("a") == "waiting"
+    for _ in range(5 * DEATHS):
+        story(Ready("a"))
+        assert story(Died("a"), after=STEADY / 2) == (Release("a"),)
+        assert story.phase("a") == "waiting"
+        assert story(Tick(), after=STEADY / 4) == ()
+        assert story(Tick(), after=STEADY) == (Start("a"),)
+
+
+def test_being_ready_clears_the_record(story: Story) -> None:
+    story(Died("a"))
+    for _ in range(3):
+        for _ in range(DEATHS):
+            story(Died("a"))
+            assert story(Tick(), after=LONGEST_WAIT) == (Start("a"),)
+        story(Ready("a"))
+        assert story(Died("a"), after=STEADY) == (Release("a"), Start("a"))
 
 
 def die_too_often(story: Story, name: str) -> tuple[Command, ...]:
+    story(Died(name))
     for _ in range(DEATHS):
         story(Died(name))
         story(Tick(), after=LONGEST_WAIT)

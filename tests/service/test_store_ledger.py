@@ -445,6 +445,23 @@ def test_a_question_is_taken_once_and_answered_once(ledger):
     assert ledger.take_answer("b") == replace(second, answer=b"", ok=False)
 
 
+def test_a_question_whose_taker_died_is_taken_once_more_and_no_more(ledger):
+    for name in "ab":
+        ledger.ask(Question(name, "TokensQuery", "ann", b"?", created=1.0))
+    ledger.next_question()
+    ledger.answer("a", b"!", True)
+    ledger.next_question()
+    for _ in range(2):
+        ledger.reopen_questions()
+    assert ledger.next_question().id == "b"
+    assert ledger.next_question() is None
+    ledger.reopen_questions()
+    assert ledger.next_question() is None
+    ledger.answer("b", b"!", True)
+    assert ledger.take_answer("b").answer == b"!"
+    assert ledger.take_answer("a").answer == b"!"
+
+
 def test_the_oldest_question_comes_first_and_old_ones_go(ledger):
     for name, created in (("a", 3.0), ("b", 1.0), ("c", 2.0)):
         ledger.ask(Question(name, "TokensQuery", "ann", b"?", created=created))

@@ -103,6 +103,18 @@ def test_results_of_jobs_that_are_gone_go(store):
     assert objects.names("results/") == [f"results/{done.id}"]
 
 
+def test_the_result_of_a_job_that_ended_without_it_goes(store):
+    """A worker was killed after it had written the result, and the job was cancelled then."""
+    ledger, objects = store
+    new = enter(store, 1.0)
+    objects.put(f"results/{new.id}", b"result")
+    ledger.step(new.id, CANCEL, 2.0)
+    recover(ledger, objects, written(store, 50.0))
+    assert objects.names("results/") == [f"results/{new.id}"]
+    recover(ledger, objects, written(store, 70.0))
+    assert objects.names("results/") == []
+
+
 def test_the_request_of_a_job_that_is_over_goes(store):
     ledger, objects = store
     finish(store, enter(store, 1.0), 2.0)

@@ -10,6 +10,7 @@ ends itself; when the process is gone, the fleet reads the end and starts anothe
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
@@ -46,6 +47,7 @@ class DoMark(Struct, frozen=True, tag=True):
 
 
 Message = IsReady | IsUnusable | DoDrain | DoFinish | DoMark
+LOG = logging.getLogger("weft.fleet")
 _DECODER = msgspec.json.Decoder(Message)
 
 
@@ -97,9 +99,15 @@ def follow(channel: Channel, act: Callable[[Message], None]) -> None:
     """In a process of the fleet: does what it says, on a thread, and ends with it."""
 
     def listen() -> None:
-        while (messages := channel.read()) is not None:
-            for message in messages:
-                act(message)
-        os._exit(0)
+        status = 1
+        try:
+            while (messages := channel.read()) is not None:
+                for message in messages:
+                    act(message)
+            status = 0
+        except Exception:
+            LOG.exception("a message of the fleet could not be obeyed")
+        finally:
+            os._exit(status)
 
     threading.Thread(target=listen, name="life-line", daemon=True).start()

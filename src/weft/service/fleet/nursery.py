@@ -91,12 +91,18 @@ class Nursery:
             preload(spec.models)
             self._preloaded = True
         parent = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            self._be_born(spec, fds, parent)
-        for fd in fds:
-            os.close(fd)
-        self._children[pid] = spec.holder
+        try:
+            pid = os.fork()
+            if pid == 0:
+                self._be_born(spec, fds, parent)
+            self._children[pid] = spec.holder
+        except OSError:
+            # No memory for one more is no reason to take the others along. The fleet sees the end
+            # of the channel, and tries again.
+            LOG.exception("%s cannot be forked", spec.name)
+        finally:
+            for fd in fds:
+                os.close(fd)
 
     def _be_born(self, spec: Spec, fds: list[int], parent: int) -> None:
         """In the child: nothing of the nursery is left, and nothing of it is ever returned to."""

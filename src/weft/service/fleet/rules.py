@@ -10,9 +10,12 @@ A part goes through these phases; `gone` and `failed` are where it stays.
               |          |-> gone (the fleet ends)
               '-> failed (its model cannot be loaded, or it died too often before it was ready)
 
-A part that was ready for a while and dies is started again at once; one that keeps dying waits
-longer each time. When the fleet is told to stop, gateways take no new jobs, the others end after
-what they have in hand; the gateway, through which results are fetched, ends last.
+A part that was ready and dies is started again at once, if it was ready for a while: whoever kills
+it again and again cannot make the fleet do nothing else. One that dies before it is ready waits
+longer each time, and has failed after some.
+
+When the fleet is told to stop, gateways take no new jobs, the others end after what they have in
+hand; the gateway, through which results are fetched, ends last.
 """
 
 from __future__ import annotations
@@ -26,17 +29,17 @@ Role = Literal["gateway", "checker", "worker"]
 Phase = Literal["new", "starting", "ready", "waiting", "failed", "gone"]
 Mode = Literal["serving", "draining", "ending", "over"]
 
-STEADY = 1.0
-"""Who was ready for so many seconds starts anew with a clean record."""
+STEADY = 0.25
+"""Seconds that lie at least between being ready and being started again."""
 DEATHS = 12
-"""So many deaths in a row, none of them after steady service, are a failure."""
+"""So many deaths in a row, all of them before being ready, are a failure."""
 FIRST_WAIT, LONGEST_WAIT = 0.05, 10.0
 LAST_WORDS = 5.0
 """Seconds that the gateway has to end by itself when all else is gone."""
 
 
 class Part(Struct, frozen=True):
-    """A process that should be there. `deaths` are those in a row."""
+    """A process that should be there. `deaths` are those in a row before it was ready."""
 
     name: str
     role: Role
@@ -190,7 +193,7 @@ def _start(state: State, *names: str) -> Step:
 def _ready(state: State, part: Part, now: float) -> Step:
     if part.phase != "starting":
         return state, ()
-    state = state.with_part(replace(part, phase="ready", ready_at=now))
+    state = state.with_part(replace(part, phase="ready", ready_at=now, deaths=0))
     return state, (Say(part.name, "ready"),) if part.role == "worker" else ()
 
 
@@ -214,17 +217,20 @@ def _died(state: State, part: Part, now: float) -> Step:
         state = state.with_part(replace(part, phase="gone"))
         state, more = _leave(state, now)
         return state, (freed, *more)
-    steady = part.phase == "ready" and now - part.ready_at >= STEADY
-    deaths = 1 if steady else part.deaths + 1
-    part = replace(part, deaths=deaths)
-    if deaths > DEATHS:
-        state, more = _fail(state, part, f"died {deaths} times in a row")
-    elif deaths == 1:
+    served = part.phase == "ready"
+    part = replace(part, deaths=0 if served else part.deaths + 1)
+    if part.deaths > DEATHS:
+        state, more = _fail(state, part, f"died {part.deaths} times before it was ready")
+        return state, (freed, *more)
+    again = part.ready_at + STEADY if served else now + _pause(part.deaths)
+    if again <= now:
         state, more = _start(state.with_part(part), part.name)
-    else:
-        pause = min(FIRST_WAIT * 2 ** (deaths - 2), LONGEST_WAIT)
-        state, more = state.with_part(replace(part, phase="waiting", again=now + pause)), ()
-    return state, (freed, *more)
+        return state, (freed, *more)
+    return state.with_part(replace(part, phase="waiting", again=again)), (freed,)
+
+
+def _pause(deaths: int) -> float:
+    return min(FIRST_WAIT * 2 ** (deaths - 1), LONGEST_WAIT)
 
 
 def _tick(state: State, now: float) -> Step:

@@ -24,6 +24,7 @@ from weft.settings import Settings, data_folder
 from .keys import announced, local_key
 from .models import Deployment
 from .places import ledger_of, objects_of
+from .signals import Signals
 from .supervisor import Fleet
 
 BACKLOG = 512
@@ -44,6 +45,7 @@ def serve(
     logging.basicConfig(level=logging.INFO, format="[fleet] %(message)s")
     data = data_folder(settings)
     with ExitStack() as stack:
+        signals = stack.enter_context(Signals())  # first: none of them leaves anything behind
         stack.enter_context(lock_folder(data))
         listening = stack.enter_context(listen(settings.bind, settings.port))
         url = url_of(listening)
@@ -58,9 +60,8 @@ def serve(
             key = local_key(data, ledger, time.time())
             stack.enter_context(announced(url, key))
         greet(say, url, models, has_key)
-        fleet = Fleet(
-            models, settings, data, ledger, objects, bells, listening, say=say, version=version
-        )
+        store = ledger, objects, bells
+        fleet = Fleet(models, settings, data, *store, listening, signals, say=say, version=version)
         reason = fleet.run()
     if reason is not None:
         raise ServerError(reason)

@@ -1,7 +1,7 @@
 """The fleet: carries out what `rules` decide about the processes of a server.
 
-    fleet = Fleet(models, settings, data, ledger, objects, bells, listening, say=print)
-    code = fleet.run()                     # until SIGTERM or SIGINT, in the main thread
+    fleet = Fleet(models, settings, data, ledger, objects, bells, listening, signals, say=print)
+    reason = fleet.run()                   # until a signal says so
 
 It holds the listening socket and the bells, so that whichever process dies, connections wait in the
 socket and rings in the pipes until the next one is there.
@@ -10,7 +10,6 @@ socket and rings in the pipes until the next one is there.
 from __future__ import annotations
 
 import logging
-import signal
 import socket
 import sys
 import threading
@@ -19,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from selectors import EVENT_READ, DefaultSelector
+from typing import TextIO
 
 from weft.service.store.bells import Bells
 from weft.service.store.interface import Ledger, Objects
@@ -30,12 +30,21 @@ from .channel import DoDrain, DoFinish, DoMark, IsReady, IsUnusable, Message
 from .hands import Hands
 from .models import Deployment
 from .rules import Died, Drain, Finish, Kill, Over, Ready, Release, Role, Say, Start, State
+from .signals import Signals
 from .spec import Spec
 
 EXPIRE_SECONDS, SWEEP_SECONDS = 1.0, 60.0
 """How often silent holders are looked for, and the store is tidied."""
 
 LOG = logging.getLogger("weft.fleet")
+
+
+def show(line: str, file: TextIO) -> None:
+    """Prints a line; nobody who reads it any more is no reason to end."""
+    try:
+        print(line, file=file, flush=True)
+    except BrokenPipeError:
+        return
 
 
 class Fleet:
@@ -50,6 +59,7 @@ class Fleet:
         objects: Objects,
         bells: Bells,
         listening: socket.socket,
+        signals: Signals,
         *,
         say: Callable[[str], None],
         version: str = "",
@@ -61,6 +71,7 @@ class Fleet:
         self._ledger = ledger
         self._objects = objects
         self._listening = listening
+        self._signals = signals
         self._say = say
         self._version = version
         self._clock = clock
@@ -73,35 +84,38 @@ class Fleet:
         self._holders: dict[str, str] = {}
         self._births = 0
         self._reason: str | None = None
-        self._stops = 0
         self._selector = DefaultSelector()
         self._hands = Hands(
             self._selector,
             bells,
             on_message=self._hear,
             on_gone=lambda name: self._happen(Died(name)),
-            write=lambda line: print(line, file=sys.stderr, flush=True),
+            write=lambda line: show(line, sys.stderr),
         )
 
     def run(self) -> str | None:
         """Serves; None for an orderly end."""
         ended = threading.Event()
         housekeeper = threading.Thread(target=self._keep_house, args=(ended,), daemon=True)
-        with _Signals(self._selector, self.stop):
-            try:
-                housekeeper.start()
-                self._happen(rules.Begin())
-                while self._state.mode != "over":
-                    self._turn()
-            finally:
-                self._hands.close()
-                ended.set()
-                housekeeper.join()
-                self._selector.close()
+        self._selector.register(self._signals, EVENT_READ, self._hear_signals)
+        try:
+            housekeeper.start()
+            self._happen(rules.Begin())
+            while self._state.mode != "over":
+                self._turn()
+        finally:
+            self._hands.close()
+            ended.set()
+            housekeeper.join()
+            self._selector.close()
         return self._reason
 
-    def stop(self) -> None:
-        """As a signal does: the first time orderly, the second time now."""
+    def _hear_signals(self) -> None:
+        for _ in range(self._signals.heard()):
+            self._stop()
+
+    def _stop(self) -> None:
+        """The first time orderly, the second time now."""
         if self._state.mode == "serving":
             self._say("stopping: what runs may finish; once more to stop at once")
         self._happen(rules.Stop())
@@ -166,7 +180,15 @@ class Fleet:
                 self._hands.tell(name, mark)
 
     def _release(self, name: str) -> None:
-        if lost := self._ledger.release(self._holders[name], time.time()):
+        """Takes back what a dead process had at once. Where that fails, its leases end."""
+        try:
+            lost = self._ledger.release(self._holders[name], time.time())
+            if self._state.parts[name].role == "checker":
+                self._ledger.reopen_questions()
+        except Exception:
+            LOG.exception("what %s had could not be taken back", name)
+            return
+        if lost:
             ids = ", ".join(job.id for job in lost)
             LOG.info("%s had %s: it goes on from the beginning", name, ids)
 
@@ -192,33 +214,3 @@ class Fleet:
                     sweep(self._ledger, self._objects, time.time(), self._settings)
             except Exception:
                 LOG.exception("the store could not be tidied; it will be tried again")
-
-
-class _Signals:
-    """SIGTERM and SIGINT as something that a selector sees; as they were before at the end."""
-
-    WHICH = (signal.SIGTERM, signal.SIGINT)
-
-    def __init__(self, selector: DefaultSelector, act: Callable[[], None]) -> None:
-        self._selector = selector
-        self._act = act
-
-    def __enter__(self) -> None:
-        self._read, self._write = socket.socketpair()
-        for end in (self._read, self._write):
-            end.setblocking(False)
-        self._wakeup = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
-        self._before = {one: signal.signal(one, lambda *_: None) for one in self.WHICH}
-        self._selector.register(self._read, EVENT_READ, self._heard)
-
-    def _heard(self) -> None:
-        for number in self._read.recv(64):
-            if number in self.WHICH:
-                self._act()
-
-    def __exit__(self, *error: object) -> None:
-        for one, handler in self._before.items():
-            signal.signal(one, handler)
-        signal.set_wakeup_fd(self._wakeup)
-        self._read.close()
-        self._write.close()

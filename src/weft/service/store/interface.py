@@ -190,6 +190,13 @@ class Ledger(Protocol):
         """The oldest question that nobody has taken, which is then taken."""
         ...
 
+    def reopen_questions(self) -> None:
+        """Who had taken questions died: those without an answer can be taken once more.
+
+        Once only: a question may be what it died of.
+        """
+        ...
+
     def answer(self, id: str, answer: bytes, ok: bool) -> None:
         """No error where the question is gone: nobody waits any more."""
         ...

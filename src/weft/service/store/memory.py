@@ -47,7 +47,7 @@ class MemoryLedger:
         self._rows: dict[str, _Row] = {}
         self._keys: dict[str, Key] = {}
         self._questions: dict[str, Question] = {}
-        self._taken: set[str] = set()
+        self._taken: dict[str, int] = {}  # how often; free those where that is even
         self._cards: dict[str, Card] = {}
 
     # -- jobs --------------------------------------------------------------------------------
@@ -221,12 +221,18 @@ class MemoryLedger:
 
     def next_question(self) -> Question | None:
         with self._lock:
-            free = [q for q in self._questions.values() if q.id not in self._taken]
+            free = [q for q in self._questions.values() if self._taken.get(q.id, 0) % 2 == 0]
             if not free:
                 return None
             question = min(free, key=lambda question: question.created)
-            self._taken.add(question.id)
+            self._taken[question.id] = self._taken.get(question.id, 0) + 1
             return question
+
+    def reopen_questions(self) -> None:
+        with self._lock:
+            for id, times in self._taken.items():
+                if times == 1 and self._questions[id].answer is None:
+                    self._taken[id] = 2
 
     def answer(self, id: str, answer: bytes, ok: bool) -> None:
         with self._lock:
@@ -238,14 +244,14 @@ class MemoryLedger:
             question = self._questions.get(id)
             if question is None or question.answer is None:
                 return None
-            self._taken.discard(id)
+            self._taken.pop(id, None)
             return self._questions.pop(id)
 
     def drop_questions(self, before: float) -> None:
         with self._lock:
             for question in list(self._questions.values()):
                 if question.created < before:
-                    self._taken.discard(question.id)
+                    self._taken.pop(question.id, None)
                     del self._questions[question.id]
 
     # -- models --------------------------------------------------------------------------------

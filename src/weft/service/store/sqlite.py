@@ -59,6 +59,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
 
 _REQUEST = "owner = ? AND request_id = ?"
 _QUESTION = "id, kind, owner, body, answer, ok, created"
+_FREE = "(0, 2)"
+"""A question is free (0), taken (1), free once more (2), and taken for the last time (3)."""
 _CARD = "model, state, fingerprint, card, tables, reason"
 
 
@@ -247,13 +249,17 @@ class SqliteLedger:
             )
 
     def next_question(self) -> Question | None:
-        free = "SELECT id FROM question WHERE taken = 0 ORDER BY created, rowid LIMIT 1"
+        free = f"SELECT id FROM question WHERE taken IN {_FREE} ORDER BY created, rowid LIMIT 1"
         with self._database.read() as rows:
             if rows.execute(free).fetchone() is None:
                 return None
-        take = f"UPDATE question SET taken = 1 WHERE id = ({free}) RETURNING {_QUESTION}"
+        take = f"UPDATE question SET taken = taken + 1 WHERE id = ({free}) RETURNING {_QUESTION}"
         with self._database.write(durable=False) as rows:
             return _question(rows.execute(take).fetchone())
+
+    def reopen_questions(self) -> None:
+        with self._database.write(durable=False) as rows:
+            rows.execute("UPDATE question SET taken = 2 WHERE taken = 1 AND answer IS NULL")
 
     def answer(self, id: str, answer: bytes, ok: bool) -> None:
         with self._database.write(durable=False) as rows:

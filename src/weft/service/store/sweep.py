@@ -58,9 +58,10 @@ def forget_objects(objects: Objects, id: str) -> None:
 
 
 def _sweep_orphans(ledger: Ledger, objects: Objects, now: float) -> int:
-    """Requests of jobs that are over or were never acknowledged, results of jobs that are gone."""
+    """Requests of jobs that are over or were never acknowledged; results of jobs that are gone, or
+    that ended in another way after a worker had died of them with the result written."""
     needless = [name for name in objects.names("submits/") if _over(_job(ledger, name))]
-    needless += [name for name in objects.names("results/") if _job(ledger, name) is None]
+    needless += [name for name in objects.names("results/") if _brings_none(_job(ledger, name))]
     old = [name for name in needless if _untouched_since(objects, name, now - YOUNG)]
     return _delete(objects, old)
 
@@ -77,6 +78,10 @@ def _job(ledger: Ledger, name: str) -> Job | None:
 
 def _over(job: Job | None) -> bool:
     return job is None or job.state in FINAL
+
+
+def _brings_none(job: Job | None) -> bool:
+    return job is None or job.state in FINAL - {"done"}
 
 
 def _untouched_since(objects: Objects, name: str, before: float) -> bool:

@@ -11,6 +11,7 @@ goes on far beyond its time, which only happens inside a single operation, and t
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -31,6 +32,8 @@ PROGRESS = 0.2
 """Progress is told so often at most."""
 OVERTIME, GRACE = 1.5, 2.0
 """The time after which a job is beyond its time, of that time and in seconds on top."""
+
+LOG = logging.getLogger("weft.worker")
 
 
 class Pulse:
@@ -103,7 +106,10 @@ class Pulse:
             self._wake.clear()
             if self._over.is_set():
                 return
-            self._guarded(self._turn)
+            try:
+                self._guarded(self._turn)
+            except Exception:
+                LOG.exception("the pulse of job %s missed a beat", self._job.id)
             self._over.wait(GATHER)
 
     def _guarded(self, act: Callable[[], None]) -> None:
