@@ -7,8 +7,9 @@ sites really look like, and whatever it says of itself is held against what is f
 and dtypes of sites, weights and applied modules, how many tensors an operation gives, whose memory
 they share, and which arguments it changes.
 
-Not counted: the model's own pass, what its modules need inside when they are applied, and most of
-what an operation needs beside its arguments and results (see `bounds.inner_bytes`).
+Not counted: the model's own pass (only the largest tensor at its sites is looked at), what its
+modules need inside when they are applied, and most of what an operation needs beside its arguments
+and results (see `bounds.inner_bytes`).
 """
 
 from __future__ import annotations
@@ -20,22 +21,27 @@ from weft.errors import GraphError, LimitError, ResultTooLargeError, WeftError
 from weft.families.call import ModelCall
 from weft.graph.check import check
 from weft.graph.frame import ITEM_SIZES, frame_bytes
-from weft.graph.node import Const, Graph, Guard, Ref, Write, outs_of
+from weft.graph.node import Bound, Const, Graph, Guard, Log, Ref, Write, outs_of
 from weft.graph.ops import is_effect
 from weft.kernels.abstract import DataDependentError, Outcome
 from weft.kernels.aval import Aval, dtype_name
+from weft.run.compare import check_bound, check_look
+from weft.run.lower import lower
 from weft.run.play import Play
 from weft.run.price import price_of, short
-from weft.run.steps import Step
+from weft.run.steps import Step, line_of
+from weft.run.structure import tensors
 from weft.wire.messages import Limits, PriceInfo
 
-from .bounds import inner_bytes, refuse_bombs, tensor_refs
+from .bounds import inner_bytes, refuse_bombs, tensor_refs, unknown_bytes
 from .known import Known
 from .outcomes import outcome_of
 from .places import Places, tree_of
 from .refusals import at_line, foreign, over, text_of
 
 _SHOWN = 5
+_ROW = 1 << 20
+_LOOKED_AT = frozenset((Write, Guard, Log))
 
 
 def admit(
@@ -56,6 +62,8 @@ def admit(
         raise GraphError("the graph has nothing to do", fix="save a value: x.save()")
     admission.run(places.index)
     admission.check_saved()
+    if _is_long(call, limits):
+        admission.check_pass()
     return PriceInfo(**price_of(admission)._asdict())
 
 
@@ -82,18 +90,38 @@ class Admission(Play):
         self._until = time.monotonic() + limits.price_seconds
         self._guessed: set[int] = set()  # slots whose strides depend on numbers
         self._saves: list[tuple[int, Step]] = []
+        self._bounds: dict[int, list[Bound]] = {}
+        for bound in graph.bounds:
+            self._bounds.setdefault(bound.value.node, []).append(bound)
 
     def step(self, step: Step) -> None:
         if time.monotonic() > self._until:
             seconds = f"{self._limits.price_seconds:g} s"
             raise self._over("price_seconds", seconds, "the graph takes longer to price", step)
-        if step.kind is Write:
-            self._places.check_write(step.node, self.env[step.uses[0]], self.line(step))
+        if step.kind in _LOOKED_AT:
+            self._check_use(step)
         super().step(step)
         self._check_memory(step, 0)
         if self.flops > self._limits.flops:
             limit, asked = short(self._limits.flops, 1000, ""), short(self.flops, 1000, "")
             raise self._over("flops", limit, f"up to here the graph takes {asked}", step)
+
+    def _check_use(self, step: Step) -> None:
+        """What can be said of a write, a guard or a log before anything runs."""
+        node, avals = step.node, [self.env[slot] for slot in step.uses]
+        if step.kind is Write:
+            self._places.check_write(node, avals[0], self.line(step))
+        elif step.kind is Guard:
+            expected, _ = lower(node.expected, (), [])
+            check_look(node.look, expected, avals[0].shape, self.line(step))
+        else:
+            self._check_memory(step, max([aval.nbytes for aval in avals], default=0))
+
+    def _results(self, step: Step) -> list[Aval]:
+        found = super()._results(step)
+        for bound in self._bounds.get(step.index, ()):
+            check_bound(bound, found[bound.value.out].shape, line_of(self.graph, bound))
+        return found
 
     def _check_memory(self, step: Step, inner: int) -> None:
         asked, limit = self.memory.now + inner, self._limits.memory_bytes
@@ -151,6 +179,7 @@ class Admission(Play):
             found = outcome_of(name, args, kwargs)
         except DataDependentError:
             self._check_looked(step, refs)
+            self._check_memory(step, unknown_bytes(name, args, kwargs))
             raise
         sources = [None if leaf.alias is None else refs[leaf.alias] for leaf in found.leaves]
         self._check_declared(step, len(found.leaves), sources, [refs[i] for i in found.writes])
@@ -229,6 +258,28 @@ class Admission(Play):
             fix="save a slice (x[:, -1]), a narrower dtype, or fewer values",
             kind=ResultTooLargeError,
         )
+
+    # The model's own pass
+
+    def check_pass(self) -> None:
+        """Refuses an input so long that one tensor at a site is more than a graph may hold."""
+        largest = self._places.largest(self.sites[-1]) if self.sites else 0
+        if largest > self._limits.memory_bytes:
+            raise over(
+                "memory_bytes",
+                _bytes(self._limits.memory_bytes),
+                f"on this input a tensor of the model itself takes {_bytes(largest)}",
+                fix="give a smaller input",
+            )
+
+
+def _is_long(call: ModelCall, limits: Limits) -> bool:
+    """Whether the model may make something large of this input; then all its sites are looked at.
+
+    Of one number it makes a row of logits, or a row of each pattern: a megabyte at most.
+    """
+    given = sum([tensor.numel() for tensor in tensors((call.args, dict(call.kwargs)))])
+    return given * _ROW > limits.memory_bytes
 
 
 def _where(graph: Graph, node: Const) -> Any:

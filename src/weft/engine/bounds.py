@@ -12,6 +12,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from weft.errors import GraphError
 from weft.graph.check import MAX_OUTS
 from weft.graph.node import Apply, Call, Map, Ref, Seq, Slice
@@ -20,6 +22,8 @@ from weft.kernels.aval import Aval
 from weft.kernels.forms import avals_in
 
 MAX_DIMS = 64
+_RESULTS = 3  # `unique` gives as many
+_MASKS = (torch.bool, torch.uint8)
 MAX_DIFFS = 64
 MAX_FACTORS = 64
 
@@ -146,6 +150,32 @@ def inner_bytes(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], outcom
     most = max([math.prod(aval.shape) for aval in avals], default=0)
     spread = _broadcast(avals)
     return width * max(spread, most) if max(spread, most) > _whole(avals) else 0
+
+
+def unknown_bytes(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """Bytes that an operation may make whose result's shape depends on numbers, at most.
+
+    Results of `kernels.own.COUNTED` are not bounded by their arguments: the run looks at those.
+    """
+    avals = avals_in((args, kwargs))
+    if name == "Tensor.__getitem__":
+        return avals[0].dtype.itemsize * _picked(avals[0], args[1])
+    if name == "bincount":
+        least = kwargs.get("minlength", args[2] if len(args) > 2 else 0)
+        return 8 * (least if type(least) is int else 0)
+    dims = max([len(aval.shape) for aval in avals], default=1)
+    most = max([math.prod(aval.shape) for aval in avals], default=0)
+    return 8 * max(dims, _RESULTS) * max(most, _broadcast(avals))
+
+
+def _picked(tensor: Aval, index: Any) -> int:
+    """Elements of an indexed tensor, if each mask in the index is true everywhere."""
+    items = index if isinstance(index, tuple) else (index,)
+    given = [item for item in items if type(item) is Aval]
+    masked = sum([len(i.shape) if i.dtype in _MASKS else 1 for i in given])
+    rest = tensor.shape[: max(len(tensor.shape) - masked, 0)] if given else tensor.shape
+    largest = sorted(tensor.shape, reverse=True)[: len(rest)]
+    return math.prod([math.prod(item.shape) for item in given]) * math.prod(largest)
 
 
 def _whole(avals: list[Aval]) -> int:

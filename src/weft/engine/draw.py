@@ -24,6 +24,7 @@ from weft.errors import (
     CancelledError,
     MessageError,
     ResultTooLargeError,
+    RunError,
     TimeLimitError,
     WeftError,
     WorkerMemoryError,
@@ -31,11 +32,14 @@ from weft.errors import (
 from weft.families.call import ModelCall
 from weft.graph.frame import Frame, frame_bytes
 from weft.graph.node import Graph, Map, Ref, Save, Seq, Shape, Slice
-from weft.graph.site import Leaf, Site, Where
+from weft.graph.site import Site, Where
 from weft.kernels.frames import to_frame, to_tensor
 from weft.run import run
 from weft.run.price import short
+from weft.run.structure import mapped
 from weft.run.weights import weights_of
+from weft.signatures import later
+from weft.signatures.later import Overwritten
 from weft.wire.messages import Limits, Manifest
 
 from .kept import Kept
@@ -43,8 +47,8 @@ from .known import Known
 from .opened import Opened
 from .refusals import over
 
-Overwritten = Callable[[Site, Leaf], bool]
 _MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+_WIDEST = 8  # bytes of an element
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,15 +61,7 @@ class Drawn:
 
 def overwritten_by(known: Known, call: ModelCall) -> Overwritten:
     """Whether the model changes a leaf's tensor in place after its site has fired."""
-    signature = known.signatures.for_call(call.args, dict(call.kwargs))
-
-    def told(site: Site, leaf: Leaf) -> bool:
-        try:
-            return leaf in signature.site(site.path, site.port, site.call).overwritten
-        except LookupError:
-            return False
-
-    return told
+    return later.overwritten_by(known.signatures.for_call(call.args, dict(call.kwargs)))
 
 
 def draw(
@@ -83,21 +79,24 @@ def draw(
 
     `on_progress(done, total)` counts sites that have fired; `cancelled()` is asked often, so it
     should be quick. Raises `CancelledError`, `TimeLimitError`, `ResultTooLargeError`,
-    `WorkerMemoryError`, what the graph or the model raises, and `kept.SpoiltError` (a
-    `ServerError` with `retire`) if the model must not be used any more.
+    `WorkerMemoryError`, what the graph or the model raises, and `kept.SpoiltError` or
+    `LostDeviceError` (with `retire`) if the model must not be used any more.
     """
     watch = _Watch(opened.graph, limits, on_progress, cancelled)
     watch.look()
-    call = opened.call.to(weights_of(net).device or torch.device("cpu"))
+    device = weights_of(net).device or torch.device("cpu")
     try:
+        args, kwargs = mapped(
+            (opened.call.args, dict(opened.call.kwargs)), lambda tensor: tensor.to(device)
+        )
         constants = {key: _tensor(key, frame) for key, frame in opened.constants.items()}
         with Kept.of(net).job(net):
             found = run(
                 opened.graph,
                 constants,
                 net,
-                call.args,
-                call.kwargs,
+                args,
+                kwargs,
                 strict=strict,
                 on_log=_Log(on_log, limits.log_bytes),
                 overwritten=overwritten,
@@ -105,9 +104,13 @@ def draw(
             )
         return _drawn(opened.graph, found.saved, found.ended)
     except (RuntimeError, MemoryError) as error:
-        if isinstance(error, WeftError) or not _is_memory(error):
+        if isinstance(error, WeftError):
             raise
-        raise _no_memory(error) from None
+        if _is_memory(error):
+            raise _no_memory(error) from None
+        if _is_lost(error):
+            raise _lost(error) from None
+        raise
 
 
 def _tensor(key: str, frame: Frame) -> torch.Tensor:
@@ -128,6 +131,28 @@ def _no_memory(error: BaseException) -> WorkerMemoryError:
         "the worker had not enough memory for the job",
         line=getattr(error, "weft_line", None),
         fix="give a smaller input, or keep and save less at once",
+    )
+
+
+class LostDeviceError(RunError):
+    """The job has stopped the accelerator. `retire`: this process cannot use it any more."""
+
+    retire = True
+
+
+def _is_lost(error: BaseException) -> bool:
+    """Whether a kernel failed on the device: every later call of this process fails as well."""
+    return isinstance(error, getattr(torch, "AcceleratorError", ())) or (
+        "device-side assert" in str(error)
+    )
+
+
+def _lost(error: BaseException) -> LostDeviceError:
+    return LostDeviceError(
+        "an operation failed on the accelerator; most often an index was out of range",
+        line=getattr(error, "weft_line", None),
+        fix="check the indices of the experiment, or clamp them",
+        kind="IndexError",
     )
 
 
@@ -162,6 +187,12 @@ class _Watch:
         self._total = max(self._total, left + 1)
         if self._on_progress is not None:
             self._on_progress(self._total - left, self._total)
+
+    def counted(self, elements: int, line: Where | None) -> None:
+        limit = self._limits.memory_bytes
+        if elements * _WIDEST > limit:
+            asked = f"an operation would make {elements} elements of the numbers in its arguments"
+            raise over("memory_bytes", short(limit, 1024, "B"), asked, line=line)
 
     def saved(self, size: int, line: Where | None) -> None:
         self._bytes += size

@@ -57,12 +57,26 @@ def _language(inputs: LanguageInputs, tensors: Mapping[str, Frame], known: Known
         raise MessageError("an input is given twice")
     _check_names(set(inputs.given), tensors)
     options = ForwardOptions(**{name: getattr(inputs.options, name) for name in _OPTIONS})
+    for name in inputs.given:
+        _check_kind(name, tensors[name])
     given = {name: to_tensor(tensors[name]) for name in inputs.given}
     assert known.facts is not None  # of the language family
     return prepare_language(None, None, known.facts, options=options, tensors=given)
 
 
 _OPTIONS = ForwardOptions.__dataclass_fields__
+_WHOLE = ("int64", "int32", "int16", "int8", "uint8")
+_KINDS = {
+    "inputs_embeds": ("float32", "bfloat16", "float16", "float64"),
+    "attention_mask": ("bool", *_WHOLE, "float32", "bfloat16", "float16", "float64"),
+}
+
+
+def _check_kind(name: str, frame: Frame) -> None:
+    if frame.dtype not in _KINDS.get(name, _WHOLE):
+        raise InputError(f"{name} cannot be {frame.dtype}")
+    if len(frame.shape) > 3 or 0 in frame.shape:
+        raise InputError(f"{name} cannot have the shape {list(frame.shape)[:8]}")
 
 
 def _plain(inputs: PlainInputs, tensors: Mapping[str, Frame]) -> ModelCall:

@@ -9,6 +9,8 @@ from weft.kernels.aval import Aval
 from weft.kernels.quick import outcome
 
 _KNOWN = OutcomeCache(2**14)
+_LONG, _MANY = 256, 64
+"""What is larger is not remembered: strangers choose what comes here."""
 _PLAIN = frozenset((bool, int, str, type(None)))
 
 
@@ -21,7 +23,8 @@ def outcome_of(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Outc
     found = _KNOWN.get(whole)
     if found is None:
         found = outcome(name, args, kwargs)
-        _KNOWN.put(whole, found)
+        if len(whole) <= _LONG and len(found.leaves) <= _MANY:
+            _KNOWN.put(whole, found)
     return found
 
 

@@ -7,6 +7,7 @@ places.check(graph)                # raises where the graph names something else
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -57,6 +58,9 @@ def _weights(root: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 _TREES: WeakKeyDictionary[Known, Tree] = WeakKeyDictionary()
+
+
+_SIZES: WeakKeyDictionary[Signature, list[int]] = WeakKeyDictionary()
 
 
 def tree_of(known: Known) -> Tree:
@@ -148,6 +152,15 @@ class Places:
                 fix="use a module that runs, and a call that happens",
             ) from None
 
+    def largest(self, last: Site) -> int:
+        """Bytes of the largest tensor at any site, up to this one."""
+        sizes = _SIZES.get(self._signature)
+        if sizes is None:
+            rows = self._signature.exact().rows
+            each = [max([_nbytes(what) for what in row.what], default=0) for row in rows]
+            sizes = _SIZES[self._signature] = list(itertools.accumulate(each, max))
+        return sizes[self.index(last)]
+
     def check_write(self, node: Write, value: Aval, line: Where | None) -> None:
         """Raises unless a value fits a leaf: its shape exactly, its dtype if not both floating."""
         own = self.leaf(node)
@@ -199,6 +212,10 @@ def _rows(aval: Aval) -> int:
     """Vectors in an argument; integers are ids of vectors."""
     floating = aval.dtype.is_floating_point or aval.dtype.is_complex
     return math.prod(aval.shape[:-1] if floating else aval.shape)
+
+
+def _nbytes(what: Any) -> int:
+    return what.nbytes if isinstance(what, Aval) else 0
 
 
 def _kind(dtype: torch.dtype) -> str:

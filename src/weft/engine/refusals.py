@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from weft.errors import GraphError, LimitError, WeftError
 from weft.settings import TEXTS
+from weft.wire.reports import scrubbed
 
 _SHORT = 200
 
@@ -30,7 +31,7 @@ def at_line(error: WeftError, line: object) -> WeftError:
 
 def foreign(what: str, error: Exception, line: object) -> GraphError:
     """An exception of torch's, or of a module's own code, as a refusal."""
-    said = (str(error).strip() or type(error).__name__).splitlines()[0][:_SHORT]
+    said = (scrubbed(error) or type(error).__name__)[:_SHORT]
     return GraphError(f"{what} cannot take these arguments: {said}", line=line)
 
 

@@ -7,6 +7,7 @@ is bounded by the size of the graph.
 
 from __future__ import annotations
 
+import re
 from typing import Any, NoReturn
 
 from weft.errors import GraphError
@@ -50,6 +51,13 @@ MAX_NAME = 256
 MAX_OUTS = 65_536
 MAX_ITEMS = 65_536
 MAX_NUMBER = 2**63 - 1
+MAX_LOGGED = 1024
+
+ACTING = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that act on a terminal or a page, or turn the direction of a line. No name has one."""
+
+RESERVED = frozenset(("out", "device", "generator"))
+"""Keywords of operations by which a graph would reach beside its own values."""
 
 DTYPES = frozenset(ITEM_SIZES) | {"uint16", "uint32", "uint64", "complex32"} | {
     f"float8_{kind}" for kind in ("e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz", "e8m0fnu")
@@ -97,8 +105,10 @@ def _check_whole(graph: Graph) -> None:
     if graph.seed is not None and not 0 <= graph.seed <= MAX_NUMBER:
         _refuse(graph, None, "a seed is a whole number of 63 bits from 0")
     for line in graph.where:
-        if len(line.file) > MAX_TEXT or len(line.text) > MAX_TEXT or line.line < 0:
+        if max(len(line.file), len(line.text)) > MAX_TEXT or not _is_size(line.line):
             _refuse(graph, None, "a line of the user's source has an impossible place")
+        if not _is_text(line.file, 0) or not _is_text(line.text.replace("\t", " "), 0):
+            _refuse(graph, None, "a line of the user's source holds control characters")
 
 
 def _check_constants(graph: Graph) -> None:
@@ -114,7 +124,7 @@ def _check_constants(graph: Graph) -> None:
 def _check_bound(graph: Graph, bound: Bound) -> None:
     if not _exists(graph, len(graph.nodes), bound.value):
         _refuse(graph, None, f"a bound names result {bound.value}, which does not exist")
-    if not 0 <= bound.dim < 2 * MAX_DEPTH or not 0 <= bound.size <= MAX_NUMBER or bound.at < 0:
+    if not 0 <= bound.dim < 2 * MAX_DEPTH or not _is_size(bound.size) or not _is_size(bound.at):
         _refuse(graph, None, "a bound names an impossible size")
 
 
@@ -170,15 +180,16 @@ def _check_node(graph: Graph, number: int, node: AnyNode) -> None:
             _check_apply(graph, number, node)
         case Const() | Param():
             _check_type(graph, number, node.dtype, node.shape)
-            if len(node.path if isinstance(node, Param) else node.key) > MAX_TEXT:
-                _refuse(graph, number, "its name is too long")
+            if not _is_text(node.path if isinstance(node, Param) else node.key):
+                _refuse(graph, number, f"its name is empty, {_ODD}")
         case Guard():
             _check_guard(graph, number, node)
         case Save():
-            if not 0 < len(node.name) <= MAX_TEXT:
-                _refuse(graph, number, f"save name {node.name[:40]!r} is empty or long")
+            if not _is_text(node.name):
+                _refuse(graph, number, f"save name {node.name[:40]!r} is empty, {_ODD}")
         case Log():
-            pass
+            if len(refs(node.parts)) > MAX_LOGGED:
+                _refuse(graph, number, f"more than {MAX_LOGGED} values in one log")
         case _:
             _refuse(graph, number, "there is no such kind of node")
 
@@ -196,6 +207,9 @@ def _check_call(graph: Graph, number: int, node: Call) -> None:
     if not 0 <= node.outs <= MAX_OUTS:
         _refuse(graph, number, f"{node.outs} results")
     _check_keywords(graph, number, node.kwargs)
+    reserved = sorted(RESERVED.intersection([key for key, _ in node.kwargs]))
+    if reserved:
+        _refuse(graph, number, f"{reserved[0]}= cannot be given to {node.op} in a graph")
     if node.writes and not is_effect(node.op):
         _refuse(graph, number, f"{node.op} changes no argument")
     if _changes_argument(node):
@@ -205,8 +219,8 @@ def _check_call(graph: Graph, number: int, node: Call) -> None:
 def _check_apply(graph: Graph, number: int, node: Apply) -> None:
     if not 0 <= node.outs <= MAX_OUTS or len(node.types) > MAX_OUTS:
         _refuse(graph, number, f"{node.outs} results")
-    if len(node.path) > MAX_TEXT:
-        _refuse(graph, number, "its path is too long")
+    if not _is_text(node.path, 0):
+        _refuse(graph, number, f"its path is {_ODD}")
     _check_keywords(graph, number, node.kwargs)
     for dtype, shape in node.types:
         _check_type(graph, number, dtype, shape, DTYPES)
@@ -216,8 +230,8 @@ def _check_keywords(graph: Graph, number: int, kwargs: tuple[tuple[str, Arg], ..
     names = {key for key, _ in kwargs}
     if len(names) != len(kwargs):
         _refuse(graph, number, "a keyword stands twice")
-    if any(len(name) > MAX_NAME for name in names):
-        _refuse(graph, number, "a keyword is too long")
+    if not all(_is_text(name, 1, MAX_NAME) for name in names):
+        _refuse(graph, number, f"a keyword is empty, {_ODD}")
 
 
 def _check_fill(graph: Graph, number: int, node: Fill) -> None:
@@ -230,25 +244,48 @@ def _check_fill(graph: Graph, number: int, node: Fill) -> None:
 def _check_guard(graph: Graph, number: int, node: Guard) -> None:
     if node.look not in ("value", "shape"):
         _refuse(graph, number, f"unknown look {node.look[:40]!r}")
-    if refs(node.expected):
-        _refuse(graph, number, "a guard expects numbers, no results")
     if node.look == "shape":
         sizes = node.expected.items if isinstance(node.expected, Seq) else None
         if sizes is None or len(sizes) > MAX_DEPTH or not all(map(_is_size, sizes)):
             _refuse(graph, number, "a shape is a row of sizes")
+    elif not _is_numbers(node.expected):
+        _refuse(graph, number, "a guard expects numbers, in lists or alone")
+
+
+def _is_numbers(arg: Arg) -> bool:
+    if isinstance(arg, Seq):
+        return arg.form != "size" and all(map(_is_numbers, arg.items))
+    return isinstance(arg, (bool, int, float, Complex)) or (
+        isinstance(arg, Name) and arg.form == "float"
+    )
 
 
 def _check_site(graph: Graph, number: int, site: Site) -> None:
     if site.port not in PORTS:
         _refuse(graph, number, f"unknown port {site.port[:40]!r}")
-    if site.call < 0 or site.step < 0 or len(site.path) > MAX_TEXT:
-        _refuse(graph, number, "a site needs call and step from 0 and a path of sane length")
+    if not _is_size(site.call) or not _is_size(site.step):
+        _refuse(graph, number, "a site needs call and step from 0")
+    if not _is_text(site.path, 0):
+        _refuse(graph, number, f"its path is {_ODD}")
 
 
 def _check_leaf(graph: Graph, number: int, leaf: tuple[str | int, ...]) -> None:
-    keys = [str(key) for key in leaf]
-    if len(leaf) > MAX_DEPTH or any(key.startswith("__") or len(key) > MAX_NAME for key in keys):
+    if len(leaf) > MAX_DEPTH or not all(map(_is_key, leaf)):
         _refuse(graph, number, "a leaf is a short path of indices and keys")
+
+
+def _is_key(key: str | int) -> bool:
+    if isinstance(key, str):
+        return not key.startswith("__") and _is_text(key, 0, MAX_NAME)
+    return abs(key) <= MAX_NUMBER
+
+
+_ODD = "too long, or holds control characters"
+
+
+def _is_text(text: str, least: int = 1, most: int = MAX_TEXT) -> bool:
+    """Whether a name is of sane length and can be shown."""
+    return least <= len(text) <= most and (text.isprintable() or not ACTING.search(text))
 
 
 def _check_type(

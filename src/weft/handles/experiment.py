@@ -10,20 +10,45 @@ again.run(model, "another prompt")["h"]
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from weft.engine.admit import admit
+from weft.engine.known import Known
 from weft.errors import GraphError
-from weft.graph.check import check
+from weft.families.call import ModelCall
+from weft.graph.check import MAX_NODES, check
 from weft.graph.node import Graph
 from weft.graph.show import show
 from weft.kernels.frames import to_frame, to_tensor
 from weft.wire.codec import content_hash, decode, encode
+from weft.wire.messages import Limits
 
 if TYPE_CHECKING:
     from .handle import Handle
+
+
+LIMITS = Limits(
+    nodes=MAX_NODES,
+    price_seconds=float("inf"),
+    **{
+        name: sys.maxsize
+        for name in Limits.__struct_fields__
+        if name not in ("nodes", "price_seconds")
+    },
+)
+"""On one's own machine an experiment may take what it takes."""
+
+
+def vet(graph: Graph, call: ModelCall, known: Known) -> None:
+    """Raises what a server would for a graph that does not fit the model or itself.
+
+    A graph from a file is a stranger's. Its sizes need not be the recorded ones.
+    """
+    admit(graph, call, known, LIMITS, strict=False)
 
 
 class Experiment:
@@ -58,6 +83,7 @@ class Experiment:
 
         `inputs` and `options` are those of `model.trace`. Guards are checked again (`GuardError`);
         a graph that read a size as a number refuses another size (`GraphError` with the line).
+        Whoever the graph is from, it is checked against the model before anything runs (`vet`).
         """
         return model._rerun(self, inputs, options)
 

@@ -21,7 +21,7 @@ from weft.signatures.later import overwritten_by
 from weft.signatures.signature import Signatures
 from weft.trace.tree import Module, Root
 
-from .experiment import Experiment
+from .experiment import Experiment, vet
 from .served import Served
 from .tracer import Tracer
 from .weights import Fingerprints, Weights
@@ -141,9 +141,12 @@ class Handle(Module):
         call = self._prepare(inputs, rest)
         if place.kind == "here":
             call = call.to(self._weights.device())
+        graph = _seeded(experiment.graph, own.seed)
+        if place.kind == "here":
+            vet(graph, call, self._known())
         signature = self._signatures.for_call(call.args, call.kwargs)
         request = Request(
-            _seeded(experiment.graph, own.seed),
+            graph,
             experiment.constants,
             call.args,
             call.kwargs,

@@ -36,8 +36,8 @@ def own(name: str, kind: str, function: Function) -> Function:
         return itself
     if name in _RESOLVED:
         return resolved(function)
-    if name in _SIZES:
-        return bounded(function, _SIZES[name])
+    if name in COUNTED:
+        return bounded(function, COUNTED[name])
     algebra = name.startswith(("linalg.", "fft.")) and name not in _VIEWS
     return settled(function) if algebra or name in _SETTLED else function
 
@@ -113,8 +113,9 @@ def _repeated(
     return total * (whole // max(length, 1))
 
 
-_SIZES: dict[str, Callable[..., int]] = {
+COUNTED: dict[str, Callable[..., int]] = {
     "bincount": _bincount,
     "nn.functional.one_hot": _one_hot,
     "repeat_interleave": _repeated,
 }
+"""Elements of results whose size is a number in an argument."""

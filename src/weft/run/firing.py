@@ -6,6 +6,7 @@ A read whose value is edited gets a private copy, which is copied back at the en
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable
 from typing import Any
 
@@ -143,9 +144,12 @@ class SiteSteps:
     def _is_refilled(self, step: Step) -> bool:
         """Whether the next that happens to the leaf is another fill."""
         steps, node = self.plan.steps, step.node
-        there: list[Any] = [steps[index] for index in self.plan.sites[node.site].steps]
-        later = [s for s in there if s.index > step.index and s.node.leaf == node.leaf]
-        return bool(later) and later[0].kind is Fill
+        there = self.plan.sites[node.site].steps
+        for place in range(bisect_right(there, step.index), len(there)):
+            later: Any = steps[there[place]]
+            if later.node.leaf == node.leaf:
+                return later.kind is Fill
+        return False
 
     # The end of a firing
 

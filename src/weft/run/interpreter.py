@@ -24,7 +24,6 @@ import torch
 
 from weft.errors import (
     GraphError,
-    GuardError,
     NotReachedError,
     OverwrittenError,
     ReadOnlyError,
@@ -46,13 +45,15 @@ from weft.graph.node import (
 )
 from weft.graph.site import Leaf, Site, Where
 from weft.kernels.execute import call, seed_of
+from weft.kernels.own import COUNTED
 from weft.kernels.results import flatten
 
-from .compare import agree, value_of
+from .compare import agree, check_bound, check_look, guard_error, value_of
 from .firing import SiteSteps, type_text
 from .frame import Frame
 from .host import Host
 from .late import late_edit, what
+from .logs import log_text
 from .lower import Env, lower
 from .memory import Memory, storage, version
 from .plan import plan
@@ -182,6 +183,8 @@ class Interpreter:
             self._before_write(step)
         env = self._memory.inputs(step)
         args, kwargs = step.args.build(env)  # type: ignore[union-attr]
+        if self._watch is not None and step.node.op in COUNTED:
+            self._watch.counted(COUNTED[step.node.op](*args, **kwargs), self._line(step))
         function = step.function
         result = function(*args, **kwargs) if function else self._made(step, args, kwargs)
         if isinstance(result, torch.Tensor) and step.outs == 1 and not step.bounds:
@@ -285,13 +288,10 @@ class Interpreter:
         node = step.node
         tensor = self._memory.inputs(step)[step.uses[0]]
         expected, _ = lower(node.expected, (), [])
-        got = value_of(tensor, node.look)
+        check_look(node.look, expected, tensor.shape, self._line(step))
+        got = value_of(tensor, node.look)  # as many numbers as the graph itself has
         if not agree(expected, got, tensor.dtype):
-            raise GuardError(
-                f"the recording depended on this {node.look} being {expected}, but it is {got}",
-                line=self._line(step),
-                fix="record the experiment again on this input",
-            )
+            raise guard_error(node.look, expected, got, self._line(step))
 
     def _save(self, step: Step) -> None:
         memory = self._memory
@@ -302,7 +302,7 @@ class Interpreter:
 
     def _log(self, step: Step) -> None:
         parts, _ = step.args.build(self._memory.inputs(step))  # type: ignore[union-attr]
-        self._on_log(" ".join(map(_text, parts)))
+        self._on_log(" ".join(map(log_text, parts)))
 
     def _give(self, step: Step, results: list[torch.Tensor]) -> None:
         if len(results) != step.outs:
@@ -316,14 +316,7 @@ class Interpreter:
             self._check_bound(bound, results[bound.value.out])
 
     def _check_bound(self, bound: Bound, tensor: torch.Tensor) -> None:
-        size = tensor.shape[bound.dim]
-        if size != bound.size:
-            raise GraphError(
-                f"the experiment read dimension {bound.dim} as the number {bound.size}; "
-                f"on this input it is {size}",
-                line=line_of(self.graph, bound),
-                fix="record it again on an input of this size",
-            )
+        check_bound(bound, tensor.shape, line_of(self.graph, bound))
 
     # Steps at a site
 
@@ -377,9 +370,3 @@ def _filled(step: Step, kept: Env) -> Any:
     if hole is None:
         return value
     return kept[hole] if isinstance(hole, int) else hole(kept)
-
-
-def _text(part: Any) -> str:
-    if not isinstance(part, torch.Tensor):
-        return str(part)
-    return str(part.item()) if part.dim() == 0 else str(part.detach().cpu())

@@ -13,6 +13,7 @@ a write or fill that is not ready when its site fires is late, which is an error
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import Any
 
 from weft.graph.node import Call, Const, Fill, Param, Read, Save, Write
@@ -161,5 +162,10 @@ class Linker:
 
     def is_unfilled(self, family: int, fills: list[int], index: int) -> bool:
         """Whether at this place in the program an edit has no fill yet."""
-        last = max([fill for fill in fills if fill < index], default=-1)
-        return any(last < write < index for write in self.writers[family])
+        return _last(self.writers[family], index) > _last(fills, index)
+
+
+def _last(rising: list[int], before: int) -> int:
+    """The last of rising numbers that is below another one."""
+    place = bisect_left(rising, before)
+    return rising[place - 1] if place else -1

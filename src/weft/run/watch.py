@@ -18,6 +18,10 @@ class Watch(Protocol):
         """A site has fired; so many are left."""
         ...
 
+    def counted(self, elements: int, line: Where | None) -> None:
+        """An operation whose result only numbers tell will make so many elements."""
+        ...
+
     def saved(self, size: int, line: Where | None) -> None:
         """A save keeps so many bytes."""
         ...

@@ -8,8 +8,10 @@ from weft.graph.site import Leaf, Site
 
 from .signature import Signature
 
+Overwritten = Callable[[Site, Leaf], bool]
 
-def overwritten_by(signature: Signature) -> Callable[[Site, Leaf], bool]:
+
+def overwritten_by(signature: Signature) -> Overwritten:
     """Whether the model changes a leaf's tensor in place after the site has fired."""
 
     def told(site: Site, leaf: Leaf) -> bool:

@@ -10,6 +10,7 @@ from types import CodeType, FrameType
 
 import torch
 
+from weft.graph.check import ACTING, MAX_TEXT
 from weft.graph.site import Where
 
 _OURS = str(Path(__file__).parent.parent)
@@ -57,4 +58,9 @@ def frames_within(file_ending: str) -> bool:
 def where(line: tuple[str, int]) -> Where:
     """The line with its text, where the source can be had."""
     file, number = line
-    return Where(file, number, linecache.getline(file, number).strip())
+    return Where(_shown(file), number, _shown(linecache.getline(file, number).strip()))
+
+
+def _shown(text: str) -> str:
+    """What a graph may say of a line: no control characters, and not without end."""
+    return ACTING.sub(" ", text)[:MAX_TEXT]

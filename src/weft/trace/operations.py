@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from weft.errors import ReadOnlyError, UnsupportedOperationError
+from weft.graph.check import RESERVED
 from weft.graph.node import Apply, Call, Name, Param, Ref
 from weft.graph.ops import OPS
 from weft.kernels.abstract import OUTCOMES, DataDependentError, Outcome, rebuild
@@ -91,7 +92,11 @@ class Operations:
             raise self.recorder.refusal(
                 "out= cannot be recorded", "use the result that is returned"
             )
-        return {key: value for key, value in kwargs.items() if key not in special.HINTS}
+        return {
+            key: value
+            for key, value in kwargs.items()
+            if key not in special.HINTS and (value is not None or key not in RESERVED)
+        }
 
     def _outcome(self, name: str, walk: Walk, args: tuple, kwargs: dict) -> Outcome | None:
         """The abstract result, cached; None where its shape depends on numbers."""
