@@ -143,6 +143,8 @@ def _details(module: nn.Module) -> str:
     if module._modules and _base(module):
         return ""
     text = module.extra_repr()
+    if type(module).__repr__ is not nn.Module.__repr__:
+        text = repr(module).removeprefix(f"{type(module).__name__}(").removesuffix(")")
     return text if len(text) <= _LONGEST and text.isprintable() and _is_about_numbers(text) else ""
 
 
