@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -126,10 +126,11 @@ class Tracer:
             recorder.fail("the block was recorded without being run")
             return None
         self._warn_unused()
-        if not graph.nodes and self._blocking:
+        request = self._request(graph, constants)
+        if not request.graph.nodes and self._blocking:
             self._arrived(Reply({}))  # nothing was asked of the model
             return None
-        return self._request(graph, constants)
+        return request
 
     def _arrived(self, reply: Reply) -> None:
         """The block has run: its handles become tensors."""
@@ -167,6 +168,8 @@ class Tracer:
     def _request(
         self, graph: Graph, constants: dict[str, torch.Tensor], look: bool = False
     ) -> Request:
+        if self._place.kind != "here":
+            graph, constants = lean(graph, constants)  # what nobody needs does not travel
         return Request(
             graph,
             constants,
@@ -240,14 +243,22 @@ class Tracer:
         else:
             graph, constants = self._recorder.graph(), self._recorder.clients.constants
         self._recorder.clients.check()
-        graph = prune(graph)
-        kept = [node.key for node in graph.nodes if isinstance(node, Const)]
-        return Experiment(graph, {key: constants[key].clone() for key in kept})
+        graph, constants = lean(graph, constants)
+        return Experiment(graph, {key: tensor.clone() for key, tensor in constants.items()})
 
     def plan(self) -> Price:
         """What the recorded graph costs, before it runs: sites, operations, bytes, peak memory."""
         graph = self._frozen[0] if self._frozen is not None else self._recorder.graph()
         return price(prune(graph), firing_index(self._signature))
+
+
+def lean(
+    graph: Graph, constants: Mapping[str, torch.Tensor]
+) -> tuple[Graph, dict[str, torch.Tensor]]:
+    """The graph without what nothing needs, and the constants that are left."""
+    graph = prune(graph)
+    kept = [node.key for node in graph.nodes if isinstance(node, Const)]
+    return graph, {key: constants[key] for key in kept}
 
 
 def firing_index(signature: Signature) -> Callable[[Site], int]:
