@@ -193,7 +193,7 @@ class Scripted:
         net, known = self.models[submit.model]
         info = JobInfo(id=id, state="done", model=submit.model, created=0.0, stages={"run": 0.25})
         notes = self.notes[id] = [StateEvent(state="queued"), StateEvent(state="running")]
-        fetch = lambda digest: frames.read(self.constants[digest])[0]["x"]  # noqa: E731
+        fetch = lambda digest: frames.read(self.constants[digest])[0]["x"]
         try:
             job = open_submit(submit, fetch, known)
             drawn = draw(

@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 
 import weft
 from tests.client.scripted import Scripted, failing, later, refused, silent, told
@@ -148,10 +149,9 @@ def test_the_key_goes_along_and_in_no_address(model: Any, script: Scripted, x: A
 def test_a_model_that_is_not_there_is_named_with_those_that_are(
     script: Scripted, server: Any, x: Any
 ) -> None:
-    other = weft.Model(__import__("torch").nn.Linear(4, 4), remote=server)
-    with pytest.raises(WrongModelError, match="it serves: net"):
-        with other.trace(x):
-            other.output.save()
+    other = weft.Model(torch.nn.Linear(4, 4), remote=server)
+    with pytest.raises(WrongModelError, match="it serves: net"), other.trace(x):
+        other.output.save()
 
 
 def test_models_print_as_a_table(server: Any) -> None:

@@ -146,7 +146,7 @@ def test_a_large_result_that_changed_in_between_is_refused(
     model: Any, script: Scripted, x: Any, large: None
 ) -> None:
     cut_at(script, 100)
-    whole = lambda r: httpx.Response(200, stream=Stream([script.results["job-1"]]))  # noqa: E731
+    whole = lambda r: httpx.Response(200, stream=Stream([script.results["job-1"]]))
     script.fault("GET", RESULT, whole)
     script.faults.sort(key=lambda fault: fault[2] is whole)
     with pytest.raises(ResultChangedError, match="not the one"):
@@ -200,8 +200,8 @@ class Screen(io.StringIO):
         return True
 
 
-@pytest.fixture
-def screen(monkeypatch: pytest.MonkeyPatch) -> Screen:
+def watched(monkeypatch: pytest.MonkeyPatch) -> Screen:
+    """A terminal, and bars for all sizes. Not a fixture: pytest gives each phase its own stderr."""
     monkeypatch.setattr(progress, "LARGE", 1)
     screen = Screen()
     monkeypatch.setattr(sys, "stderr", screen)
@@ -209,8 +209,9 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> Screen:
 
 
 def test_a_bar_shows_on_a_terminal(
-    model: Any, x: Any, hidden: Any, large: None, screen: Screen
+    model: Any, x: Any, hidden: Any, large: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    screen = watched(monkeypatch)
     bitwise(run(model, x), hidden)
     assert "result" in screen.getvalue()
 
@@ -226,8 +227,9 @@ def test_no_bar_without_a_terminal(
 
 
 def test_no_bar_where_it_is_not_wanted(
-    script: Scripted, net: Any, x: Any, large: None, screen: Screen
+    script: Scripted, net: Any, x: Any, large: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    screen = watched(monkeypatch)
     server = script.server(progress=False)
     run(weft.Model(net, remote=server), x)  # type: ignore[arg-type]
     server.close()
