@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import msgspec
 import torch
 from torch import nn
 
@@ -79,13 +78,7 @@ def values_of(drawn: Drawn) -> dict[str, Any]:
     def value(ref: Any) -> torch.Tensor:
         return to_tensor(drawn.frames[str(ref.node)])
 
-    return {name: build(_plain(arg), value) for name, arg in drawn.manifest.saved}
-
-
-def _plain(arg: Any) -> Any:
-    """A size is a tuple to whoever receives it."""
-    form = getattr(arg, "form", None)
-    return msgspec.structs.replace(arg, form="tuple") if form == "size" else arg
+    return {name: build(arg, value) for name, arg in drawn.manifest.saved}
 
 
 def state_of(net: nn.Module) -> dict[str, torch.Tensor]:

@@ -248,7 +248,8 @@ def _moved(arg: Any, value: Any, found: dict[Ref, Ref], frames: dict[str, Frame]
             return found[arg]
         case Seq():
             pairs = zip(arg.items, value, strict=True)
-            return Seq(arg.form, tuple([_moved(a, v, found, frames) for a, v in pairs]))
+            form = "tuple" if arg.form == "size" else arg.form  # what a client can build
+            return Seq(form, tuple([_moved(a, v, found, frames) for a, v in pairs]))
         case Map():
             pairs = zip(arg.values, value.values(), strict=True)
             return Map(arg.keys, tuple([_moved(a, v, found, frames) for a, v in pairs]))
@@ -256,5 +257,5 @@ def _moved(arg: Any, value: Any, found: dict[Ref, Ref], frames: dict[str, Frame]
             parts = ((arg.start, value.start), (arg.stop, value.stop), (arg.step, value.step))
             return Slice(*[_moved(a, v, found, frames) for a, v in parts])
         case Shape():
-            return Seq("size", tuple(value))
+            return Seq("tuple", tuple(value))
     return arg
