@@ -1,7 +1,10 @@
-"""Models for the tests of meaning. Tests get a model from here and nowhere else, so that the same
-tests can run where `connect` gives a model that lives elsewhere.
+"""Models for the tests of meaning, each of which runs twice: here, and on a live server.
 
-`net` is the bare module, for the oracle; `model` is Weft's handle on the same one.
+`net` is the bare module, for the oracle; `model` is Weft's handle on the same one. In the second
+run a server in this process, over HTTP on a free port, has the same modules: what a test gets from
+`subjects`, `weft.LanguageModel` and `weft.Model` then runs there by default. A language model's
+tree comes from the server as data; the tree of any other module is that of the test. Tests that are
+only about this process stand in `LOCAL_ONLY`, with the reason.
 """
 
 from __future__ import annotations
@@ -15,9 +18,10 @@ import pytest
 import torch
 from torch import nn
 
-import weft
 from tests.families import zoo
+from tests.language import places
 from tests.language.hooks import hook_count
+from tests.language.places import LOCAL_ONLY, Place
 from weft.testing import tiny_path
 from weft.testing.same import bitwise
 
@@ -53,29 +57,51 @@ def _net(name: str, dtype: torch.dtype) -> tuple[nn.Module, Any, zoo.Paths]:
 
 
 @cache
-def _subject(name: str, dtype: torch.dtype) -> Subject:
+def _subject(place: Place, name: str, dtype: torch.dtype) -> Subject:
     net, tokenizer, paths = _net(name, dtype)
     ids = torch.tensor(zoo.tokens(9, seed=1))
     with torch.no_grad():
         baseline = net(ids).logits
-    model = connect(net, tokenizer)
+    model = place.language(net, tokenizer)
     with model.scan(ids):
         pass  # learns the shapes: that pass fires the hooks with which tests count
     return Subject(net, model, paths, ids, baseline, tokenizer)
 
 
-def connect(net: nn.Module, tokenizer: Any = None) -> Any:
-    """Weft's handle on a language model."""
-    return weft.LanguageModel(net, tokenizer=tokenizer)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Each test runs in both places."""
+    module: Any = metafunc.module
+    local = f"{module.__name__.rpartition('.')[2]}::{metafunc.function.__name__}"
+    there = pytest.param(places.THERE, marks=_ANNOUNCED)
+    both = [places.HERE] if local in LOCAL_ONLY else [places.HERE, there]
+    metafunc.parametrize("place", both, ids=str, indirect=True, scope="session")
+
+
+_ANNOUNCED = pytest.mark.filterwarnings("ignore::weft.errors.RemoteLookWarning")
+
+
+@pytest.fixture(scope="session")
+def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+    """Where the models of a test run."""
+    with request.param.opened():
+        yield request.param
 
 
 @pytest.fixture(autouse=True)
-def subjects() -> Iterator[Callable[..., Subject]]:
+def _handles_of_the_place(place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test itself makes runs there too, until its end."""
+    place.take_over(monkeypatch)
+    yield
+    place.tidy()
+
+
+@pytest.fixture(autouse=True)
+def subjects(place: Place) -> Iterator[Callable[..., Subject]]:
     """Gives `Subject`s by family; afterwards each is as it was: no hook, the same logits."""
     used: list[Subject] = []
 
     def get(name: str, dtype: torch.dtype = torch.float32) -> Subject:
-        subject = _subject(name, dtype)
+        subject = _subject(place, name, dtype)
         used.append(subject)
         return subject
 

@@ -114,15 +114,14 @@ def test_a_graph_without_sizes_runs_at_other_lengths_and_batches(model, net, ids
         bitwise(graph.run(model, other), by_hand(net, other, v))
 
 
-def test_a_graph_runs_on_another_copy_of_the_model(model, ids, v):
+def test_a_graph_runs_on_another_copy_of_the_model(place, gpt2, model, ids, v):
     from tests.families import zoo
-    from tests.language.conftest import connect
 
     graph = steer(model, ids, v).graph
     net = zoo.build("gpt2", seed=5)
-    got = graph.run(connect(net), ids)
+    got = graph.run(place.language(net), ids)
     bitwise(got, by_hand(net, ids, v))
-    moves(got["h"], by_hand(model.dispatch(), ids, v)["h"])
+    moves(got["h"], by_hand(gpt2.net, ids, v)["h"])
 
 
 SIZES = {

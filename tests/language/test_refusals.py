@@ -12,7 +12,6 @@ from torch.utils.checkpoint import checkpoint
 
 import weft
 from tests.families import zoo
-from tests.language.conftest import connect
 from tests.language.hooks import with_hooks
 from weft.errors import (
     InputError,
@@ -195,7 +194,7 @@ def test_assigning_to_what_is_no_site_raises(model, ids):
         {"seed": "one"},
         {"remote": "nowhere"},
         {"remote": 3},
-        {"blocking": False},
+        {"blocking": False, "remote": False},
         {"blocking": "yes"},
         {"past_key_values": None},
         {"use_cache": 3},
@@ -337,5 +336,5 @@ def test_the_zeroth_row_of_a_former_tuple_warns_with_both_spellings(model, ids):
     assert caught[0].filename == __file__
 
 
-def test_models_of_tests_are_made_in_one_place():
-    assert connect(zoo.build("gpt2")).transformer.h
+def test_models_of_tests_are_made_in_one_place(place):
+    assert place.language(zoo.build("gpt2")).transformer.h

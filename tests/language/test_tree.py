@@ -38,16 +38,23 @@ def test_a_list_of_layers_is_a_list(model, ids):
     assert next(reversed(layers)).path == "transformer.h.2"
 
 
-def test_get_walks_a_dotted_path(model, net):
+def test_get_walks_a_dotted_path(model):
     assert model.get("transformer.h.1.mlp") is model.transformer.h[1].mlp
     assert model.get("") is model
     assert model.get("transformer.h.1").get("mlp.c_fc") is model.transformer.h[1].mlp.c_fc
+
+
+def test_get_walks_a_dotted_path_to_a_weight(model, net):
     assert model.get("lm_head.weight") is net.lm_head.weight
 
 
 def test_plain_attributes_of_a_module_are_the_models(model, net):
     assert model.transformer.h[0].attn.num_heads == net.transformer.h[0].attn.num_heads
     assert model.lm_head.in_features == 32
+    assert model.config.n_layer == model.config.num_hidden_layers == net.config.n_layer
+
+
+def test_the_configuration_is_the_models_own_object(model, net):
     assert model.config is net.config
 
 

@@ -56,6 +56,11 @@ def prune(graph: Graph) -> Graph:
     return replace(graph, nodes=nodes, bounds=bounds)
 
 
+def asks_nothing(graph: Graph) -> bool:
+    """Whether a run of the graph would have no effect."""
+    return not any(isinstance(node, EFFECTS) for node in graph.nodes)
+
+
 def live_nodes(graph: Graph) -> set[int]:
     """The ids of the nodes that an effect or a bound needs, effects included."""
     nodes, owner = graph.nodes, roots(graph.nodes)

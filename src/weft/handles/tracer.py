@@ -13,7 +13,7 @@ from weft.client.core import Traffic
 from weft.errors import LookError, NotFinishedError, RemoteLookWarning, WeftError
 from weft.families.call import ModelCall
 from weft.graph.node import Const, Graph
-from weft.graph.passes import prune
+from weft.graph.passes import asks_nothing, prune
 from weft.graph.site import Site
 from weft.run.price import Price, price
 from weft.signatures.later import overwritten_by
@@ -127,8 +127,8 @@ class Tracer:
             return None
         self._warn_unused()
         request = self._request(graph, constants)
-        if not request.graph.nodes and self._blocking:
-            self._arrived(Reply({}))  # nothing was asked of the model
+        if self._blocking and asks_nothing(request.graph):
+            self._arrived(Reply({}))
             return None
         return request
 

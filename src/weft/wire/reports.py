@@ -139,6 +139,8 @@ _KINDS: dict[str, type[RunError]] = {
         MemoryError,
         OverflowError,
         AssertionError,
+        OSError,
+        FileNotFoundError,
     )
 }
 """A `RuntimeError` every `RunError` is."""
