@@ -164,6 +164,13 @@ def test_told_to_stop_what_runs_may_finish_and_the_gateway_ends_last(story: Stor
     assert story.state.mode == "over"
 
 
+def test_who_is_still_loading_has_nothing_in_hand(story: Story) -> None:
+    story(Died("a"))
+    story(Died("gateway"))
+    asked = story(Stop())
+    assert asked == (Drain("gateway"), Finish("checker"), Kill("a"), Finish("b"))
+
+
 def test_nobody_is_started_again_while_the_fleet_ends(story: Story) -> None:
     story(Died("a"))
     story(Died("a"))  # waits to be started again

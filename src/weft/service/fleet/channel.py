@@ -20,6 +20,10 @@ import msgspec
 from msgspec import Struct
 
 
+class IsBorn(Struct, frozen=True, tag=True):
+    """The process is there, and begins to load what it needs."""
+
+
 class IsReady(Struct, frozen=True, tag=True):
     """The process can do its work."""
 
@@ -46,7 +50,7 @@ class DoMark(Struct, frozen=True, tag=True):
     reason: str | None = None
 
 
-Message = IsReady | IsUnusable | DoDrain | DoFinish | DoMark
+Message = IsBorn | IsReady | IsUnusable | DoDrain | DoFinish | DoMark
 LOG = logging.getLogger("weft.fleet")
 _DECODER = msgspec.json.Decoder(Message)
 

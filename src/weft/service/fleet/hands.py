@@ -20,6 +20,7 @@ from selectors import EVENT_READ, BaseSelector
 import msgspec
 
 from weft.service.store.bells import Bells
+from weft.settings import variable
 
 from .channel import Channel, Message
 from .process import ended
@@ -30,12 +31,13 @@ PATIENCE = 5.0
 
 
 class Made:
-    """One process. `popen` is None for a child of the nursery."""
+    """One process. `popen` is None for a child of the nursery, `born` whether it has been heard."""
 
     def __init__(self, spec: Spec, channel: Channel, popen: subprocess.Popen | None) -> None:
         self.spec = spec
         self.channel = channel
         self.popen = popen
+        self.born = False
 
 
 class Hands:
@@ -109,6 +111,7 @@ class Hands:
 
     def _hear(self, made: Made) -> None:
         messages = made.channel.read()
+        made.born |= bool(messages)
         for message in messages or ():
             self._on_message(made.spec.name, message)
         if messages is None:
@@ -168,10 +171,16 @@ class Hands:
         if made.popen is not None:
             made.popen.kill()
         elif self._nursery is not None:
-            try:
-                send(self._nursery[0], DoKill(made.spec.holder))
-            except (BrokenPipeError, ConnectionResetError):
-                return  # its children have died with it
+            self._kill_child(made, *self._nursery)
+
+    def _kill_child(self, made: Made, control: socket.socket, nursery: subprocess.Popen) -> None:
+        if not any(one.born for one in self._made.values() if one.popen is None):
+            nursery.kill()  # it is still loading, would hear nothing meanwhile, and has no children
+            return
+        try:
+            send(control, DoKill(made.spec.holder))
+        except (BrokenPipeError, ConnectionResetError):
+            return  # its children have died with it
 
     def close(self) -> None:
         """Ends whatever is there still. What was written to logs is shown."""
@@ -236,6 +245,7 @@ def _python(
             str(os.getpid()),
             *more,
         ],
+        env={name: value for name, value in os.environ.items() if name != variable("key")},
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=log,

@@ -25,6 +25,7 @@ from weft.errors import WeftError
 from weft.families.loading import Source, load_config, load_options, load_tokenizer, skeleton
 
 from . import child
+from .channel import IsBorn
 from .models import Deployment
 from .process import call_me, die_with
 from .spec import DoMake, Exited, Given, Spec, alone, receive
@@ -115,6 +116,7 @@ class Nursery:
                 end.close()
             given = Given(spec, fds)
             given.take_over(spec.role)
+            given.channel.send(IsBorn())
             status = become(spec, given)
         except Exception:
             LOG.exception("%s could not go on", spec.name)

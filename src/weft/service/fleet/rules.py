@@ -15,7 +15,7 @@ it again and again cannot make the fleet do nothing else. One that dies before i
 longer each time, and has failed after some.
 
 When the fleet is told to stop, gateways take no new jobs, the others end after what they have in
-hand; the gateway, through which results are fetched, ends last.
+hand, or at once where they only load; the gateway, through which results are fetched, ends last.
 """
 
 from __future__ import annotations
@@ -248,7 +248,8 @@ def _stop(state: State, now: float) -> Step:
             state = state.with_part(replace(part, phase="gone"))
     state = replace(state, mode="draining", until=now + state.drain)
     asked: list[Command] = [Drain(part.name) for part in state.alive("gateway")]
-    asked += [Finish(part.name) for part in state.alive("checker", "worker")]
+    for part in state.alive("checker", "worker"):
+        asked.append(Finish(part.name) if part.phase == "ready" else Kill(part.name))
     state, more = _leave(state, now)
     return state, (*asked, *more)
 
