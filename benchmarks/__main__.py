@@ -1,9 +1,10 @@
-"""`./run bench [--rounds N] [--write]`: measures, prints, and with --write keeps the table."""
+"""`./run bench [PART ...] [--rounds N] [--write]`: measures, prints, and keeps the tables."""
 
 from __future__ import annotations
 
 import argparse
 import platform
+from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
 
@@ -11,37 +12,51 @@ import torch
 
 from .library import Row, all_rows
 from .recording import memory_slope, operation_times
+from .service import service_rows
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
-MARK = "<!-- measured -->"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="./run bench")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; or all")
     parser.add_argument("--rounds", type=int, default=200)
-    parser.add_argument("--write", action="store_true", help=f"keep the table in {PAGE.name}")
+    parser.add_argument("--write", action="store_true", help=f"keep the tables in {PAGE.name}")
     options = parser.parse_args()
+    if unknown := set(options.parts) - set(PARTS):
+        parser.error(f"no part {min(unknown)!r}")
     torch.set_num_threads(1)
-    lines = list(_lines(options.rounds))
-    if options.write:
-        head = PAGE.read_text().split(MARK)[0]
-        PAGE.write_text(f"{head}{MARK}\n" + "\n".join(lines) + "\n")
+    for part in options.parts or PARTS:
+        lines = [line for lines in PARTS[part](options.rounds) for line in _say(*lines)]
+        if options.write:
+            _keep(part, "\n".join(lines))
 
 
-def _lines(rounds: int):
-    yield from _say(
-        f"Measured {date.today()}, torch {torch.__version__}, Python "
-        f"{platform.python_version()}, one thread, {rounds} rounds in turn. Microseconds; medians, "
-        "with half the quartile distance.",
+def _keep(part: str, table: str) -> None:
+    """Replaces the part's table, which stands between two marks."""
+    first, last = f"<!-- {part} -->\n", f"\n<!-- end of {part} -->"
+    head, _, rest = PAGE.read_text().partition(first)
+    _, found, tail = rest.partition(last)
+    if not found:
+        raise SystemExit(f"{PAGE.name} has no marks for {part}")
+    PAGE.write_text(f"{head}{first}{table}{found}{tail}")
+
+
+Lines = Iterator[tuple[str, ...]]
+
+
+def _library(rounds: int) -> Lines:
+    yield (
+        f"{_when(rounds)} Microseconds; medians, with half the quartile distance.",
         "",
         "| work | layers | prompt | bare | hooks | Weft "
         "| over hooks | over bare | x hooks | budget |",
         "|---|---|---|---|---|---|---|---|---|---|",
     )
     for row in all_rows(rounds):
-        yield from _say(_cells(row))
+        yield (_cells(row),)
     times = operation_times()
-    yield from _say(
+    yield (
         "",
         "| recording | measured | budget |",
         "|---|---|---|",
@@ -58,10 +73,39 @@ def _cells(row: Row) -> str:
     return "| " + " | ".join([row.name, str(row.layers), kind, *times, *gaps, row.budget]) + " |"
 
 
+def _service(rounds: int) -> Lines:
+    found = service_rows(rounds)
+    yield (
+        f"{_when(rounds)} Milliseconds beyond the bare forward pass of the same rounds.",
+        "",
+        "| one edit and one save | median | p95 | budget |",
+        "|---|---|---|---|",
+        *[f"| {t.name} | {t.median:.1f} | {t.p95:.1f} | {t.budget} |" for t in found.trips],
+        "",
+        "| stage of a request | median ms |",
+        "|---|---|",
+        *[f"| {name} | {1e3 * seconds:.2f} |" for name, seconds in found.stages.items()],
+        "",
+        "| what travels | requests | bytes up | bytes down |",
+        "|---|---|---|---|",
+        *[f"| {t.name} | {t.requests} | {t.up:,} | {t.down:,} |" for t in found.travels],
+    )
+
+
+def _when(rounds: int) -> str:
+    return (
+        f"Measured {date.today()}, torch {torch.__version__}, Python {platform.python_version()}, "
+        f"one thread, {rounds} rounds in turn."
+    )
+
+
 def _say(*lines: str) -> tuple[str, ...]:
     for line in lines:
         print(line, flush=True)
     return lines
+
+
+PARTS: dict[str, Callable[[int], Lines]] = {"library": _library, "service": _service}
 
 
 if __name__ == "__main__":
