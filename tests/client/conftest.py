@@ -1,9 +1,11 @@
-"""A scripted server, a small module on it, and a handle whose blocks run there."""
+"""A scripted server with a small module on it, and a live one; handles whose blocks run there."""
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +13,11 @@ import torch
 from torch import nn
 
 import weft
+from tests.client.live import gated_net, held, plain_net, soon
 from tests.client.scripted import Scripted
+from weft.client import close
 from weft.client.servers import Server
+from weft.testing import tiny_path
 
 
 @pytest.fixture(autouse=True)
@@ -26,8 +31,7 @@ def _own_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
 
 @pytest.fixture
 def net() -> nn.Module:
-    torch.manual_seed(1)
-    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    return plain_net()
 
 
 @pytest.fixture
@@ -59,3 +63,55 @@ def server(script: Scripted) -> Iterator[Server]:
 @pytest.fixture
 def model(net: nn.Module, server: Server) -> Any:
     return weft.Model(net, remote=server)  # type: ignore[arg-type]
+
+
+# -- a live server -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def _live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Path]]:
+    """One server for all tests: `tiny`, a trained language model, `net`, and `gated`."""
+    from weft.testing.service import serve
+
+    state = tmp_path_factory.mktemp("state")
+    models = {"tiny": tiny_path(), "net": plain_net(), "gated": gated_net()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(state))
+        with serve(models) as server:
+            yield server, state
+
+
+@pytest.fixture
+def live(_live: tuple[Any, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """The live server, found by its address. Afterwards nothing that a test opened is left."""
+    server, state = _live
+    monkeypatch.setenv("XDG_STATE_HOME", str(state))
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    before = held()
+    yield server
+    close()
+    soon(lambda: held() <= before)
+    assert not list(scratch.iterdir())
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Any:
+    """The language model itself, for plain hooks."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(tiny_path()).eval()
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tiny_path())
+
+
+@pytest.fixture
+def gated(live: Any) -> Any:
+    """A handle on the server's model that waits at its second module."""
+    return weft.Model("gated", remote=live.url)
