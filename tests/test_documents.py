@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from tests.test_imports import LAYERS
+from weft.settings import TEXTS, Settings
+from weft.testing import tiny_path
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted(
@@ -49,9 +53,30 @@ def examples() -> list[tuple[str, str]]:
     return found
 
 
+@pytest.fixture(scope="module")
+def _server() -> Iterator[None]:
+    """The server that examples with `remote=True` speak of."""
+    from weft.testing.service import serve
+
+    with serve({"tiny": tiny_path()}) as server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WEFT_HOST", server.url)
+        patch.setenv("WEFT_KEY", server.key)
+        yield
+
+
+@pytest.mark.usefixtures("_server")
 @pytest.mark.parametrize(("name", "code"), examples(), ids=[name for name, _ in examples()])
 def test_examples_run(name: str, code: str) -> None:
     exec(compile(code, f"<{name}>", "exec"), {"__name__": name})
+
+
+def test_every_setting_is_in_the_page_on_serving() -> None:
+    text = (ROOT / "docs" / "serving.md").read_text()
+    shown = re.findall(r"^\| `(\w+)` \| (.*) \| (.*) \|$", text, re.MULTILINE)
+    default = {
+        f.name: "-" if f.default in (None, "") else f"`{f.default}`" for f in fields(Settings)
+    }
+    assert shown == [(name, default[name], TEXTS[name]) for name in default]
 
 
 def test_the_readme_names_the_two_commands() -> None:
