@@ -152,14 +152,22 @@ class Admission(Play):
             raise at_line(error, line) from None
         except Exception as error:  # noqa: BLE001 (a module may raise anything)
             raise foreign(f"the module {node.path!r}", error, line) from None
-        types = tuple([(dtype_name(aval.dtype), tuple(aval.shape)) for aval in found])
-        if len(found) != node.outs or (self._strict and types != node.types):
+        if len(found) != node.outs or not self._are_as_said(found, node.types):
             raise GraphError(
                 f"the module {node.path!r} gives {_list(found)} here, not what the graph says",
                 line=line,
             )
+        self._check_memory(step, sum([aval.nbytes for aval in found]))
         self.flops += self._places.flops_of(node.path, args, kwargs)
         return found
+
+    def _are_as_said(
+        self, found: list[Aval], types: tuple[tuple[str, tuple[int, ...]], ...]
+    ) -> bool:
+        if len(found) != len(types):
+            return False
+        pairs = zip(found, types, strict=True)
+        return all(self._places.is_as_said(aval, *said) for aval, said in pairs)
 
     # Operations
 
@@ -183,7 +191,8 @@ class Admission(Play):
             raise
         sources = [None if leaf.alias is None else refs[leaf.alias] for leaf in found.leaves]
         self._check_declared(step, len(found.leaves), sources, [refs[i] for i in found.writes])
-        self._check_memory(step, inner_bytes(name, args, kwargs, found))
+        made = sum([leaf.aval.nbytes for leaf in found.leaves if leaf.alias is None])
+        self._check_memory(step, made + inner_bytes(name, args, kwargs, found))
         return found
 
     def _check_declared(

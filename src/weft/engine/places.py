@@ -107,7 +107,7 @@ class Places:
         aval = self._leaves.get(key)
         if aval is None:
             aval = self._leaves[key] = self._find(node, line)
-        if isinstance(node, Read) and not self._is_as_said(node, aval):
+        if isinstance(node, Read) and not self.is_as_said(aval, node.dtype, node.shape):
             raise SiteMismatchError(
                 f"{node.site}{leaf_text(node.leaf)} is {aval!r} here, "
                 f"but the graph says {node.dtype}{list(node.shape)}",
@@ -115,12 +115,12 @@ class Places:
                 fix="record the experiment on an input like this one",
             )
 
-    def _is_as_said(self, node: Read, aval: Aval) -> bool:
-        if dtype_name(aval.dtype) == node.dtype and tuple(aval.shape) == node.shape:
+    def is_as_said(self, aval: Aval, dtype: str, shape: tuple[int, ...]) -> bool:
+        """Whether a tensor is what a graph says; if not strict, whether it is of the same kind."""
+        if dtype_name(aval.dtype) == dtype and tuple(aval.shape) == shape:
             return True
-        said = getattr(torch, node.dtype)
-        same_kind = _kind(said) == _kind(aval.dtype) and len(node.shape) == len(aval.shape)
-        return same_kind and not self._strict
+        same_kind = _kind(getattr(torch, dtype)) == _kind(aval.dtype)
+        return same_kind and len(shape) == len(aval.shape) and not self._strict
 
     def _find(self, node: Read | Write | Fill, line: Where | None) -> Aval:
         site = node.site
