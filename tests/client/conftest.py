@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import weft
-from tests.client.live import gated_net, held, plain_net, soon
+from tests.client.live import gated_net, held, plain_net, slow_net, soon
 from tests.client.scripted import Scripted
 from weft.client import close
 from weft.client.servers import Server
@@ -70,14 +70,14 @@ def model(net: nn.Module, server: Server) -> Any:
 
 @pytest.fixture(scope="session")
 def _live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Path]]:
-    """One server for all tests: `tiny`, a trained language model, `net`, and `gated`."""
+    """One server for all tests: `tiny`, a trained language model, and small modules."""
     from weft.testing.service import serve
 
     state = tmp_path_factory.mktemp("state")
-    models = {"tiny": tiny_path(), "net": plain_net(), "gated": gated_net()}
+    nets = {"net": plain_net(), "gated": gated_net(), "slow": slow_net()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(state))
-        with serve(models) as server:
+        with serve({"tiny": tiny_path(), **nets}) as server:
             yield server, state
 
 

@@ -33,13 +33,16 @@ class Door:
     def __init__(self) -> None:
         self._open = threading.Event()
         self._open.set()
+        self._seconds = PATIENCE
         self.reached = threading.Event()
 
     def open(self, *_: Any) -> None:
         self._open.set()
 
     @contextlib.contextmanager
-    def closed(self) -> Iterator[Door]:
+    def closed(self, seconds: float = PATIENCE) -> Iterator[Door]:
+        """Until it is opened, or the block is left; nobody waits longer than `seconds`."""
+        self._seconds = seconds
         self._open.clear()
         self.reached.clear()
         try:
@@ -49,7 +52,7 @@ class Door:
 
     def go_through(self) -> None:
         self.reached.set()
-        self._open.wait(PATIENCE)
+        self._open.wait(self._seconds)
 
 
 DOOR = Door()
@@ -72,6 +75,11 @@ def plain_net() -> nn.Module:
 def gated_net() -> nn.Module:
     torch.manual_seed(2)
     return nn.Sequential(nn.Linear(4, 8), Gate(), nn.Linear(8, 2)).eval()
+
+
+def slow_net() -> nn.Module:
+    """A hundred gates: with a door that is closed for a moment only, a pass takes its time."""
+    return nn.Sequential(*[Gate() for _ in range(100)]).eval()
 
 
 # -- the way to a server -------------------------------------------------------------------------

@@ -88,7 +88,7 @@ def test_local_is_all_but_the_network(
     bounded(h, hidden)
     assert tracer.where == "here, as a server would"
     assert tracer.traffic.up > 100 and tracer.traffic.down > h.nbytes
-    with pytest.raises(weft.RemoteError, match="IndexError|out of bounds"), model.trace(x):
+    with pytest.raises(weft.RemoteError, match="out of bounds"), model.trace(x):
         model[1].output[torch.tensor([7])].save()
 
 
@@ -134,7 +134,7 @@ def test_auto_stays_here_where_the_server_has_another_model(
     with torch.no_grad():
         hidden = other(x)
     assert not ran_there(live, weft.Model(other, remote="auto"), x, hidden)
-    assert "it serves: tiny, net, gated" in caplog.text
+    assert "it serves: tiny, net" in caplog.text
 
 
 def test_auto_with_a_language_model(live: Any, monkeypatch: Any) -> None:
@@ -214,9 +214,9 @@ def test_a_server_wants_a_key_that_it_knows(
 def test_a_server_that_is_away_is_named(net: Any, x: Any, monkeypatch: Any) -> None:
     monkeypatch.setenv("WEFT_RETRY_SECONDS", "0.2")
     model = weft.Model(net, remote=AWAY)
-    with pytest.raises(ServerAwayError, match=f"no server answers at {AWAY}") as caught:
-        with model.trace(x):
-            h = model[1].output.save()
+    away = pytest.raises(ServerAwayError, match=f"no server answers at {AWAY}")
+    with away as caught, model.trace(x):
+        h = model[1].output.save()
     assert caught.value.code == "server-away" and isinstance(caught.value, ConnectionError)
     assert "weft serve" in str(caught.value) and "WEFT_HOST" in str(caught.value)
     assert f"{__file__}:" in caught.value.__notes__[0]
@@ -227,7 +227,7 @@ def test_a_server_that_is_away_is_named(net: Any, x: Any, monkeypatch: Any) -> N
 
 
 def test_a_model_that_is_not_there_is_refused_when_it_is_opened(live: Any) -> None:
-    with pytest.raises(WrongModelError, match=r"no model 'gpt5'; it serves: tiny, net, gated"):
+    with pytest.raises(WrongModelError, match=r"no model 'gpt5'; it serves: tiny, net"):
         weft.LanguageModel("gpt5", remote=live.url)
     with pytest.raises(UnknownOptionError, match=r"weft\.LanguageModel"):
         weft.Model("tiny", remote=live.url)
