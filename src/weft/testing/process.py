@@ -47,10 +47,13 @@ class Running:
     log: Path
     environ: Mapping[str, str]
     url: str = field(default="", init=False)
+    _said: str = field(default="", init=False)
 
     def said(self) -> str:
-        """All that it has printed so far."""
-        return self.log.read_text(errors="replace")
+        """All that it has printed so far; also when its folder is gone."""
+        if self.log.exists():
+            self._said = self.log.read_text(errors="replace")
+        return self._said
 
     def ready(self, seconds: float = START_SECONDS) -> None:
         """Waits until it serves. Raises RuntimeError, with what it said, if it does not."""
@@ -137,6 +140,7 @@ def _close(server: Running) -> None:
     finally:
         assert server.process.stdin is not None
         server.process.stdin.close()
+        server.said()
 
 
 def _healthy(url: str) -> bool:
@@ -153,4 +157,3 @@ def _pid_in(path: Path) -> int | None:
         return json.loads(path.read_bytes()).get("pid")
     except (OSError, ValueError):
         return None
-

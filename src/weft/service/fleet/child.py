@@ -61,6 +61,7 @@ def run(spec: Spec, given: Given) -> int:
         return begin(spec, given.channel, Store(ledger, objects, given.bells, settings))
     finally:
         ledger.close()
+        objects.close()
 
 
 # -- the checker -----------------------------------------------------------------------------------

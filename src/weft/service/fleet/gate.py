@@ -51,6 +51,7 @@ def main(argv: list[str]) -> int:
     follow(given.channel, act)
     server.run()
     ledger.close()
+    objects.close()
     sys.stderr.flush()
     os._exit(0)  # the life-line's thread may be reading, which would hold a usual end up
 

@@ -51,6 +51,8 @@ def serve(
         url = url_of(listening)
         bells = stack.enter_context(Bells.of_models([model.id for model in models]))
         objects = FolderObjects(objects_of(data))
+        stack.callback(objects.close)
+        stack.callback(objects.clear)
         ledger = open_ledger(ledger_of(data), settings, Shell(bells, objects))
         stack.callback(ledger.close)
         recover(ledger, objects, time.time())

@@ -36,13 +36,17 @@ class FolderObjects:
         self._path = path
         _folder(path)
         _folder(path / NEW)
-        _clear(path / NEW)
+        self.clear()
         self._new, lock = _own_folder(path / NEW)
         self._leave = weakref.finalize(self, _leave, self._new, lock, os.getpid())
 
     def close(self) -> None:
         """Nothing can be put any more. It happens by itself when the store is not used any more."""
         self._leave()
+
+    def clear(self) -> None:
+        """Removes what processes that died had not finished; opening does it, too."""
+        _clear(self._path / NEW)
 
     # -- writing -----------------------------------------------------------------------------
 

@@ -1,0 +1,75 @@
+"""The processes of a real server, as a test sees them: found in /proc, killed, awaited."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+PATIENCE = 60.0
+_STAT = re.compile(r"(\d+) \((.*)\) (\S) (\d+) ")
+
+
+def until(so: Callable[[], T], what: str = "it") -> T:
+    """What `so()` gives, as soon as that is something."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        found = so()
+        if found:
+            return found
+        assert time.monotonic() < end, f"{what} did not happen"
+        time.sleep(0.005)
+
+
+def family(pid: int) -> dict[int, str]:
+    """The living processes below one, and their names (`weft:worker`)."""
+    parents = {}
+    for path in Path("/proc").iterdir():
+        if path.name.isdigit() and (found := _stat(int(path.name))):
+            parents[int(path.name)] = found
+    below, above = {}, {pid}
+    while above:
+        children = {one: name for one, (name, parent) in parents.items() if parent in above}
+        above = children.keys() - below.keys()
+        below |= children
+    return below
+
+
+def _stat(pid: int) -> tuple[str, int] | None:
+    """Name and parent of a living process."""
+    try:
+        found = _STAT.match(Path(f"/proc/{pid}/stat").read_text())
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    assert found is not None
+    return None if found[3] in "ZX" else (found[2], int(found[4]))
+
+
+def alive(pid: int) -> bool:
+    return _stat(pid) is not None
+
+
+def pids(server: int, role: str) -> list[int]:
+    """The processes of a server with this role."""
+    return [pid for pid, name in family(server).items() if name == f"weft:{role}"]
+
+
+def one(server: int, role: str) -> int:
+    """The one that has this role, as soon as there is one."""
+    return until(lambda: pids(server, role), f"a {role}")[0]
+
+
+def kill(pid: int) -> None:
+    """`kill -9`, and waits until it is gone."""
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: not alive(pid), "its end")
+
+
+def all_gone(pids: dict[int, str]) -> None:
+    """Waits until none of these is there any more."""
+    until(lambda: not any(alive(pid) for pid in pids), f"the end of {sorted(pids.values())}")
