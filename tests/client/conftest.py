@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import weft
-from tests.client.live import gated_net, held, plain_net, slow_net, soon
+from tests.client.live import check_nothing_left, gated_net, held, plain_net, slow_net
 from tests.client.scripted import Scripted
 from weft.client import close
 from weft.client.servers import Server
@@ -92,7 +92,7 @@ def live(_live: tuple[Any, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     before = held()
     yield server
     close()
-    soon(lambda: held() <= before)
+    check_nothing_left(before)
     assert not list(scratch.iterdir())
 
 

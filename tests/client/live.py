@@ -67,17 +67,17 @@ class Gate(nn.Module):
         return x * 1
 
 
-def plain_net() -> nn.Module:
+def plain_net() -> nn.Sequential:
     torch.manual_seed(1)
     return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
 
 
-def gated_net() -> nn.Module:
+def gated_net() -> nn.Sequential:
     torch.manual_seed(2)
     return nn.Sequential(nn.Linear(4, 8), Gate(), nn.Linear(8, 2)).eval()
 
 
-def slow_net() -> nn.Module:
+def slow_net() -> nn.Sequential:
     """A hundred gates: with a door that is closed for a moment only, a pass takes its time."""
     return nn.Sequential(*[Gate() for _ in range(100)]).eval()
 
@@ -118,8 +118,8 @@ class Proxy:
     ) -> None:
         self._stopping = True
         self._thread.join()
-        for one in list(self._other):
-            self._break(one)
+        while self._other:
+            self._break(next(iter(self._other)))
         self._selector.close()
         self._listening.close()
 
@@ -189,6 +189,14 @@ def _open() -> Iterator[str]:
     for fd in os.listdir("/proc/self/fd"):  # noqa: PTH208, it is no tree of files
         with contextlib.suppress(OSError):
             yield str(Path(f"/proc/self/fd/{fd}").readlink())
+
+
+def check_nothing_left(before: set[Any]) -> None:
+    """Raises AssertionError with what is held now and was not `before`; the server may need a
+    moment to see that a connection is closed."""
+    with contextlib.suppress(AssertionError):
+        soon(lambda: held() <= before, 5.0)
+    assert held() - before == set()
 
 
 def soon(true: Callable[[], Any], seconds: float = PATIENCE) -> Any:

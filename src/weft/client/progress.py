@@ -21,7 +21,10 @@ def bar(settings: Settings, what: str, size: int) -> Iterator[Callable[[int], ob
         return
     from tqdm import tqdm
 
-    with tqdm(total=size, desc=what, unit="B", unit_scale=True, leave=False) as shown:
+    class Bar(tqdm):
+        monitor_interval = 0  # no thread that stays for ever to watch over bars
+
+    with Bar(total=size, desc=what, unit="B", unit_scale=True, leave=False) as shown:
         yield shown.update
 
 
