@@ -142,7 +142,8 @@ def _mutate_call(node: dict[str, Any], draw: Any) -> None:
         args.insert(draw(st.integers(0, len(args))), copy.deepcopy(draw(LEAVES)))
     elif kind == "kwargs":
         names = ["dim", "keepdim", "out", "dtype", "size", "n", "alpha", "mode", "training"]
-        node.setdefault("kwargs", []).append([draw(st.sampled_from(names)), copy.deepcopy(draw(LEAVES))])
+        named = [draw(st.sampled_from(names)), copy.deepcopy(draw(LEAVES))]
+        node.setdefault("kwargs", []).append(named)
     elif kind == "outs":
         node["outs"] = draw(st.integers(0, 4))
     else:
