@@ -119,8 +119,8 @@ class Talk:
     # -- calls -------------------------------------------------------------------------------
 
     def ask(self, method: str, path: str, kind: Any, message: Any = None) -> Steps[Any]:
-        """Sends a message, if there is one, and reads the answer as `kind`."""
-        body = b"" if message is None else encode(message)
+        """Sends a message, if there is one (or its bytes), and reads the answer as `kind`."""
+        body = message if isinstance(message, bytes) else encode(message) if message else b""
         answer = yield from self.call(method, path, body, {"content-type": MSGPACK} if body else {})
         return decode(answer.body, kind, _form(answer))
 

@@ -1,6 +1,6 @@
 """Jobs: sending one, following its events, asking how it is, leaving it.
 
-    info = run(server, send(talk, parcel, message))          # acknowledged: it is durable now
+    info = run(server, send(talk, parcel, body))             # acknowledged: it is durable now
     for event in each(server, events(talk, info.id)): ...    # to its end, whatever breaks between
 
 All are steps of a conversation (`effects`).
@@ -24,9 +24,7 @@ from weft.wire.messages import (
     MissingQuery,
     ProgressEvent,
     StateEvent,
-    Submit,
     decode,
-    encode,
 )
 
 from .core import EVENTS, MSGPACK, MissingError, Patience, Talk
@@ -52,12 +50,12 @@ _KINDS: dict[str, Any] = {
 }
 
 
-def send(talk: Talk, parcel: Parcel, message: Submit) -> Steps[JobInfo]:
-    """Submits a job; constants that the server has not got go before it."""
-    return (yield from _supplied(talk, parcel, lambda: _submit(talk, message)))
+def send(talk: Talk, parcel: Parcel, body: bytes) -> Steps[JobInfo]:
+    """Submits a job (`body` is its `Submit`); constants that are not there go before it."""
+    return (yield from _supplied(talk, parcel, lambda: _submit(talk, body)))
 
 
-def follow(talk: Talk, parcel: Parcel, message: Submit) -> Steps[JobInfo]:
+def follow(talk: Talk, parcel: Parcel, body: bytes) -> Steps[JobInfo]:
     """Submits a job and gives its events, to its end.
 
     Where whoever waits gives up (Ctrl-C, a cancelled task), the job is cancelled.
@@ -65,7 +63,7 @@ def follow(talk: Talk, parcel: Parcel, message: Submit) -> Steps[JobInfo]:
     accepted: list[JobInfo] = []
 
     def stream() -> Steps[JobInfo]:
-        return _stream(talk, _Following(talk, submit=message, accept=accepted.append))
+        return _stream(talk, _Following(talk, submit=body, accept=accepted.append))
 
     try:
         return (yield from _supplied(talk, parcel, stream))
@@ -150,8 +148,8 @@ def _upload(talk: Talk, parcel: Parcel, digests: tuple[str, ...]) -> Steps[None]
             yield from talk.call("PUT", f"/api/constants/{digest}", body, headers)
 
 
-def _submit(talk: Talk, message: Submit) -> Steps[JobInfo]:
-    return (yield from talk.ask("POST", "/api/jobs", JobInfo, message))
+def _submit(talk: Talk, body: bytes) -> Steps[JobInfo]:
+    return (yield from talk.ask("POST", "/api/jobs", JobInfo, body))
 
 
 # -- events --------------------------------------------------------------------------------------
@@ -166,19 +164,19 @@ class _Following:
         *,
         job: str | None = None,
         last: int = 0,
-        submit: Submit | None = None,
+        submit: bytes = b"",
         accept: Callable[[JobInfo], None] | None = None,
     ) -> None:
         self.talk = talk
         self.job = job
         self.last = last
-        self.submit = None if submit is None else encode(submit)
+        self.submit = submit
         self.accept = accept
 
     def open(self) -> Steps[Any]:
         """Opens the stream: by submitting the job, or where it broke off."""
         headers = {"accept": EVENTS}
-        method, path, body = "POST", "/api/jobs", self.submit or b""
+        method, path, body = "POST", "/api/jobs", self.submit
         if self.job is None:
             headers["content-type"] = MSGPACK
         else:

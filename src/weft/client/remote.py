@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from weft.errors import OtherModelError, WrongModelError
-from weft.wire.messages import JobInfo, LogEvent, Submit
+from weft.wire.messages import JobInfo, LogEvent
 from weft.wire.reports import escaped
 
 from . import aio, jobs, results, sync
@@ -24,7 +24,7 @@ from .core import Talk
 from .effects import Steps
 from .job import AsyncJob, Job, finished
 from .servers import Server, server_at
-from .travel import Parcel, pack
+from .travel import Parcel, fitting, pack
 
 
 class RemoteBackend:
@@ -69,8 +69,8 @@ class RemoteBackend:
 
     def _run(self, talk: Talk, request: Request) -> Steps[Reply]:
         began = talk.server.clock()
-        parcel, message = yield from self._packed(talk, request)
-        info = yield from self._asking(talk, jobs.follow(talk, parcel, message))
+        parcel, body = yield from self._packed(talk, request)
+        info = yield from self._asking(talk, jobs.follow(talk, parcel, body))
         manifest, saved = yield from results.fetch(talk, info.id, finished(info))
         stages = {**info.stages, "round trip": talk.server.clock() - began}
         return Reply(
@@ -83,15 +83,16 @@ class RemoteBackend:
         )
 
     def _submit(self, talk: Talk, request: Request) -> Steps[JobInfo]:
-        parcel, message = yield from self._packed(talk, request)
-        return (yield from self._asking(talk, jobs.send(talk, parcel, message)))
+        parcel, body = yield from self._packed(talk, request)
+        return (yield from self._asking(talk, jobs.send(talk, parcel, body)))
 
-    def _packed(self, talk: Talk, request: Request) -> Steps[tuple[Parcel, Submit]]:
+    def _packed(self, talk: Talk, request: Request) -> Steps[tuple[Parcel, bytes]]:
         parcel = pack(request, self._family)
         wanted = self._wanted()
-        yield from talk.hello()
+        hello = yield from talk.hello()
         model = yield from chosen(talk, wanted)
-        return parcel, parcel.submit(secrets.token_hex(16), model.id, wanted.fingerprint)
+        message = parcel.submit(secrets.token_hex(16), model.id, wanted.fingerprint)
+        return parcel, fitting(message, hello.limits)
 
     def _asking(self, talk: Talk, steps: Steps[Any]) -> Steps[Any]:
         """The steps; where the server does not have the model any more, that is remembered."""

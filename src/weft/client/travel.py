@@ -2,6 +2,7 @@
 
     parcel = pack(request, "language")
     message = parcel.submit(request_id, model, fingerprint)
+    body = fitting(message, limits)
 
 Constants are named by their digest. Small ones go inside the message, each time; large ones are
 uploaded once for each server and key, and only named afterwards.
@@ -15,18 +16,21 @@ from typing import Any, cast
 
 import torch
 
-from weft.errors import TravelError
-from weft.graph.frame import ITEM_SIZES, Frame
-from weft.graph.node import Graph, Ref
+from weft.errors import LimitError, TravelError
+from weft.graph.frame import ITEM_SIZES, Frame, frame_bytes
+from weft.graph.node import Const, Graph, Ref
 from weft.kernels.frames import to_frame
+from weft.settings import TEXTS
 from weft.wire import frames
 from weft.wire.messages import (
     PROTOCOL,
     Inputs,
     LanguageInputs,
     LanguageOptions,
+    Limits,
     PlainInputs,
     Submit,
+    encode,
 )
 from weft.wire.structures import lower
 
@@ -65,6 +69,33 @@ class Parcel:
             tensors=frames.write(self.inside) if self.inside else b"",
             strict=self.strict,
             look=self.look,
+        )
+
+
+def fitting(message: Submit, limits: Limits) -> bytes:
+    """The bytes of the message. Raises `LimitError` for what the server is sure to refuse.
+
+    It says so itself, too; but to a client in the middle of a long body it can only hang up.
+    """
+    graph = message.graph
+    for node in graph.nodes:
+        if isinstance(node, Const):
+            size = frame_bytes(node.dtype, node.shape)
+            line = graph.where[node.at] if graph.where else None
+            what = f"a constant, {node.dtype}{list(node.shape)}, has {size:,} bytes"
+            _check_size("constant_bytes", size, limits.constant_bytes, what, line)
+    body = encode(message)
+    what = f"graph, inputs and small constants have {len(body):,} bytes"
+    _check_size("body_bytes", len(body), limits.body_bytes, what)
+    return body
+
+
+def _check_size(name: str, size: int, limit: int, what: str, line: object = None) -> None:
+    if size > limit:
+        raise LimitError(
+            f"{what}; the server's {name} is {limit:,} ({TEXTS[name]})",
+            line=line,
+            fix="give less at once, or make it from values of the block (h.new_zeros, x.expand)",
         )
 
 
