@@ -208,6 +208,12 @@ def test_a_constant_shorter_than_its_shape(bench, g):
         draw(bench.net, opened, overwritten=None, limits=limits())
 
 
+def test_a_count_that_is_no_number_does_not_go_on_for_ever(bench, g):
+    count = g.const(torch.tensor([float("nan"), 5.0]))
+    g.save("n", g.call("binomial", count, g.const(torch.tensor([0.3, 1.0])), draw=0))
+    bitwise(bench.draw(g)["n"], torch.tensor([float("nan"), 5.0]))
+
+
 # Logs and progress
 
 

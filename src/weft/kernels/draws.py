@@ -136,7 +136,15 @@ def gumbel_softmax(
     return torch.zeros_like(logits).scatter_(dim, index, 1.0) - soft.detach() + soft
 
 
+def binomial(generator: Generator, count: Tensor, prob: Tensor) -> Tensor:
+    """NaN where the count is NaN, for which torch's own function never returns."""
+    unknown = count.isnan()
+    drawn = torch.binomial(count.masked_fill(unknown, 0), prob, generator=generator)
+    return drawn.masked_fill_(unknown, float("nan"))
+
+
 DRAWS: dict[str, Callable[..., Tensor]] = {
+    "binomial": binomial,
     "rand_like": rand_like,
     "randn_like": randn_like,
     "randint_like": randint_like,
