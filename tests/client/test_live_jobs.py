@@ -74,6 +74,7 @@ def test_events_tell_its_life_as_it_happens(gated: Any, x: Any, beyond: Any) -> 
             if isinstance(event, ProgressEvent):
                 assert (event.done, event.total) == (1, 2)
                 DOOR.open()
+    assert any(isinstance(event, ProgressEvent) for event in told)
     states = [event.state for event in told if isinstance(event, StateEvent)]
     assert states == ["received", "queued", "running"]
     logs = [event.text for event in told if isinstance(event, LogEvent)]
