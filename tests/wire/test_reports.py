@@ -113,7 +113,7 @@ def test_what_pytorch_says_arrives():
 UNKNOWN = ["SystemExit", "KeyboardInterrupt", "BaseException", "WeftError", "eval", "os.system", ""]
 
 
-@pytest.mark.parametrize("kind", [*UNKNOWN, "LinAlgError", "OSError", "Exception"])
+@pytest.mark.parametrize("kind", [*UNKNOWN, "LinAlgError", "BlockingIOError", "Exception"])
 def test_a_kind_outside_the_table_is_a_plain_run_error(kind):
     got = error_of(ErrorReport(code="run", message="x", kind=kind))
     assert type(got) is RunError
