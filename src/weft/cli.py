@@ -27,10 +27,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+class _Strict(argparse.ArgumentParser):
+    """Takes options by their whole names only: `--key` is not `--key-only`."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="weft", description="Experiments on the inside of neural networks."
-    )
+    parser = _Strict(prog="weft", description="Experiments on the inside of neural networks.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     demo = commands.add_parser("demo", help="the main job on the tiny model that ships with Weft")
     demo.set_defaults(run=_demo)

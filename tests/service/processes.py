@@ -23,21 +23,29 @@ def until(so: Callable[[], T], what: str = "it") -> T:
         if found:
             return found
         assert time.monotonic() < end, f"{what} did not happen"
-        time.sleep(0.005)
+        time.sleep(0.01)
 
 
 def family(pid: int) -> dict[int, str]:
     """The living processes below one, and their names (`weft:worker`)."""
-    parents = {}
-    for path in Path("/proc").iterdir():
-        if path.name.isdigit() and (found := _stat(int(path.name))):
-            parents[int(path.name)] = found
-    below, above = {}, {pid}
-    while above:
-        children = {one: name for one, (name, parent) in parents.items() if parent in above}
-        above = children.keys() - below.keys()
-        below |= children
+    below: dict[int, str] = {}
+    waiting = _children(pid)
+    while waiting:
+        child = waiting.pop()
+        if found := _stat(child):
+            below[child] = found[0]
+            waiting += _children(child)
     return below
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            found += map(int, task.read_text().split())
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has just ended
+    return found
 
 
 def _stat(pid: int) -> tuple[str, int] | None:

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from tests.run.graphs import Builder
-from tests.service.shop import Shop, X, reads
+from tests.service.shop import MODEL, Shop, X, reads
+from weft.engine.publish import know
 from weft.errors import (
     CancelledError,
     ResultTooLargeError,
@@ -24,6 +25,7 @@ from weft.errors import (
     WorkerMemoryError,
 )
 from weft.service.jobs.life import Cancel, Job
+from weft.service.store.interface import Card
 from weft.service.store.memory import MemoryLedger
 from weft.service.worker import pulse
 from weft.wire.messages import ErrorReport, LogEvent, ProgressEvent, StateEvent, encode
@@ -148,6 +150,27 @@ def test_progress_is_told_now_and_then(shop: Shop) -> None:
     shop.one()
     (told,) = [event for event in shop.events(job) if isinstance(event, ProgressEvent)]
     assert (told.done, told.total) == (1, 2)
+
+
+def test_what_the_checker_has_learnt_is_not_learnt_again(shop: Shop) -> None:
+    learnt = know(shop.net)
+    learnt.signatures.for_call((X,), {})
+    tables = learnt.signatures.to_bytes()
+    shop.ledger.put_card(Card(MODEL, "ready", learnt.fingerprint, b"", tables))
+    job = shop.queued(reads("last"))
+    shop.one()
+    assert torch.equal(shop.saved(job)["h"], shop.last())
+    assert shop.known.signatures.passes == 0
+
+
+def test_what_was_learnt_of_another_model_is_not_believed(shop: Shop) -> None:
+    other = know(torch.nn.Sequential(torch.nn.Linear(4, 4)))
+    other.signatures.for_call((X,), {})
+    tables = other.signatures.to_bytes()
+    shop.ledger.put_card(Card(MODEL, "ready", other.fingerprint, b"", tables))
+    job = shop.queued(reads("last"))
+    shop.one()
+    assert torch.equal(shop.saved(job)["h"], shop.last())
 
 
 # -- a job that fails ----------------------------------------------------------------------------

@@ -38,6 +38,11 @@ class Deployment(Struct, frozen=True, kw_only=True):
         if folder.is_dir():
             source = str(folder.resolve())
             name = name or Path(source).name
+        elif source.startswith(("/", "./", "../", "~")):
+            raise SettingError(
+                f"there is no folder {source}",
+                fix="give the folder of a model, or an id of the hub",
+            )
         return cls(id=name or source, source=source, **options)
 
     def options(self) -> dict[str, Any]:

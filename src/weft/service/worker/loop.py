@@ -77,6 +77,13 @@ class Worker:
         self._stopping = False
         self.spoilt = False
         """A job has changed the model: whoever runs this has to load it anew."""
+        self._learn_from_before()
+
+    def _learn_from_before(self) -> None:
+        """What the checker has found out about the model before this worker was there."""
+        card = self._ledger.card(self._model)
+        if card is not None and card.fingerprint == self._known.fingerprint and card.tables:
+            self._known.signatures.add_bytes(card.tables)
 
     def run(self) -> None:
         """Draws what there is, and waits for more. Returns when the model is spoilt, too."""
