@@ -239,7 +239,9 @@ class Scripted:
         data = self.results[id]
         names = request.url.params.get_list("name")
         if names:
-            return httpx.Response(200, content=select(lambda a, b: data[a:b], names))
+            part = select(lambda a, b: data[a:b], names)
+            length = {"content-length": str(len(part))}
+            return httpx.Response(200, headers=length, stream=Stream([part]))
         start = int(request.headers.get("range", "bytes=0-")[6:-1])
         if not start:
             return httpx.Response(200, stream=Stream([data]))

@@ -52,6 +52,8 @@ def test_a_job_from_being_sent_to_its_result(gated: Any, x: Any, beyond: Any, ca
         assert not status.look
         with pytest.raises(NotFinishedError, match=r"job\.result\(\)"):
             h + 1
+        with pytest.raises(NotFinishedError):
+            tracer.job.delete()
         with pytest.raises(NotFinishedError, match=r"running after 0\.05 s"):
             tracer.job.wait(0.05)
     results = tracer.job.result()
@@ -61,6 +63,7 @@ def test_a_job_from_being_sent_to_its_result(gated: Any, x: Any, beyond: Any, ca
     status = tracer.job.status()
     assert status.state == "done" and set(status.stages) >= {"price", "queue", "run"}
     assert status.result and status.result.names == ("h",) and tracer.stages == status.stages
+    assert status.expires and status.expires > status.created
     with pytest.raises(NoSuchError, match="it saved: h"):
         tracer.job.result("k")
 

@@ -121,6 +121,19 @@ def test_with_asyncio_too(proxy: Proxy, far: Any, whole: Any) -> None:
     asyncio.run(main())
 
 
+def test_a_large_save_of_many_goes_on_where_it_broke(proxy: Proxy, far: Any, whole: Any) -> None:
+    with far.trace(ROW, blocking=False) as tracer:
+        h = far[1].output.flatten()
+        for number in range(3):
+            (h[:, None] * number + h.new_zeros(24, COLUMNS)).save(f"save {number}")
+    tracer.job.wait()
+    elsewhere, before = weft.Job.get(tracer.job.id), proxy.down
+    proxy.cuts = [LARGE // 3, 1000, LARGE // 3]
+    bitwise(elsewhere.result("save 1"), whole)
+    assert not proxy.cuts
+    assert LARGE <= proxy.down - before <= LARGE + (4 << 20)
+
+
 def test_what_is_not_what_the_server_said_is_refused(live: Any, net: Any, whole: Any) -> None:
     model = weft.Model(net, remote=live.url)
     tracer = outer(model, blocking=False)

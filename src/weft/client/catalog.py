@@ -52,13 +52,24 @@ class Wanted:
 
 
 def models(remote: bool | str | Server = True) -> Models:
-    """The models that a server has. `remote` says which one, as in `model.trace`."""
+    """The models that a server has, as a list that prints as a table.
+
+    remote: which server: True (the configured one) or an address, as in `model.trace`. Each entry
+    has `.id` (what `LanguageModel(id, remote=...)` takes), `.class_name`, `.dtype`, `.parameters`
+    (how many), `.state` (`loading`, `ready` or `failed`), `.reason` and `.fingerprint`.
+    Raises `ServerAwayError`, `AccessError` (the key), `VersionMismatchError`.
+    """
     server = server_at(remote)
     return Models(sync.run(server, listed(Talk(server))).models)
 
 
 def status(remote: bool | str | Server = True) -> ServerStatus:
-    """How a server is doing: its version, how long it is up, what its models have to do."""
+    """How a server is doing.
+
+    remote: which server, as in `models`. It has `.version`, `.seconds` (how long it is up) and for
+    each of `.models` `.id`, `.state`, `.waiting` and `.running` (how many jobs, everybody's).
+    Raises what `models` raises.
+    """
     server = server_at(remote)
     talk = Talk(server)
     return sync.run(server, _after_hello(talk, talk.ask("GET", "/api/status", ServerStatus)))

@@ -169,45 +169,79 @@ class _Asked:
 
 
 class Job(_Asked):
-    """An experiment on a server. Every method that asks the server may raise `ServerAwayError`."""
+    """An experiment on a server: what `tracer.job` is after `model.trace(..., blocking=False)`.
+
+    It goes on without this process; `id` finds it again. `log` has the lines of `tracer.log` that
+    were heard so far. Every method that asks the server may raise `ServerAwayError`, `AccessError`,
+    and `NoSuchError` where the server does not keep the job any more (`.status().expires`).
+    """
 
     @classmethod
     def get(cls, id: str, remote: bool | str | Server = True) -> Job:
-        """A job by its id, in any process. Raises `NoSuchError`."""
+        """A job by its id, in any process.
+
+        remote: which server: True (the configured one) or an address, as in `model.trace`. Raises
+        `NoSuchError` for one that is not there, or is somebody else's.
+        """
         server = server_at(remote)
         return sync.run(server, cls(server, id)._get())
 
     def status(self) -> JobInfo:
-        """How it is: `.state`, `.price`, `.ahead` (jobs before it), `.stages`, `.error`."""
+        """How it is.
+
+        `.state` is `received` (not priced yet), `queued`, `running`, `done`, `failed` or
+        `cancelled`; `.price` what it costs (bytes, FLOPs), `.ahead` how many jobs come before it,
+        `.stages` seconds by stage (`price`, `queue`, `run`), `.result` bytes and names of what it
+        saved, `.error` what it failed with, `.expires` when the server forgets it (seconds since
+        1970).
+        """
         return sync.run(self._server, self._status())
 
     def result(self, name: str | None = None) -> Any:
-        """What was saved, by name, or one of it; waits for it. Raises what the job failed with.
+        """What was saved: a dict by name, or one of it; waits for it, and prints what it logs.
 
-        In the process that recorded the block its handles become tensors.
+        Tensors have the shapes they were saved with and lie on the CPU, or on `device=` of the
+        block. In the process that recorded the block its handles become these tensors; elsewhere a
+        large result is fetched by the names that are asked for only. Raises what the job failed
+        with (a model's own exception as what it is: `IndexError`), `CancelledError`, `NoSuchError`
+        for a name that was not saved, `ResultChangedError` where what arrives is not what was sent.
         """
         return sync.run(self._server, self._result(name), hear=self._hear_aloud)
 
     def events(self) -> Iterator[Event]:
-        """What happened and happens to it, from the beginning, up to its end."""
+        """What happened and happens to it, from the beginning, each once, up to its end.
+
+        A `StateEvent` (`.state`), `LogEvent` (`.text`, of `tracer.log`), `ProgressEvent` (`.done`
+        sites of `.total`), at last an `EndEvent` (`.job`, as `status` gives it). Goes on where a
+        connection breaks.
+        """
         for given in sync.each(self._server, self._events(0)):
             yield self._hear(given)
 
     def wait(self, timeout: float | None = None) -> JobInfo:
-        """Waits until it is over. Raises `NotFinishedError` when `timeout` seconds are."""
+        """Waits until it is over, however it ended, and tells how it is, as `status` does.
+
+        timeout: seconds; after these it raises `NotFinishedError`.
+        """
         return sync.run(self._server, self._wait(timeout), hear=self._hear_aloud)
 
     def cancel(self) -> JobInfo:
-        """Wants no more of it; what is over stays as it is."""
+        """Wants no more of it; what is over stays as it is.
+
+        One that runs ends at the next operation or site of its graph; `wait` for that.
+        """
         return sync.run(self._server, self._cancel())
 
     def delete(self) -> None:
-        """Removes it with its result from the server; only when it is over."""
+        """Removes it with its result from the server. Raises `NotFinishedError` before its end."""
         return sync.run(self._server, self._delete())
 
 
 class AsyncJob(_Asked):
-    """The same with `await`, and `async for event in job.events()`."""
+    """A `Job` for asyncio: the same methods with `await`, and `async for event in job.events()`.
+
+    It is what `tracer.job` is after `async with model.trace(..., blocking=False)`.
+    """
 
     @classmethod
     async def get(cls, id: str, remote: bool | str | Server = True) -> AsyncJob:

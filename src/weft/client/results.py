@@ -1,7 +1,8 @@
 """Results: from a finished job to tensors in this process.
 
-What arrives must have the size and the SHA-256 that the server said; else `ResultChangedError`. A
-large file goes to the disk first, so that a broken connection costs only what was not there yet.
+A whole result must have the size and the SHA-256 that the server said; else `ResultChangedError`.
+A large one, and saves that are asked for by name, go to the disk first, so that a broken connection
+costs only what was not there yet.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ import hashlib
 import mmap
 import tempfile
 from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 from urllib.parse import quote
 
 import torch
 
-from weft.errors import ResultChangedError
+from weft.errors import MessageError, ResultChangedError
 from weft.kernels.frames import to_tensor
 from weft.wire.messages import Manifest, ResultInfo
 from weft.wire.results import decode_result
@@ -34,24 +37,23 @@ def fetch(talk: Talk, job: str, info: ResultInfo) -> Steps[tuple[Manifest, dict[
     """The whole result: its manifest, and what was saved by name."""
     path = path_of(job, "/result")
     if info.bytes < LARGE:
-        answer = yield from talk.call("GET", path)
+        answer = yield from talk.call("GET", path, job=job)
         _check(info, len(answer.body), hashlib.sha256(answer.body).hexdigest())
         return opened(answer.body)
     with tempfile.TemporaryFile() as file:
-        yield from _to_disk(talk, path, info, file)
-        with (
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole,
-            memoryview(whole) as view,
-        ):
-            return opened(view)
+        coming = _Coming(job, path, file, info.bytes, f'"{info.sha256}"')
+        yield from _to_disk(talk, coming)
+        _check(info, file.tell(), coming.sha.hexdigest())
+        return _opened_file(file)
 
 
 def fetch_named(talk: Talk, job: str, names: Iterable[str]) -> Steps[dict[str, Any]]:
     """Some saves only, by name."""
     asked = "&".join(f"name={quote(name, safe='')}" for name in names)
-    answer = yield from talk.call("GET", path_of(job, f"/result?{asked}"))
-    _, saved = opened(answer.body)
-    return saved
+    with tempfile.TemporaryFile() as file:
+        yield from _to_disk(talk, _Coming(job, path_of(job, f"/result?{asked}"), file))
+        _, saved = _opened_file(file)
+        return saved
 
 
 def opened(data: bytes | memoryview) -> tuple[Manifest, dict[str, Any]]:
@@ -80,46 +82,83 @@ def moved(value: Any, device: torch.device | None) -> Any:
 # -- large ones ----------------------------------------------------------------------------------
 
 
-def _to_disk(talk: Talk, path: str, info: ResultInfo, file: BinaryIO) -> Steps[None]:
+@dataclass
+class _Coming:
+    """A file on its way to the disk. Size and ETag are those of the first answer, if not known."""
+
+    job: str
+    path: str
+    file: BinaryIO
+    size: int | None = None
+    tag: str = ""
+    sha: Any = field(default_factory=hashlib.sha256)
+
+    @property
+    def is_there(self) -> bool:
+        return self.size is not None and self.file.tell() >= self.size
+
+    def rest(self) -> dict[str, str]:
+        """Headers that ask for what is not there yet."""
+        start = self.file.tell()
+        return {"range": f"bytes={start}-", "if-range": self.tag} if start else {}
+
+    def place(self, answer: Answer) -> int:
+        """Checks that the answer goes on where the file ends; gives the size of the whole."""
+        start = self.file.tell()
+        told = answer.headers.get("content-range", "")
+        if start and (answer.status != 206 or not told.startswith(f"bytes {start}-")):
+            raise ResultChangedError(
+                "the result is not the one that was being fetched any more", fix="fetch it again"
+            )
+        if self.size is None:
+            length = answer.headers.get("content-length", "")
+            if not length.isdecimal():
+                raise MessageError("the server does not say how large the result is")
+            self.size, self.tag = int(length), answer.headers.get("etag", "")
+        return self.size
+
+    def add(self, piece: bytes) -> None:
+        self.file.write(piece)
+        self.sha.update(piece)
+
+
+def _to_disk(talk: Talk, coming: _Coming) -> Steps[None]:
     """Fetches a file, going on where a connection broke."""
-    sha, patience = hashlib.sha256(), Patience(talk)
-    with bar(talk.server.settings, "result", info.bytes) as told:
-        while file.tell() < info.bytes:
+    patience, told = Patience(talk), None
+    with ExitStack() as stack:
+        while not coming.is_there:
             try:
-                answer = yield from talk.call("GET", path, headers=_rest(file, info), stream=True)
-                _place(answer, file)
-                while piece := (yield More()):
-                    patience.reset()
-                    talk.traffic.down += len(piece)
-                    file.write(piece)
-                    sha.update(piece)
-                    told(len(piece))
-                    if file.tell() > info.bytes:
-                        break
-                yield Shut()
-                if file.tell() < info.bytes:
-                    raise Broken("the result ended early")
+                answer = yield from talk.call(
+                    "GET", coming.path, headers=coming.rest(), job=coming.job, stream=True
+                )
+                size = coming.place(answer)
+                told = told or stack.enter_context(bar(talk.server.settings, "result", size))
+                yield from _pour(talk, coming, patience, told)
             except Broken as why:
-                yield from patience.broken(why)
-    _check(info, file.tell(), sha.hexdigest())
-    file.flush()
+                yield from patience.broken(why, coming.job)
+    coming.file.flush()
 
 
-def _rest(file: BinaryIO, info: ResultInfo) -> dict[str, str]:
-    start = file.tell()
-    if not start:
-        return {}
-    return {"range": f"bytes={start}-", "if-range": f'"{info.sha256}"'}
+def _pour(talk: Talk, coming: _Coming, patience: Patience, told: Any) -> Steps[None]:
+    """What one connection brings."""
+    while piece := (yield More()):
+        patience.reset()
+        talk.traffic.down += len(piece)
+        coming.add(piece)
+        told(len(piece))
+        if coming.file.tell() > (coming.size or 0):
+            break
+    yield Shut()
+    if not coming.is_there:
+        raise Broken("the result ended early")
 
 
-def _place(answer: Answer, file: BinaryIO) -> None:
-    """Checks that the answer goes on where the file ends."""
-    start = file.tell()
-    told = answer.headers.get("content-range", "")
-    if start and (answer.status != 206 or not told.startswith(f"bytes {start}-")):
-        raise ResultChangedError(
-            "the result is not the one that was being fetched any more", fix="fetch it again"
-        )
+def _opened_file(file: BinaryIO) -> tuple[Manifest, dict[str, Any]]:
+    with (
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole,
+        memoryview(whole) as view,
+    ):
+        return opened(view)
 
 
 def _check(info: ResultInfo, size: int, sha256: str) -> None:

@@ -24,8 +24,9 @@ class Model(Handle):
     with model.trace(torch.ones(3, 4)):
         hidden = model[1].output.save()                 # [3, 8]
 
-    remote: where its blocks run, unless they say so themselves; see `trace`. With a server, `net`
-    may be the name of one of its models, which then comes as data, without weights.
+    remote: where its blocks run, unless they say so themselves: False, True, an address, "local" or
+    "auto"; see `trace`. With True or an address `net` may be the id of one of that server's models
+    (`weft.models()` lists them), which then comes as data, without weights.
     """
 
     def __init__(

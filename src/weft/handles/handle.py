@@ -101,15 +101,31 @@ class Handle(Module):
         inputs: what the model is given (see the class).
         seed: makes random draws of the block repeatable; device: where results shall live (the
         default is the CPU).
-        remote: where the block runs: False (here), True (on the configured server), its address,
-        "local" (here, as a server would), "auto" (on the server, if it is there and has the model).
-        blocking: with False the block is only sent, and `tracer.job` fetches what it saves.
+        remote: where the block runs; the default is what the handle was opened with.
+            False           here
+            True            on the configured server: `WEFT_HOST`, the configuration file, or the
+                            only one of this user that runs on this machine
+            "http://..."    on that server
+            "local"         here, as a server would: all but the network
+            "auto"          on the configured server, if it is there and has the model; else here
+        blocking: True waits for the results. False only sends the block: `tracer.job` is a
+        `weft.Job`, whose `result()` fetches what it saves; in such a block a look raises
+        `LookError`.
         All other options are the family's own; an unknown one raises `UnknownOptionError`.
+
+        On a server what the block saves arrives bit for bit as it was there; errors of the run are
+        raised where the block closes, as subclasses of `RemoteError`, the model's own exceptions as
+        what they are, too (`RunError` that is an `IndexError`). Ctrl-C cancels the job.
+        `async with` is the same without blocking the event loop (a look inside the block does).
         """
         return self._open(inputs, options, runs=True)
 
     def scan(self, *inputs: Any, **options: Any) -> Tracer:
-        """As `trace`, but only records: shapes and `tracer.plan()`, no weights, no run."""
+        """As `trace`, but only records: shapes and `tracer.plan()`, no weights, no run.
+
+        It takes the same options; as nothing runs, `remote` has no effect and `blocking=False` is
+        refused.
+        """
         return self._open(inputs, options, runs=False)
 
     def dispatch(self) -> torch.nn.Module:

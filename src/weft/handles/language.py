@@ -42,8 +42,11 @@ class LanguageModel(Handle):
     source: an id on the hub, a folder, or a `transformers` model that is there already.
     tokenizer: an id, a folder or an object; the default is the model's own.
     dispatch: True loads the weights now; else the first local run does.
-    remote: where its blocks run, unless they say so themselves; see `trace`. With a server that has
-    `source`, the model comes from there as data: it needs neither weights nor `transformers` here.
+    remote: where its blocks run, unless they say so themselves: False, True, an address, "local" or
+    "auto"; see `trace`. With True or an address `source` may be the id of a model of that server
+    (`weft.models()` lists them): tree, shapes, tokenizer and configuration come from there as data,
+    and neither weights nor `transformers` are needed here. Raises `WrongModelError` where the
+    server does not have it, `ServerAwayError` where it does not answer.
     options: dtype, device_map, attn_implementation, experts_implementation, revision, token,
     cache_dir, local_files_only, as in `from_pretrained`; any other raises `UnknownOptionError`.
 
