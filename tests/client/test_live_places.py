@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,32 @@ def test_the_same_source_gives_the_same_there(
         logits = model.lm_head.output.save()
     bounded((h, logits), (seen["model.layers.1.output"], seen.result.logits))
     assert jobs(live) == before + 1
+
+
+@pytest.mark.parametrize("remote", [False, "local"])
+def test_a_model_without_weights_runs_only_there(live: Any, monkeypatch: Any, remote: Any) -> None:
+    monkeypatch.setenv("WEFT_HOST", live.url)
+    model = weft.LanguageModel("tiny", remote=True)
+    refused = pytest.raises(weft.WeftError, match=f"no weights of tiny here.*{live.url}")
+    with refused as caught, model.trace(PROMPT, remote=remote):
+        model.lm_head.output.save()
+    assert caught.value.fix and "remote=" in caught.value.fix
+    with model.trace(PROMPT, remote="auto") as tracer:
+        model.lm_head.output.save()
+    assert tracer.where == live.url
+
+
+def test_many_threads_ask_one_handle(live: Any, net: Any, x: Any, hidden: Any) -> None:
+    model = weft.Model(net, remote=live.url)
+
+    def block(number: int) -> bool:
+        with model.trace(x):
+            h = (model[1].output * number).save()
+        bitwise(h, hidden * number)
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(block, range(24)))
 
 
 def test_an_experiment_runs_again_there(live: Any, net: Any, x: Any, hidden: Any) -> None:
