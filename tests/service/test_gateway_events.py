@@ -25,7 +25,8 @@ class Told:
     """One message of a stream."""
 
     def __init__(self, lines: list[str]) -> None:
-        fields = dict(line.partition(": ")[::2] for line in lines)
+        parts = [line.partition(": ") for line in lines]
+        fields = {name: value for name, _, value in parts}
         self.seq = int(fields.get("id", 0))
         self.event = fields.get("event", "")
         self.data = fields.get("data", "")

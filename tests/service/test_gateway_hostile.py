@@ -1,79 +1,32 @@
 """Hostile messages over HTTP: each is refused with a reason, and leaves nothing in the store.
 
-What a graph does wrong is refused by the checker (`tests/engine`); here is what HTTP, the messages
-and the grammar let a stranger try.
+What a graph does wrong is refused by the checker (`tests/engine`); here is what the messages and
+the grammar let a stranger try. `test_gateway_hostile_http` has what HTTP does.
 """
 
 from __future__ import annotations
 
-import gzip
 import json
-import logging
 import pickle
-import re
-import socket
 import struct
 import zlib
-from collections.abc import Callable
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 import pytest
 
-from tests.service.gate import ANN, IDS, MSGPACK, PRINT, House, frame, live, submit_of
+from tests.service.gate import IDS, PRINT, House, frame, submit_of
+from tests.service.hostile import BYTES, JSON, PICKLE, attacked, packed, post, raw, refused
 from weft.graph.frame import Frame
 from weft.graph.node import Call, Const, Graph, Name, Ref, Save, Seq
-from weft.service.gateway.server import JsonLines
-from weft.settings import Settings
 from weft.wire import frames
-from weft.wire.messages import MissingQuery, TokensQuery, encode
+from weft.wire.messages import MissingQuery, encode
 
-JSON = {"Content-Type": "application/json"}
-BYTES = {"Content-Type": "application/octet-stream"}
-FORBIDDEN = re.compile(r"Traceback|site-packages|\.py\"|/src/|0x[0-9a-f]{8}")
-
-
-@pytest.fixture
-def house() -> House:
-    return House(Settings(body_bytes=100_000, constant_bytes=10_000, nodes=1_000))
-
-
-def refused(house: House, reply: Any, *statuses: int) -> dict[str, Any]:
-    """The report of a refusal that left nothing behind."""
-    assert reply.status_code in statuses, (reply.status_code, reply.text)
-    report = reply.json()
-    assert report["code"]
-    assert report["message"]
-    assert report["request_id"] == reply.headers["weft-request-id"]
-    assert not FORBIDDEN.search(reply.text)
-    assert house.stored() == []
-    assert house.ledger.next_question() is None
-    return report
-
-
-def post(house: House, content: Any, path: str = "/api/jobs", **headers: str) -> Any:
-    return house.ask("POST", path, content=content, headers=MSGPACK | headers)
-
-
-def raw(**changes: Any) -> dict[str, Any]:
-    """A good submission as plain data, changed."""
-    return msgspec.to_builtins(submit_of(), builtin_types=(bytes,)) | changes
-
-
-def packed(**changes: Any) -> bytes:
-    return msgspec.msgpack.encode(raw(**changes))
+house = pytest.fixture(attacked)
 
 
 def nested(depth: int, opening: bytes, inner: bytes, closing: bytes = b"") -> bytes:
     return opening * depth + inner + closing * depth
-
-
-class Boom:
-    """What a pickle would do to who opens it."""
-
-    def __reduce__(self) -> tuple[Callable, tuple]:
-        return exec, ("raise SystemExit('opened')",)
 
 
 def graph_with(*nodes: Any, **changes: Any) -> dict[str, Any]:
@@ -85,7 +38,7 @@ def graph_with(*nodes: Any, **changes: Any) -> dict[str, Any]:
 
 _UNREADABLE: dict[str, bytes] = {
     "nothing": b"",
-    "a pickle": pickle.dumps(Boom()),
+    "a pickle": PICKLE,
     "a pickle of a message": pickle.dumps(raw()),
     "zlib": zlib.compress(packed()),
     "random bytes": bytes(range(256)),
@@ -101,7 +54,7 @@ _UNREADABLE: dict[str, bytes] = {
     "an extension type": b"\xc7\x05\x63hello",
     "a timestamp as the model": packed(model=msgspec.msgpack.Ext(-1, b"\0\0\0\0")),
     "deep arrays": nested(50_000, b"\x91", b"\xc0"),
-    "deep maps": nested(50_000, b"\x81\xa1a", b"\xc0"),
+    "deep maps": nested(30_000, b"\x81\xa1a", b"\xc0"),
     "a text that is no text": b"\x81\xa5model\xa2\xff\xfe",
     "an unknown field": packed(trust_remote_code=True),
     "a dunder field": packed(__class__="os"),
@@ -173,9 +126,9 @@ def test_an_unreadable_text(house: House, data: str | bytes) -> None:
 
 def test_another_protocol_is_refused_whatever_else_is_new(house: House) -> None:
     report = refused(house, post(house, packed(protocol=2, fields_of_tomorrow=1)), 400)
-    assert report["code"] == "version-mismatch"
+    assert report.code == "version-mismatch"
     report = refused(house, post(house, packed(protocol=-1)), 400)
-    assert report["code"] == "version-mismatch"
+    assert report.code == "version-mismatch"
 
 
 # -- graphs --------------------------------------------------------------------------------------
@@ -218,14 +171,14 @@ _GRAPHS: dict[str, Graph] = {
 @pytest.mark.parametrize("graph", _GRAPHS.values(), ids=_GRAPHS.keys())
 def test_a_graph_against_the_grammar(house: House, graph: Graph) -> None:
     message = submit_of(frame(1), graph=graph)
-    assert refused(house, post(house, encode(message)), 400, 422)["code"] in ("graph", "message")
+    assert refused(house, post(house, encode(message)), 400, 422).code in ("graph", "message")
 
 
 def test_a_graph_of_too_many_nodes(house: House) -> None:
     nodes = tuple(Const(key="c0", shape=(1,), dtype="uint8") for _ in range(1_001))
     report = refused(house, post(house, encode(submit_of(graph=Graph(nodes=nodes)))), 413)
-    assert report["code"] == "limit"
-    assert "nodes is 1000" in report["message"]
+    assert report.code == "limit"
+    assert "nodes is 1000" in report.message
 
 
 # -- tensors and constants ------------------------------------------------------------------------
@@ -241,7 +194,7 @@ def entry(dtype: str = "U8", shape: Any = (1,), offsets: Any = (0, 1)) -> str:
 
 _FILES: dict[str, bytes] = {
     "nothing": b"",
-    "a pickle": pickle.dumps(Boom()),
+    "a pickle": PICKLE,
     "a torch file": b"PK\x03\x04" + bytes(60),
     "a header longer than the file": (2**62).to_bytes(8, "little") + b"{}",
     "a header of 2**64 bytes": b"\xff" * 8,
@@ -309,14 +262,14 @@ def test_an_upload_beyond_the_limit(house: House) -> None:
     path = f"/api/constants/{frames.digest(big)}"
     reply = house.ask("PUT", path, content=frames.write({"x": big}), headers=BYTES)
     report = refused(house, reply, 413)
-    assert "constant_bytes is 10000" in report["message"]
+    assert "constant_bytes is 10000" in report.message
 
 
 def test_a_forged_constant(house: House) -> None:
     wanted = frames.digest(frame(1))
     tensors = frames.write({"input_ids": IDS, wanted: frame(2)})
     report = refused(house, post(house, encode(submit_of(frame(1), tensors=tensors))), 400)
-    assert "another digest" in report["message"]
+    assert "another digest" in report.message
 
 
 def test_a_constant_that_nobody_asked_for(house: House) -> None:
@@ -360,340 +313,12 @@ def test_a_question_about_too_many_constants(house: House) -> None:
 @pytest.mark.parametrize("path", ["signature", "apply", "tokens"])
 def test_a_question_of_another_kind(house: House, path: str) -> None:
     refused(house, post(house, packed(), f"/api/{path}"), 400)
-    refused(house, post(house, pickle.dumps(Boom()), f"/api/{path}"), 400)
+    refused(house, post(house, PICKLE, f"/api/{path}"), 400)
 
 
-def test_a_question_about_a_path_of_a_megabyte() -> None:
-    house = House()
-    query = {"model": "tiny", "fingerprint": PRINT, "path": "a" * 10**6, "layouts": []}
+def test_a_question_about_a_long_path(house: House) -> None:
+    query = {"model": "tiny", "fingerprint": PRINT, "path": "a" * 50_000, "layouts": []}
     refused(house, post(house, msgspec.msgpack.encode(query), "/api/apply"), 400)
-
-
-# -- HTTP ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "application/x-python-pickle",
-        "application/octet-stream",
-        "multipart/form-data; boundary=x",
-        "application/x-www-form-urlencoded",
-        "text/plain",
-        "application/json; charset=utf-7",
-        "application/msgpack, application/json",
-        "application/jsonp",
-        "",
-    ],
-)
-def test_an_unknown_content_type(house: House, kind: str) -> None:
-    refused(house, post(house, packed(), **{"Content-Type": kind}), 415)
-
-
-def test_a_constant_is_sent_as_bytes_only(house: House) -> None:
-    path = f"/api/constants/{frames.digest(frame(1))}"
-    data = frames.write({"x": frame(1)})
-    refused(house, house.ask("PUT", path, content=data, headers=JSON), 415)
-    refused(house, house.ask("PUT", path, content=data), 415)
-
-
-@pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd", "gzip, identity", "x"])
-def test_a_decompression_bomb(house: House, coding: str) -> None:
-    bomb = gzip.compress(bytes(10_000_000))
-    refused(house, post(house, bomb, **{"Content-Encoding": coding}), 415)
-    path = f"/api/constants/{frames.digest(frame(1))}"
-    headers = BYTES | {"Content-Encoding": coding}
-    refused(house, house.ask("PUT", path, content=bomb, headers=headers), 415)
-
-
-def test_a_body_that_says_it_is_too_long(house: House) -> None:
-    reply = post(house, bytes(100_001))
-    report = refused(house, reply, 413)
-    assert report["message"] == "the body has 100001 bytes; the limit body_bytes is 100000"
-
-
-@pytest.mark.parametrize("length", ["-1", "1e3", "0x10", "", "٣", "1 2", "9" * 30])
-def test_a_length_that_is_none(house: House, length: str) -> None:
-    reply = post(house, packed(), **{"Content-Length": length.encode().decode("latin-1")})
-    refused(house, reply, 400)
-
-
-def test_a_body_that_says_it_is_shorter_than_it_is(house: House) -> None:
-    async def flood():
-        for _ in range(10_000):
-            yield bytes(10_000)
-
-    reply = post(house, flood(), **{"Content-Length": "10"})
-    report = refused(house, reply, 413)
-    assert "more than 100000 bytes" in report["message"]
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/api/jobs/../../etc/passwd",
-        "/api/jobs/%2e%2e%2f%2e%2e%2fetc%2fpasswd",
-        "/api/jobs/..%5c..%5cx",
-        "/api/jobs/a%00b",
-        "/api/jobs/" + "a" * 5_000,
-        "/api/jobs/%ff%fe",
-        "/api/jobs/a%0d%0aX-Evil:%201/result",
-        "/api/jobs/*/result",
-        "/api/jobs/x' OR '1'='1/events",
-        "//api/jobs",
-        "/api/jobs/",
-        "/api//jobs",
-        "/API/jobs",
-        "/api/jobs;x=1",
-    ],
-)
-def test_a_path_that_leads_elsewhere(house: House, path: str) -> None:
-    refused(house, house.ask("GET", path), 404)
-
-
-@pytest.mark.parametrize(
-    "query",
-    [
-        "limit=0",
-        "limit=1001",
-        "limit=-1",
-        "limit=1e2",
-        "limit=nan",
-        "limit=",
-        "limit=١",
-        "limit=1&limit=2",
-        "before=../../x",
-        "before=",
-        "unknown=1",
-        "key=weft_ann",
-        "limit[]=1",
-        "__proto__=1",
-    ],
-)
-def test_a_parameter_that_does_not_fit(house: House, query: str) -> None:
-    refused(house, house.ask("GET", f"/api/jobs?{query}"), 400)
-
-
-@pytest.mark.parametrize("query", ["wait=nan", "wait=inf", "wait=-1", "wait=301", "wait=1&wait=1"])
-def test_a_time_that_does_not_fit(house: House, query: str) -> None:
-    refused(house, house.ask("GET", f"/api/jobs/x?{query}"), 400)
-
-
-def test_a_key_in_the_address_is_no_key(house: House) -> None:
-    refused(house, house.ask("GET", f"/api/jobs?key={ANN}", None), 401)
-
-
-@pytest.mark.parametrize(
-    "host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil", "8.8.8.8"]
-)
-def test_a_rebound_name(house: House, host: str) -> None:
-    reply = house.ask("POST", "/api/jobs", content=packed(), headers=MSGPACK | {"Host": host})
-    assert refused(house, reply, 403)["code"] == "access"
-
-
-@pytest.mark.parametrize(
-    "host", ["", "a b", "127.0.0.1:x", "127.0.0.1/..", "[::1", "user@localhost"]
-)
-def test_a_host_that_is_none(house: House, host: str) -> None:
-    refused(house, house.ask("GET", "/api/hello", headers={"Host": host}), 400)
-
-
-@pytest.mark.parametrize("origin", ["null", "https://evil.example", "http://127.0.0.1:1", ""])
-def test_a_page_of_another_origin(house: House, origin: str) -> None:
-    headers = MSGPACK | {"Origin": origin}
-    reply = house.ask("POST", "/api/jobs", content=packed(), headers=headers)
-    refused(house, reply, 403)
-    assert "access-control-allow-origin" not in reply.headers
-
-
-def test_two_keys_are_none(house: House) -> None:
-    twice = [("Authorization", f"Bearer {ANN}"), ("Authorization", "Bearer weft_other")]
-    with live(house) as url:
-        reply = exchange(url, b"GET", "/api/jobs", dict_of(twice))
-    assert reply.startswith(b"HTTP/1.1 401")
-
-
-@pytest.mark.parametrize("method", ["TRACE", "PROPFIND", "OPTIONS", "HEAD"])
-def test_a_method_that_nobody_needs(house: House, method: str) -> None:
-    assert house.ask(method, "/api/jobs").status_code == 405
-
-
-# -- what only a socket can send -------------------------------------------------------------------
-
-
-def dict_of(headers: list[tuple[str, str]]) -> bytes:
-    return b"".join(f"{name}: {value}\r\n".encode() for name, value in headers)
-
-
-def exchange(
-    url: str, method: bytes, path: str, headers: bytes, body: bytes = b"", *, half: bool = False
-) -> bytes:
-    """Sends bytes as they are and reads to the end."""
-    place = urlsplit(url)
-    assert place.hostname is not None
-    with socket.create_connection((place.hostname, place.port or 80), timeout=20) as line:
-        head = b"%s %s HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n" % (
-            method,
-            path.encode(),
-        )
-        line.sendall(head + headers + b"\r\n" + body)
-        if half:
-            line.shutdown(socket.SHUT_WR)
-        return read_all(line)
-
-
-def read_all(line: socket.socket) -> bytes:
-    found = b""
-    try:
-        while piece := line.recv(65_536):
-            found += piece
-    except ConnectionResetError:
-        return found
-    return found
-
-
-KEYED = f"Authorization: Bearer {ANN}\r\nContent-Type: application/msgpack\r\n".encode()
-
-
-def test_a_body_is_refused_before_it_is_sent(house: House) -> None:
-    with live(house) as url:
-        reply = exchange(url, b"POST", "/api/jobs", KEYED + b"Content-Length: 99999999999\r\n")
-    assert reply.startswith(b"HTTP/1.1 413")
-    assert b"body_bytes" in reply
-    assert b"connection: close" in reply.lower()
-    assert house.stored() == []
-
-
-def test_an_endless_body_is_cut_off(house: House) -> None:
-    with live(house) as url:
-        place = urlsplit(url)
-        assert place.hostname is not None
-        with socket.create_connection((place.hostname, place.port or 80), timeout=20) as line:
-            head = b"POST /api/jobs HTTP/1.1\r\nHost: localhost\r\n" + KEYED
-            line.sendall(head + b"Transfer-Encoding: chunked\r\n\r\n")
-            sent = send_for_ever(line, b"%x\r\n%s\r\n" % (4096, bytes(4096)))
-            reply = read_all(line)
-    assert sent < 100_000_000  # what the kernel's buffers took, not what we could send
-    assert reply == b"" or reply.startswith(b"HTTP/1.1 413")
-    assert house.stored() == []
-
-
-def send_for_ever(line: socket.socket, piece: bytes) -> int:
-    """Bytes sent until the other side closed."""
-    sent = 0
-    try:
-        while sent < 1_000_000_000:
-            line.sendall(piece)
-            sent += len(piece)
-    except (ConnectionResetError, BrokenPipeError):
-        return sent
-    return sent
-
-
-def test_a_body_that_ends_early_leaves_nothing(house: House) -> None:
-    data = encode(submit_of())
-    with live(house) as url:
-        length = b"Content-Length: %d\r\n" % (len(data) + 10)
-        reply = exchange(url, b"POST", "/api/jobs", KEYED + length, data, half=True)
-    assert not reply.startswith(b"HTTP/1.1 2")
-    assert house.stored() == []
-
-
-def test_an_upload_that_ends_early_leaves_nothing(house: House) -> None:
-    data = frames.write({"x": frame(*range(100))})
-    path = f"/api/constants/{frames.digest(frame(*range(100)))}"
-    keyed = f"Authorization: Bearer {ANN}\r\nContent-Type: application/octet-stream\r\n".encode()
-    with live(house) as url:
-        length = b"Content-Length: %d\r\n" % len(data)
-        reply = exchange(url, b"PUT", path, keyed + length, data[:-1], half=True)
-        assert not reply.startswith(b"HTTP/1.1 2")
-        assert house.stored() == []
-        assert exchange(url, b"PUT", path, keyed + length, data).startswith(b"HTTP/1.1 201")
-
-
-_WIRES: dict[str, bytes] = {
-    "a huge header": b"X: " + b"a" * 200_000 + b"\r\n",
-    "thousands of headers": b"".join(b"X-%d: %s\r\n" % (n, b"a" * 20) for n in range(10_000)),
-    "a folded header": b"X: a\r\n b\r\n\tc\r\nX\r\n",
-    "a header with a zero": b"X: a\x00b\r\n",
-    "a header name with a space": b"X Y: 1\r\n",
-    "two lengths": b"Content-Length: 1\r\nContent-Length: 2\r\n",
-    "a length and chunks": b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n",
-    "an unknown transfer coding": b"Transfer-Encoding: gzip, chunked\r\n",
-    "a second host": b"Host: evil.example\r\n",
-}
-
-
-@pytest.mark.parametrize("headers", _WIRES.values(), ids=_WIRES.keys())
-def test_bytes_that_are_no_request(house: House, headers: bytes) -> None:
-    with live(house) as url:
-        reply = exchange(url, b"POST", "/api/jobs", KEYED + headers, b"0\r\n\r\n", half=True)
-        assert reply == b"" or re.match(rb"HTTP/1\.1 4\d\d", reply), reply[:200]
-        assert exchange(url, b"GET", "/api/hello", b"").startswith(b"HTTP/1.1 200")
-    assert house.stored() == []
-    assert not FORBIDDEN.search(reply.decode("latin-1"))
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"\x16\x03\x01\x02\x00\x01" + bytes(200),
-        b"SSH-2.0-x\r\n",
-        b"\r\n\r\n",
-        b"GET / HTTP/9.9\r\n\r\n",
-    ],
-)
-def test_other_protocols_on_the_port(house: House, data: bytes) -> None:
-    with live(house) as url:
-        place = urlsplit(url)
-        assert place.hostname is not None
-        with socket.create_connection((place.hostname, place.port or 80), timeout=20) as line:
-            line.sendall(data)
-            line.shutdown(socket.SHUT_WR)
-            reply = read_all(line)
-        assert b"HTTP/1.1 2" not in reply
-        assert exchange(url, b"GET", "/api/hello", b"").startswith(b"HTTP/1.1 200")
-
-
-def test_a_web_socket_is_not_opened(house: House) -> None:
-    headers = (
-        b"Upgrade: websocket\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
-        b"Sec-WebSocket-Version: 13\r\n"
-    )
-    with live(house) as url:
-        reply = exchange(url, b"GET", "/api/jobs/x/events", headers)
-    assert reply.startswith(b"HTTP/1.1 401")
-
-
-def test_a_header_that_ends_up_in_an_answer_cannot_add_one(house: House) -> None:
-    """Names from requests stand in messages, never in headers."""
-    reply = house.ask("GET", "/api/jobs/x?a%0d%0aX-Evil:%201=1")
-    assert "x-evil" not in reply.headers
-    refused(house, reply, 400)
-
-
-def test_texts_in_answers_are_bounded(house: House) -> None:
-    long = "a" * 20_000
-    for reply in (
-        post(house, packed(model="m" * 200)),
-        house.ask("GET", f"/api/jobs?{long}=1"),
-        house.ask("GET", f"/api/card?model={long}"),
-        post(house, packed(), **{"Weft-Protocol": long}),
-        post(house, packed(), **{"Content-Encoding": long}),
-        post(house, encode(TokensQuery(model="m" * 150)), "/api/tokens"),
-    ):
-        assert 400 <= reply.status_code < 500
-        assert len(reply.content) < 2_000
-
-
-def test_a_log_line_cannot_be_forged(house: House, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "weft.gateway")
-    house.ask("GET", '/api/x%0a{"level":"error"}')
-    lines = [JsonLines().format(record) for record in caplog.records]
-    assert len(lines) == 1
-    assert "\n" not in lines[0]
-    assert json.loads(lines[0])["path"] == '/api/x\n{"level":"error"}'
-    assert ANN not in lines[0]
 
 
 def test_numbers_that_are_none_reach_no_job(house: House) -> None:

@@ -8,6 +8,7 @@ would become cannot be bounded without unpacking them.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Any, NoReturn
@@ -28,6 +29,8 @@ FORMS = {"application/msgpack": "msgpack", "application/json": "json"}
 MEDIA = {form: media for media, form in FORMS.items()}
 IDLE_SECONDS = 30.0
 """How long a body may stand still before it is given up."""
+_DIGITS = {int: re.compile(r"[0-9]{1,19}"), float: re.compile(r"[0-9]{1,19}(\.[0-9]{1,19})?")}
+"""What a parameter with such a default may look like."""
 
 
 def check_length(request: Request, limit: int, setting: str) -> None:
@@ -131,11 +134,19 @@ def query_of(request: Request, kind: type[Struct]) -> Any:
         elif name in given:
             raise MessageError(f"the parameter {name!r} stands twice")
         else:
+            _check_digits(name, value, known[name].default)
             given[name] = value
     try:
         return msgspec.convert(given, kind, strict=False)
     except msgspec.ValidationError as error:
         raise MessageError(f"a parameter does not fit: {error}") from None
+
+
+def _check_digits(name: str, value: str, default: Any) -> None:
+    """Numbers are written one way only: `1e2`, `0x10` and `nan` are none."""
+    pattern = _DIGITS.get(type(default))
+    if pattern is not None and not pattern.fullmatch(value):
+        raise MessageError(f"the parameter {name!r} is a number in decimal digits")
 
 
 class Stream(StreamingResponse):
