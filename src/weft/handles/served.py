@@ -70,7 +70,9 @@ def served(remote: Any, name: str, family: str) -> Served:
             f"{name} is of the {card.info.family} family", fix=f"open it with weft.{right}"
         )
     tables = sync.run(server, catalog.tables(talk, found.id))
-    return Served(server, card, known_of(card, tables, Asking(server, card)))
+    one = Served(server, card, known_of(card, tables, Asking(server, card)))
+    server.resolved[one.wanted()] = card.info  # it need not be looked for again
+    return one
 
 
 def only_served() -> bool:
