@@ -175,6 +175,7 @@ INSTANCES: dict[str, Struct] = {
         tensors=TENSORS,
         strict=False,
         look=True,
+        weights=MARK,
     ),
     "MissingQuery": m.MissingQuery(digests=(DIGEST, MARK)),
     "SignatureQuery": m.SignatureQuery(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NoReturn
 from urllib.parse import quote
 
@@ -43,12 +43,13 @@ class Wanted:
     """The model that a handle stands for: by its name, if it has one, else by its fingerprint.
 
     `strictly` asks for the name: where a name says which weights are meant, another model of the
-    same architecture is the wrong one.
+    same architecture is the wrong one. `weights` marks those that the handle has at hand, if any.
     """
 
     name: str | None
     fingerprint: str
     strictly: bool = False
+    weights: str | None = field(default=None, compare=False)
 
 
 def models(remote: bool | str | Server = True) -> Models:

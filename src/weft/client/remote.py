@@ -91,7 +91,8 @@ class RemoteBackend:
         wanted = self._wanted()
         hello = yield from talk.hello()
         model = yield from chosen(talk, wanted)
-        message = parcel.submit(secrets.token_hex(16), model.id, wanted.fingerprint)
+        request_id = secrets.token_hex(16)
+        message = parcel.submit(request_id, model.id, wanted.fingerprint, wanted.weights)
         return parcel, fitting(message, hello.limits)
 
     def _asking(self, talk: Talk, steps: Steps[Any]) -> Steps[Any]:

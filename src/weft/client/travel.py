@@ -56,7 +56,9 @@ class Parcel:
     strict: bool = True
     look: bool = False
 
-    def submit(self, request_id: str, model: str, fingerprint: str) -> Submit:
+    def submit(
+        self, request_id: str, model: str, fingerprint: str, weights: str | None = None
+    ) -> Submit:
         """The message."""
         return Submit(
             protocol=PROTOCOL,
@@ -69,6 +71,7 @@ class Parcel:
             tensors=frames.write(self.inside) if self.inside else b"",
             strict=self.strict,
             look=self.look,
+            weights=weights,
         )
 
 

@@ -13,6 +13,7 @@ from weft.client.backend import Backend, Request
 from weft.client.catalog import Wanted
 from weft.client.local import LocalBackend
 from weft.engine.known import Known
+from weft.engine.weights import weights_mark
 from weft.errors import GraphError, UnknownOptionError
 from weft.families.call import ModelCall
 from weft.families.names import returned_tuple_before
@@ -80,7 +81,9 @@ class Handle(Module):
     def _wanted(self) -> Wanted:
         """Which of a server's models this is."""
         name, strictly = self._name()
-        return Wanted(name, self._fingerprints.now(), strictly)
+        weights = self._weights
+        mark = weights_mark(weights.loaded()) if weights.are_loaded else None
+        return Wanted(name, self._fingerprints.now(), strictly, mark)
 
     def _known(self) -> Known:
         """What a server would know of the model, told by this process."""

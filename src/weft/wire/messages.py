@@ -91,7 +91,9 @@ class Submit(Ask, frozen=True):
     `constants` gives for each `Const.key` of the graph the digest of its tensor, which is in
     `tensors` under that digest, or was uploaded before. `fingerprint` is that of the model that the
     graph was recorded on; without `strict` the graph may meet sizes other than the recorded ones.
-    The same `request_id` from the same owner is the same job, however often it arrives.
+    `weights` is a mark of the client's own (`engine.weights`), where it has any: a server with
+    others refuses. The same `request_id` from the same owner is the same job, however often it
+    arrives.
     """
 
     protocol: int
@@ -104,6 +106,7 @@ class Submit(Ask, frozen=True):
     tensors: bytes = b""
     strict: bool = True
     look: bool = False
+    weights: Digest | None = None
 
 
 class MissingQuery(Ask, frozen=True):

@@ -23,12 +23,14 @@ from torch import nn
 from weft.engine.draw import Drawn, draw
 from weft.engine.known import Known
 from weft.engine.opened import Opened, open_submit
+from weft.engine.weights import refuse_other_weights
 from weft.errors import CancelledError, ServerError, WeftError
 from weft.graph.frame import Frame
 from weft.service.jobs.life import Event, Failed, Finished, IllegalStepError, Job, Stopped
 from weft.service.store.bells import Bells
 from weft.service.store.interface import Ledger, LostClaimError, Objects
 from weft.service.store.requests import constant, submit_of
+from weft.service.store.said import still_held
 from weft.settings import Settings
 from weft.signatures.later import overwritten_by
 from weft.wire.messages import Limits, Manifest, encode
@@ -135,6 +137,8 @@ class Worker:
             self.spoilt |= getattr(error, "retire", False)
             return Failed(encode(report_of(error, job.id), "json"))
         except Exception:
+            if not still_held(self._ledger, job):
+                return None  # it is another's now, or over, and its request is gone
             LOG.exception("job %s failed in the server itself", job.id)
             error = ServerError("the server made a mistake while it ran the job")
             return Failed(encode(report_of(error, job.id), "json"))
@@ -143,6 +147,7 @@ class Worker:
         submit = submit_of(self._objects, job)
         fetch = partial(constant, self._objects, job.owner)
         opened = open_submit(submit, fetch, self._known)
+        refuse_other_weights(self._net, submit.weights)
         drawn = self._draw(opened, submit.strict, pulse)
         size, digest = self._keep(job, drawn.manifest, drawn.frames)
         names = tuple(name for name, _ in drawn.manifest.saved)
