@@ -205,6 +205,18 @@ def test_a_job_that_is_cancelled_while_it_is_priced_stays_so(shop: Shop, monkeyp
     assert not made.turn()
 
 
+def test_a_job_that_is_cancelled_before_it_is_read_is_no_mistake(shop: Shop, caplog) -> None:
+    job = shop.received(reads("last"))
+    made = checker(shop)
+    claimed = made._claim()
+    report = encode(ErrorReport(code="cancelled", message="no more"), "json")
+    shop.ledger.step(job.id, Cancel(report), shop.clock())  # and its request is gone
+    assert claimed is not None
+    made.check(claimed)
+    assert shop.end(job).state == "cancelled"
+    assert caplog.text == ""
+
+
 def test_jobs_and_questions_of_a_running_checker_are_done(shop: Shop) -> None:
     made = checker(shop)
     thread = threading.Thread(target=made.run)

@@ -36,6 +36,7 @@ from weft.service.jobs.life import Event, Failed, IllegalStepError, Job, Priced,
 from weft.service.store.bells import Bells
 from weft.service.store.interface import Card, Ledger, LostClaimError, Objects, Question
 from weft.service.store.requests import constant_type, submit_of
+from weft.service.store.said import still_held
 from weft.settings import Settings
 from weft.wire.messages import (
     ApplyQuery,
@@ -226,12 +227,14 @@ class Checker:
     def check(self, job: Job) -> None:
         """Prices one claimed job, or refuses it."""
         event = self._verdict(job)
+        if event is None:
+            return
         try:
             self._ledger.step(job.id, event, self._clock(), job.token)
         except (LostClaimError, IllegalStepError) as error:
             LOG.info("job %s went on without the checker: %s", job.id, error)
 
-    def _verdict(self, job: Job) -> Event:
+    def _verdict(self, job: Job) -> Event | None:
         refused = Failed if job.state == "running" else Refused
         try:
             self._check_pricings(job)
@@ -240,6 +243,8 @@ class Checker:
         except WeftError as error:
             return refused(encode(report_of(error, job.id), "json"))
         except Exception:
+            if not still_held(self._ledger, job):
+                return None  # it was cancelled, and its request is gone
             LOG.exception("job %s failed in the checker itself", job.id)
             error = ServerError("the server made a mistake while it priced the graph")
             return refused(encode(report_of(error, job.id), "json"))

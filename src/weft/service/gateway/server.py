@@ -62,6 +62,9 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
+        # inherited by every connection; asyncio sets it only where it knows that the socket is TCP,
+        # and without it each reply waits 40 ms for its own second half
+        self._listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         await super().startup(sockets)
         self._ready()
 

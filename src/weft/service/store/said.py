@@ -1,4 +1,4 @@
-"""What a ledger says about a job in messages: to its followers, and when its worker is lost. Pure.
+"""What a ledger says about a job in messages: to its followers, and when its worker is lost.
 
 Every ledger uses these, so that all say the same.
 
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from weft.errors import NoSuchError, NotFinishedError
 from weft.service.jobs.life import FINAL, Command, Job, Lost, Note
-from weft.service.store.interface import LostClaimError, QueueFullError
+from weft.service.store.interface import Ledger, LostClaimError, QueueFullError
 from weft.wire.messages import (
     EndEvent,
     ErrorReport,
@@ -82,6 +82,12 @@ def check_claim(job: Job | None, id: str, token: str | None) -> Job:
     if token is not None and job.token != token:
         raise LostClaimError(f"job {id} is {job.state}, and no longer this holder's")
     return job
+
+
+def still_held(ledger: Ledger, job: Job) -> bool:
+    """Whether whoever claimed it still has it."""
+    now = ledger.job(job.id)
+    return now is not None and now.token == job.token
 
 
 def check_over(job: Job) -> None:

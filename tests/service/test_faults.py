@@ -1,0 +1,301 @@
+"""`kill -9`, two hundred times at random moments under load: nothing acknowledged is lost.
+
+Clients submit small jobs, follow some of them and cancel a few, while processes of the server are
+killed: workers, checkers, gateways, the process from which these are forked, and the whole server,
+which is then started again over the same folder. In the end every acknowledged job is over once,
+and every one that is done has the one result that plain PyTorch gives.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sqlite3
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import weft
+from tests.service.processes import all_gone, family, kill, one, until
+from weft.client.servers import close as close_clients
+from weft.service.fleet.keys import LOCAL_FILE, open_keys
+from weft.service.fleet.places import ledger_of, objects_of
+from weft.service.jobs.life import FINAL, Job
+from weft.service.store.folder import NEW, FolderObjects
+from weft.service.store.sweep import YOUNG, recover
+from weft.service.worker.loop import measure
+from weft.testing import tiny_path
+from weft.testing.process import Running, started
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+
+KILLS = 200
+SERVERS = 4
+"""So many of them are of the whole server."""
+NURSERIES = 2
+ROLES = {"worker": 5, "checker": 3, "gateway": 2}
+"""How often each of the others is the one."""
+PAUSE = 0.25
+"""Seconds before a kill, at most."""
+CLIENTS = 3
+SEED = 20
+PROMPT = "The capital of France is"
+STRENGTHS = (0.0, 0.5, 1.0, 2.0, 4.0)
+MATRIX, STEPS = 200, 20
+"""What makes a job take some time: so many products of matrices of this size."""
+
+
+@pytest.fixture(autouse=True)
+def environ(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Folders of its own, and clients with patience."""
+    for name in ("STATE", "DATA", "CONFIG"):
+        monkeypatch.setenv(f"XDG_{name}_HOME", str(tmp_path / name.lower()))
+    for name in [name for name in os.environ if name.startswith("WEFT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("WEFT_RETRY_SECONDS", "90")
+    yield
+    close_clients()
+
+
+# -- what the jobs ask, and what plain PyTorch gives -----------------------------------------------
+
+
+def ask(model: Any, url: str, strength: float) -> Any:
+    """Submits a job: the logits with the output of a layer scaled; returns when acknowledged."""
+    with model.trace(PROMPT, remote=url, blocking=False) as tracer:
+        h = model.model.layers[1].mlp.output
+        y = x = (h.sum() * 0).expand(MATRIX, MATRIX) + 1 / MATRIX
+        for _ in range(STEPS):
+            y = y @ x
+        h *= strength
+        model.lm_head.output[:, -1].save("logits")
+        y[0, 0].save("y")
+    return tracer.job
+
+
+def expected() -> dict[float, torch.Tensor]:
+    net = AutoModelForCausalLM.from_pretrained(tiny_path())
+    ids = AutoTokenizer.from_pretrained(tiny_path())(PROMPT, return_tensors="pt").input_ids
+    found = {}
+    for strength in STRENGTHS:
+        scale = net.model.layers[1].mlp.register_forward_hook(lambda *a: a[2] * strength)  # noqa: B023
+        with torch.no_grad():
+            found[strength] = net(ids).logits[:, -1]
+        scale.remove()
+    return found
+
+
+# -- clients -------------------------------------------------------------------------------------
+
+
+@dataclass
+class Load:
+    """Clients on threads. `acknowledged` holds the strength of each job by its id."""
+
+    url: str
+    model: Any
+    acknowledged: dict[str, float] = field(default_factory=dict)
+    cancelled: set[str] = field(default_factory=set)
+    errors: list[BaseException] = field(default_factory=list)
+    stopping: threading.Event = field(default_factory=threading.Event)
+
+    def __enter__(self) -> Load:
+        self._threads = [
+            threading.Thread(target=self._client, args=(random.Random(SEED + n),))
+            for n in range(CLIENTS)
+        ]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stopping.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _client(self, chance: random.Random) -> None:
+        try:
+            while not self.stopping.is_set():
+                self._one(chance)
+        except BaseException as error:  # noqa: BLE001 (the test raises it)
+            self.errors.append(error)
+
+    def _one(self, chance: random.Random) -> None:
+        strength = chance.choice(STRENGTHS)
+        job = ask(self.model, self.url, strength)
+        assert job.id not in self.acknowledged
+        self.acknowledged[job.id] = strength
+        what = chance.random()
+        if what < 0.1:
+            self.cancelled.add(job.id)
+            job.cancel()
+        elif what < 0.6:
+            job.wait()  # along its events, over as many connections as it takes
+        self.stopping.wait(0.1)
+
+
+# -- kills ---------------------------------------------------------------------------------------
+
+
+class Killer:
+    """Kills, and starts the server again where it is gone."""
+
+    def __init__(self, stack: ExitStack, data: Path) -> None:
+        self._stack = stack
+        self._data = data
+        self._chance = random.Random(SEED)
+        self.count: Counter[str] = Counter()
+        self.seen: dict[int, str] = {}
+        self.logs: list[str] = []
+        self.server = self._start(0)
+        self.server.ready()
+        self.url = self.server.url
+        rows = sqlite3.connect(ledger_of(data), isolation_level=None)
+        self._rows = stack.enter_context(closing(rows))
+
+    def _start(self, port: int) -> Running:
+        options = ("--attempts", "100")
+        server = started(f"tiny={tiny_path()}", data=self._data, options=options, port=port)
+        return self._stack.enter_context(server)
+
+    def run(self) -> None:
+        servers = self._moments(SERVERS)
+        nurseries = self._moments(NURSERIES) - servers
+        for number in range(KILLS):
+            self._wait()
+            if number in servers:
+                self._kill_server()
+            else:
+                self._kill("nursery" if number in nurseries else self._role())
+
+    def _moments(self, count: int) -> set[int]:
+        return set(self._chance.sample(range(KILLS // 10, KILLS), count))
+
+    def _role(self) -> str:
+        return self._chance.choices([*ROLES], [*ROLES.values()])[0]
+
+    def _wait(self) -> None:
+        """Any time, on average each second time only after something was done again."""
+        if self._chance.random() < 0.5:
+            before = self._over()
+            until(lambda: self._over() > before, "another job's end")
+        time.sleep(self._chance.uniform(0, PAUSE))
+
+    def _over(self) -> int:
+        query = "SELECT count(*) FROM job WHERE ended IS NOT NULL"
+        return self._rows.execute(query).fetchone()[0]
+
+    def _kill(self, role: str) -> None:
+        here = self.server.process.pid
+        pid = one(here, role)
+        self.seen |= family(here)
+        kill(pid)
+        self.count[role] += 1
+
+    def _kill_server(self) -> None:
+        below = family(self.server.process.pid)
+        self.server.kill()
+        self.count["server"] += 1
+        all_gone(below)
+        self.logs.append(self.server.said())
+        self.server = self._start(urlsplit(self.url).port or 0)
+
+
+# -- what must be so -----------------------------------------------------------------------------
+
+
+def all_over(data: Path) -> bool:
+    with open_keys(data) as ledger:
+        return not ledger.unfinished()
+
+
+def check_job(url: str, id: str, strength: float, truth: dict[float, torch.Tensor]) -> None:
+    """What its owner gets is what plain PyTorch gives."""
+    saved = weft.Job.get(id, remote=url).result()
+    assert torch.equal(saved["logits"], truth[strength]), id
+    assert torch.allclose(saved["y"], torch.tensor(1 / MATRIX)), id
+
+
+def check_store(data: Path, load: Load) -> None:
+    """Every job is over, once, with the one result that its row says; nothing else is there."""
+    with open_keys(data) as ledger:
+        jobs = ledger.jobs("local", 10**6)
+        assert load.acknowledged.keys() <= {job.id for job in jobs}
+        objects = FolderObjects(objects_of(data))
+        for job in jobs:
+            assert job.state == "done" or (job.state, job.id in load.cancelled) == (
+                "cancelled",
+                True,
+            ), job
+            check_events([note.kind for note in ledger.notes(job.id)], job)
+            if job.state == "done":
+                assert measure(objects, f"results/{job.id}") == (
+                    job.result_bytes,
+                    job.result_sha256,
+                )
+        recover(ledger, objects, time.time() + YOUNG + 1)  # as a server does a minute later
+        done = sorted(f"results/{job.id}" for job in jobs if job.state == "done")
+        assert objects.names("") == done
+        objects.close()
+    assert list((objects_of(data) / NEW).iterdir()) == []
+    left = {path.name for path in data.iterdir()}
+    assert left <= {"lock", "local.key", "objects", *(ledger_of(data).name + end for end in ENDS)}
+    with sqlite3.connect(ledger_of(data)) as rows:
+        assert rows.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    rows.close()
+
+
+ENDS = ("", "-wal", "-shm")
+
+
+def check_events(kinds: list[str], job: Job) -> None:
+    assert job.state in FINAL
+    assert kinds.count("end") == 1 and kinds[-1] == "end"
+    ended = [past for past in job.history if past.split()[1] in ("Finished", "Stopped", "Cancel")]
+    assert len(ended) >= 1
+
+
+def test_nothing_acknowledged_is_lost_over_two_hundred_kills(tmp_path: Path, monkeypatch) -> None:
+    truth, data = expected(), tmp_path / "served"
+    model = weft.LanguageModel(tiny_path())
+    with ExitStack() as stack:
+        killer = Killer(stack, data)
+        killer.server.ready()
+        # What a server leaves for clients goes with it: they are told instead.
+        monkeypatch.setenv("WEFT_HOST", killer.url)
+        monkeypatch.setenv("WEFT_KEY", (data / LOCAL_FILE).read_text())
+        began = time.monotonic()
+        with Load(killer.url, model) as load:
+            killer.run()
+            taken = time.monotonic() - began
+            killer.server.ready()
+        assert not load.errors, load.errors
+        assert killer.count.total() == KILLS
+        assert set(killer.count) == {*ROLES, "server", "nursery"}
+        until(lambda: all_over(data))
+        with open_keys(data) as ledger:
+            states = {job.id: job.state for job in ledger.jobs("local", 10**6)}
+        for id, strength in load.acknowledged.items():
+            if states[id] == "done":
+                check_job(killer.url, id, strength, truth)
+        below = family(killer.server.process.pid)
+        assert killer.server.end() == 0
+        all_gone(below | killer.seen)
+        logs = "\n".join([*killer.logs, killer.server.said()])
+    check_store(data, load)
+    assert "Traceback" not in logs
+    attempts = Counter(states.values())
+    print(f"{killer.count}: {taken / KILLS:.2f} s each; {len(load.acknowledged)} jobs: {attempts}")
+    assert attempts["done"] > KILLS / 2
