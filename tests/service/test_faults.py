@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import weft
 from tests.service.processes import all_gone, family, kill, one, until
 from weft.client.servers import close as close_clients
-from weft.service.fleet.keys import LOCAL_FILE, open_keys
+from weft.service.fleet.keys import LOCAL_FILE, LOCAL_OWNER, open_keys
 from weft.service.fleet.places import ledger_of, objects_of
 from weft.service.jobs.life import FINAL, Job
 from weft.service.store.folder import NEW, FolderObjects
@@ -38,17 +38,20 @@ from weft.service.worker.loop import measure
 from weft.testing import tiny_path
 from weft.testing.process import Running, started
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"),
+]
 
 KILLS = 200
-SERVERS = 4
+SERVERS = 3
 """So many of them are of the whole server."""
-NURSERIES = 2
+NURSERIES = 1
 ROLES = {"worker": 5, "checker": 3, "gateway": 2}
 """How often each of the others is the one."""
-PAUSE = 0.25
+PAUSE = 0.2
 """Seconds before a kill, at most."""
-CLIENTS = 3
+CLIENTS = 4
 SEED = 20
 PROMPT = "The capital of France is"
 STRENGTHS = (0.0, 0.5, 1.0, 2.0, 4.0)
@@ -187,8 +190,8 @@ class Killer:
         return self._chance.choices([*ROLES], [*ROLES.values()])[0]
 
     def _wait(self) -> None:
-        """Any time, on average each second time only after something was done again."""
-        if self._chance.random() < 0.5:
+        """Any time; on average each third time only after something was done again."""
+        if self._chance.random() < 1 / 3:
             before = self._over()
             until(lambda: self._over() > before, "another job's end")
         time.sleep(self._chance.uniform(0, PAUSE))
@@ -216,55 +219,68 @@ class Killer:
 # -- what must be so -----------------------------------------------------------------------------
 
 
+def jobs_of(data: Path) -> dict[str, Job]:
+    with open_keys(data) as ledger:
+        return {job.id: job for job in ledger.jobs(LOCAL_OWNER, 10**6)}
+
+
 def all_over(data: Path) -> bool:
     with open_keys(data) as ledger:
         return not ledger.unfinished()
 
 
-def check_job(url: str, id: str, strength: float, truth: dict[float, torch.Tensor]) -> None:
-    """What its owner gets is what plain PyTorch gives."""
-    saved = weft.Job.get(id, remote=url).result()
-    assert torch.equal(saved["logits"], truth[strength]), id
-    assert torch.allclose(saved["y"], torch.tensor(1 / MATRIX)), id
+def check_results(load: Load, jobs: dict[str, Job], truth: dict[float, torch.Tensor]) -> None:
+    """Whoever submitted a job gets what plain PyTorch gives."""
+    assert load.acknowledged.keys() <= jobs.keys()
+    for id, strength in load.acknowledged.items():
+        if jobs[id].state == "done":
+            saved = weft.Job.get(id, remote=load.url).result()
+            assert torch.equal(saved["logits"], truth[strength]), id
+            assert torch.allclose(saved["y"], torch.tensor(1 / MATRIX)), id
 
 
-def check_store(data: Path, load: Load) -> None:
-    """Every job is over, once, with the one result that its row says; nothing else is there."""
+def check_jobs(data: Path, load: Load, jobs: dict[str, Job]) -> None:
+    """Every job is over, once, and has the one result that its row says."""
+    objects = FolderObjects(objects_of(data))
     with open_keys(data) as ledger:
-        jobs = ledger.jobs("local", 10**6)
-        assert load.acknowledged.keys() <= {job.id for job in jobs}
-        objects = FolderObjects(objects_of(data))
-        for job in jobs:
-            assert job.state == "done" or (job.state, job.id in load.cancelled) == (
-                "cancelled",
-                True,
-            ), job
-            check_events([note.kind for note in ledger.notes(job.id)], job)
+        for job in jobs.values():
+            assert job.state in FINAL
+            assert job.state == "done" or (job.state == "cancelled" and job.id in load.cancelled), (
+                job
+            )
+            kinds = [note.kind for note in ledger.notes(job.id)]
+            assert kinds.count("end") == 1 and kinds[-1] == "end"
             if job.state == "done":
-                assert measure(objects, f"results/{job.id}") == (
-                    job.result_bytes,
-                    job.result_sha256,
-                )
-        recover(ledger, objects, time.time() + YOUNG + 1)  # as a server does a minute later
-        done = sorted(f"results/{job.id}" for job in jobs if job.state == "done")
-        assert objects.names("") == done
-        objects.close()
+                result = measure(objects, f"results/{job.id}")
+                assert result == (job.result_bytes, job.result_sha256)
+    objects.close()
+
+
+def check_files(data: Path, jobs: dict[str, Job]) -> None:
+    """Nothing else is there, after what a server does in its first minute."""
+    objects = FolderObjects(objects_of(data))
+    with open_keys(data) as ledger:
+        recover(ledger, objects, time.time() + YOUNG + 1)
+    done = sorted(f"results/{job.id}" for job in jobs.values() if job.state == "done")
+    assert objects.names("") == done
+    objects.close()
     assert list((objects_of(data) / NEW).iterdir()) == []
-    left = {path.name for path in data.iterdir()}
-    assert left <= {"lock", "local.key", "objects", *(ledger_of(data).name + end for end in ENDS)}
-    with sqlite3.connect(ledger_of(data)) as rows:
+    database = ledger_of(data).name
+    known = {"lock", LOCAL_FILE, "objects", database, f"{database}-wal", f"{database}-shm"}
+    assert {path.name for path in data.iterdir()} <= known
+    with closing(sqlite3.connect(ledger_of(data))) as rows:
         assert rows.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-    rows.close()
 
 
-ENDS = ("", "-wal", "-shm")
-
-
-def check_events(kinds: list[str], job: Job) -> None:
-    assert job.state in FINAL
-    assert kinds.count("end") == 1 and kinds[-1] == "end"
-    ended = [past for past in job.history if past.split()[1] in ("Finished", "Stopped", "Cancel")]
-    assert len(ended) >= 1
+def told(killer: Killer, taken: float, jobs: dict[str, Job]) -> str:
+    done = sum(job.state == "done" for job in jobs.values())
+    again = sum(job.attempts > 1 or job.pricings > 1 for job in jobs.values())
+    assert done > KILLS / 2
+    assert again > KILLS / 20
+    return (
+        f"{dict(killer.count)}: {taken / KILLS:.2f} s each; {len(jobs)} jobs, {done} done, {again} "
+        "begun more than once"
+    )
 
 
 def test_nothing_acknowledged_is_lost_over_two_hundred_kills(tmp_path: Path, monkeypatch) -> None:
@@ -272,7 +288,6 @@ def test_nothing_acknowledged_is_lost_over_two_hundred_kills(tmp_path: Path, mon
     model = weft.LanguageModel(tiny_path())
     with ExitStack() as stack:
         killer = Killer(stack, data)
-        killer.server.ready()
         # What a server leaves for clients goes with it: they are told instead.
         monkeypatch.setenv("WEFT_HOST", killer.url)
         monkeypatch.setenv("WEFT_KEY", (data / LOCAL_FILE).read_text())
@@ -285,17 +300,13 @@ def test_nothing_acknowledged_is_lost_over_two_hundred_kills(tmp_path: Path, mon
         assert killer.count.total() == KILLS
         assert set(killer.count) == {*ROLES, "server", "nursery"}
         until(lambda: all_over(data))
-        with open_keys(data) as ledger:
-            states = {job.id: job.state for job in ledger.jobs("local", 10**6)}
-        for id, strength in load.acknowledged.items():
-            if states[id] == "done":
-                check_job(killer.url, id, strength, truth)
+        jobs = jobs_of(data)
+        check_results(load, jobs, truth)
         below = family(killer.server.process.pid)
         assert killer.server.end() == 0
         all_gone(below | killer.seen)
-        logs = "\n".join([*killer.logs, killer.server.said()])
-    check_store(data, load)
-    assert "Traceback" not in logs
-    attempts = Counter(states.values())
-    print(f"{killer.count}: {taken / KILLS:.2f} s each; {len(load.acknowledged)} jobs: {attempts}")
-    assert attempts["done"] > KILLS / 2
+    logs = "\n".join([*killer.logs, killer.server.said()])
+    assert "Traceback" not in logs, logs
+    check_jobs(data, load, jobs)
+    check_files(data, jobs)
+    print(told(killer, taken, jobs))
