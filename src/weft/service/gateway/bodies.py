@@ -29,7 +29,10 @@ FORMS = {"application/msgpack": "msgpack", "application/json": "json"}
 MEDIA = {form: media for media, form in FORMS.items()}
 IDLE_SECONDS = 30.0
 """How long a body may stand still before it is given up."""
-_DIGITS = {int: re.compile(r"[0-9]{1,19}"), float: re.compile(r"[0-9]{1,19}(\.[0-9]{1,19})?")}
+_DIGITS = {
+    int: re.compile("[0-9]{1,19}"),
+    float: re.compile(r"[0-9]{1,19}(\.[0-9]{1,40})?(e[+-]?[0-9]{1,3})?"),
+}
 """What a parameter with such a default may look like."""
 
 
@@ -143,7 +146,7 @@ def query_of(request: Request, kind: type[Struct]) -> Any:
 
 
 def _check_digits(name: str, value: str, default: Any) -> None:
-    """Numbers are written one way only: `1e2`, `0x10` and `nan` are none."""
+    """Numbers are written as in JSON, whole ones as such: ` 1`, `+1`, `1_0` and `nan` are none."""
     pattern = _DIGITS.get(type(default))
     if pattern is not None and not pattern.fullmatch(value):
         raise MessageError(f"the parameter {name!r} is a number in decimal digits")

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from weft.wire.messages import Digest, ErrorReport, Id
+from weft.wire.messages import PROTOCOL, Digest, ErrorReport, Event, Id, JobInfo, Submit
 
 from .entry import Entry
 
@@ -22,13 +22,30 @@ _EVERYWHERE = {
     403: "a Host or Origin that the server does not answer",
     500: "a mistake of the server's",
 }
+_ALWAYS = {"Weft-Request-Id": "what the server's log knows the request by"}
+_OFTEN = {
+    206: {"Content-Range": "which bytes these are", "ETag": "of the whole"},
+    304: {"ETag": "of what the client has"},
+    416: {"Content-Range": "how many bytes there are"},
+    429: {"Retry-After": "seconds"},
+    503: {"Retry-After": "seconds, where asking again is of use"},
+}
+"""Headers of a reply: those that it always has, and those that it may have."""
+_TEXT = {"type": "string"}
+_HEADERS: dict[str, dict[str, Any]] = {
+    "Weft-Protocol": {"type": "string", "enum": [str(PROTOCOL)]},
+    "Last-Event-ID": {"type": "string", "pattern": "^[0-9]{0,18}$"},
+}
+"""What a header of a request looks like, where not any text will do."""
 
 
 def document(routes: Iterable[Entry], version: str) -> dict[str, Any]:
     """The whole document as plain data."""
     routes = tuple(routes)
     kinds = {kind for entry in routes for kind in (entry.takes, entry.gives) if _is_message(kind)}
-    _, schemas = msgspec.json.schema_components([*kinds, ErrorReport], ref_template=_REF)
+    kinds |= {ErrorReport, *Event.__args__}
+    _, schemas = msgspec.json.schema_components(kinds, ref_template=_REF)
+    schemas[Submit.__name__]["properties"]["protocol"] = {"const": PROTOCOL}
     paths: dict[str, Any] = {}
     for entry in routes:
         paths.setdefault(entry.path, {})[entry.method.lower()] = operation(entry)
@@ -74,10 +91,30 @@ def _content(kind: Any) -> dict[str, Any]:
     if kind is None:
         return {}
     if not _is_message(kind):
-        binary = {} if kind == "application/octet-stream" else {"type": "string"}
-        return {kind: {"schema": {} if kind == "application/json" else binary}}
-    schema = {"$ref": _REF.format(name=kind.__name__)}
-    return {"application/json": {"schema": schema}, "application/msgpack": {"schema": {}}}
+        return {kind: {"schema": _OTHERS.get(kind, {})}}
+    return {"application/json": {"schema": _ref(kind)}, "application/msgpack": {"schema": {}}}
+
+
+def _ref(kind: Any) -> dict[str, str]:
+    return {"$ref": _REF.format(name=kind.__name__)}
+
+
+_EVENTS = {
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {
+        "id": {"type": "string", "pattern": "^[0-9]{1,19}$"},
+        "event": {"enum": ["accepted", *(kind.__struct_config__.tag for kind in Event.__args__)]},
+        "data": {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "contentSchema": {"anyOf": [_ref(kind) for kind in (JobInfo, *Event.__args__)]},
+        },
+    },
+}
+"""One event of a stream."""
+_OTHERS = {"text/html": _TEXT, "text/event-stream": _EVENTS}
+"""What is no message."""
 
 
 def _responses(entry: Entry) -> dict[str, Any]:
@@ -89,12 +126,22 @@ def _responses(entry: Entry) -> dict[str, Any]:
 
 
 def _response(entry: Entry, status: int, text: str, good: set[int]) -> dict[str, Any]:
+    found: dict[str, Any] = {"description": text, "headers": _reply_headers(status)}
     if status == 304 or (status in good and entry.gives is None):
-        return {"description": text}
+        return found
     content = _content(entry.gives if status in good else _unwell(entry, status))
     if status == 200 and entry.path == "/api/jobs" and entry.method == "POST":
-        content["text/event-stream"] = {"schema": {"type": "string"}}
-    return {"description": text, "content": content}
+        content |= _content("text/event-stream")
+    return {**found, "content": content}
+
+
+def _reply_headers(status: int) -> dict[str, Any]:
+    said = [(name, text, True) for name, text in _ALWAYS.items()]
+    said += [(name, text, False) for name, text in _OFTEN.get(status, {}).items()]
+    return {
+        name: {"description": text, "required": required, "schema": _TEXT}
+        for name, text, required in said
+    }
 
 
 def _unwell(entry: Entry, status: int) -> Any:
@@ -135,7 +182,7 @@ def _headers(entry: Entry) -> list[dict[str, Any]]:
             "name": name,
             "in": "header",
             "description": text,
-            "schema": {"type": "string", "enum": ["1"]} if name in protocol else {"type": "string"},
+            "schema": _HEADERS.get(name, _TEXT),
         }
         for name, text in (protocol | entry.headers).items()
     ]

@@ -21,6 +21,7 @@ from types import FrameType
 import uvicorn
 
 from .app import App
+from .protocol import Protocol
 
 LAST_SECONDS = 5
 """How long requests in hand may take after the server was told to end."""
@@ -42,7 +43,7 @@ class Server(uvicorn.Server):
                 backlog=BACKLOG,
                 date_header=True,
                 h11_max_incomplete_event_size=HEADER_BYTES,
-                http="h11",
+                http=Protocol,
                 lifespan="on",
                 log_config=None,
                 loop="asyncio",
