@@ -106,8 +106,8 @@ def greet(say: Callable[[str], None], url: str, models: Sequence[Deployment], ke
     say(f"Weft serves {', '.join(model.id for model in models)} at {url}")
     say("")
     say("    import weft")
-    say(f'    model = weft.LanguageModel("{models[0].id}")')
-    say('    with model.trace("Hello", remote=True):')
+    say(f'    model = weft.LanguageModel("{models[0].id}", remote=True)')
+    say('    with model.trace("Hello"):')
     say("        logits = model.lm_head.output.save()")
     say("")
     where = "on this machine the key is found by itself" if key else "keys: weft keys add NAME"
