@@ -262,3 +262,15 @@ def test_a_model_that_is_not_there_is_refused_when_it_is_opened(live: Any) -> No
         weft.LanguageModel("net", remote=live.url)
     with pytest.raises(UnknownOptionError, match="dtype"):
         weft.LanguageModel("tiny", remote=live.url, dtype=torch.bfloat16)
+
+
+def test_a_key_that_was_not_there_yet_is_looked_for_again(
+    live: Any, net: Any, x: Any, hidden: Any, monkeypatch: Any, tmp_path: Path
+) -> None:
+    state = os.environ["XDG_STATE_HOME"]
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "empty"))
+    model = weft.Model(net, remote=live.url)
+    with pytest.raises(AccessError), model.trace(x):
+        model[1].output.save()
+    monkeypatch.setenv("XDG_STATE_HOME", state)  # as when the server has started meanwhile
+    assert ran_there(live, model, x, hidden, remote=live.url)

@@ -145,6 +145,8 @@ class Talk:
             except Broken as why:
                 yield from patience.broken(why, job)
                 continue
+            if answer.status == 401 and self.server.finds_key():
+                continue
             pause = _pause(answer)
             if pause is None or not patience.lasts(pause):
                 return self.checked(answer, f"{method} {path.partition('?')[0]}")

@@ -55,6 +55,13 @@ class Server:
                 self._client = sync_client(self.url, self.settings, self.transport)
             return self._client
 
+    def finds_key(self) -> bool:
+        """Whether there is a key now where there was none: the server has started since."""
+        if self.place.key is not None:
+            return False
+        self.place = find(self.url, self.settings)
+        return self.place.key is not None
+
     def close(self) -> None:
         """Closes the connections; the next call opens new ones."""
         with self._lock:
