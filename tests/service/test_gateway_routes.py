@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-import pytest
+import re
 
-from tests.service.gate import ANN, MODEL, OLD, PRINT, House, card_of
+import httpx
+import pytest
+from msgspec.structs import replace
+from starlette.responses import Response
+
+from tests.service.gate import ANN, MODEL, OLD, PRINT, House, bearer, card_of, live
+from weft.service.gateway import app
 from weft.service.gateway.app import ROUTES
-from weft.service.store.interface import Card
+from weft.service.gateway.entry import Entry
+from weft.service.store.interface import Card, Note
 from weft.settings import Settings
 from weft.wire.messages import (
     ErrorReport,
@@ -23,6 +30,10 @@ from weft.wire.messages import (
 @pytest.fixture
 def house() -> House:
     return House()
+
+
+def named(entry: Entry) -> str:
+    return f"{entry.method} {entry.path}"
 
 
 def test_the_handshake_needs_no_key(house: House) -> None:
@@ -114,7 +125,7 @@ def test_a_model_that_is_not_there_is_named_with_those_that_are(house: House, pa
     assert (loading.status_code, loading.headers["retry-after"]) == (503, "5")
 
 
-def test_every_answer_has_a_request_id(house: House) -> None:
+def test_every_request_has_an_id_of_its_own(house: House) -> None:
     good, bad = house.ask("GET", "/api/hello"), house.ask("GET", "/api/nothing")
     assert good.headers["weft-request-id"] != bad.headers["weft-request-id"]
     report = decode(bad.content, ErrorReport, "json")
@@ -131,8 +142,8 @@ def test_a_wrong_method_says_which_are_right(house: House) -> None:
     assert (said.status_code, said.headers["allow"]) == (405, "GET, POST")
 
 
-@pytest.mark.parametrize("entry", ROUTES, ids=lambda entry: f"{entry.method} {entry.path}")
-def test_a_key_is_needed_where_the_table_says_so(house: House, entry) -> None:
+@pytest.mark.parametrize("entry", ROUTES, ids=named)
+def test_a_key_is_needed_where_the_table_says_so(house: House, entry: Entry) -> None:
     path = entry.path.replace("{id}", "x").replace("{digest}", "0" * 64)
     for key in (None, "weft_wrong", OLD, ""):
         said = house.ask(entry.method, path, key)
@@ -216,18 +227,61 @@ def test_the_page_runs_nothing(house: House) -> None:
         assert entry.path in page.text
 
 
-def test_a_mistake_of_ours_tells_nothing_but_its_number(
-    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+SAFE = {
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+}
+
+
+@pytest.mark.parametrize("key", [ANN, None])
+@pytest.mark.parametrize("entry", ROUTES, ids=named)
+def test_every_answer_has_an_id_and_headers_of_safety(
+    house: House, entry: Entry, key: str | None
 ) -> None:
-    def broken(*_: object) -> None:
+    reply = house.ask(entry.method, entry.path, key)
+    assert SAFE.items() <= dict(reply.headers).items()
+    assert re.fullmatch("[0-9a-f]{16}", reply.headers["weft-request-id"])
+    assert "no-store" in reply.headers["cache-control"]
+    assert "server" not in reply.headers
+
+
+@pytest.mark.parametrize("entry", ROUTES, ids=named)
+def test_a_mistake_of_ours_tells_nothing_but_its_number(
+    entry: Entry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken(*_: object) -> Response:
+        raise RuntimeError("at /home/ann/secret.py:3, for weft_bob")
+
+    monkeypatch.setattr(app, "ROUTES", [replace(one, handler=broken) for one in ROUTES])
+    query = {"model": MODEL} if "model" in entry.query.__struct_fields__ else {}
+    said = House().ask(entry.method, entry.path, params=query)
+    report = decode(said.content, ErrorReport, "json")
+    assert (said.status_code, report.code) == (500, "server")
+    assert report.request_id == said.headers["weft-request-id"]
+    assert SAFE.items() <= dict(said.headers).items()
+    assert not re.search(r"Traceback|secret|home|\.py|weft_bob|RuntimeError", said.text)
+    (logged,) = [record for record in caplog.records if record.exc_info]
+    assert logged.__dict__["request"] == report.request_id
+
+
+def test_a_mistake_in_the_middle_of_an_answer_breaks_it_off(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was said cannot be taken back; what follows is nothing, never the exception."""
+    id = house.job()
+    house.do()
+
+    def broken(*_: object) -> list[Note]:
         raise RuntimeError("at /home/ann/secret.py")
 
-    monkeypatch.setattr(house.ledger, "counts", broken)
-    said = house.ask("GET", "/api/status")
-    assert (said.status_code, said.json()["code"]) == (500, "server")
-    assert "secret" not in said.text
-    logged = next(record for record in caplog.records if record.exc_info)
-    assert logged.__dict__["request"] == said.json()["request_id"]
+    with live(house) as url:
+        monkeypatch.setattr(house.ledger, "notes", broken)
+        request = httpx.stream("GET", f"{url}/api/jobs/{id}/events", headers=bearer())
+        with pytest.raises(httpx.RemoteProtocolError), request as reply:
+            assert reply.status_code == 200
+            assert b"secret" not in reply.read()
 
 
 def test_two_apps_share_nothing() -> None:
