@@ -52,6 +52,7 @@ MAX_OUTS = 65_536
 MAX_ITEMS = 65_536
 MAX_NUMBER = 2**63 - 1
 MAX_LOGGED = 1024
+MAX_INVOKES = 512
 
 ACTING = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """Characters that act on a terminal or a page, or turn the direction of a line. No name has one."""
@@ -265,6 +266,8 @@ def _check_site(graph: Graph, number: int, site: Site) -> None:
         _refuse(graph, number, f"unknown port {site.port[:40]!r}")
     if not _is_size(site.call) or not _is_size(site.step):
         _refuse(graph, number, "a site needs call and step from 0")
+    if not _is_size(site.invoke) or site.invoke >= MAX_INVOKES:
+        _refuse(graph, number, f"invokes are numbered from 0, below {MAX_INVOKES}")
     if not _is_text(site.path, 0):
         _refuse(graph, number, f"its path is {_ODD}")
 

@@ -22,6 +22,9 @@ from .site import Leaf, Site, Where
 
 VERSION = 1
 
+DRAWS = 1 << 32
+"""Draws are numbered within an invoke, `invoke * DRAWS` apart: each draws what it draws alone."""
+
 
 class Data(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """What arguments are made of. A field that nobody reads is refused, as in every node."""

@@ -11,7 +11,8 @@ structure of the port `inputs` is `(args, kwargs)`, so `.input` in user code is 
 `(0, 0)` or `(1, "hidden_states")` of `inputs`.
 
 `step` counts turns of the driving loop (one forward in `trace`, so 0), `call` counts calls of the
-module within one step.
+module within one step. `invoke` numbers the inputs of a block that has several: each has sites of
+its own, with the shape and content that they have when it runs alone.
 """
 
 from msgspec import Struct
@@ -28,12 +29,14 @@ class Site(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     port: str
     call: int = 0
     step: int = 0
+    invoke: int = 0
 
     def __str__(self) -> str:
         where = f"{self.path or '<root>'}.{self.port}"
         call = f" call {self.call}" if self.call else ""
         step = f" step {self.step}" if self.step else ""
-        return where + call + step
+        invoke = f" of invoke {self.invoke}" if self.invoke else ""
+        return where + call + step + invoke
 
 
 class Where(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):

@@ -28,7 +28,7 @@ from .structure import mapped, tensors
 from .watch import Watch
 from .weights import is_still_weight, weights_of
 
-_RUNNING: ContextVar[_Drive | None] = ContextVar("weft_running", default=None)
+_RUNNING: ContextVar[Drive | None] = ContextVar("weft_running", default=None)
 
 
 class Results:
@@ -65,28 +65,28 @@ def run(
     model changes later. `line` is the user's line, for the model's own errors. `watch` may end the
     run at each step.
     """
-    drive = _Drive(graph, constants, module, strict, on_log or print, overwritten, watch)
+    drive = Drive(graph, constants, module, strict, on_log or print, overwritten, watch)
     if drive.interpreter.finished and not want_result:
         return Results({}, None, None)
     drive.can_stop = can_stop and not want_result
     drive.want_result = want_result
-    with torch.no_grad(), _normal_mode():
+    with torch.no_grad(), normal_mode():
         found = drive.run(args, dict(kwargs or {}), line)
     if device is not None:
         found.saved = mapped(found.saved, lambda tensor: tensor.to(device))
     return found
 
 
-def _normal_mode() -> AbstractContextManager[Any]:
+def normal_mode() -> AbstractContextManager[Any]:
     """Leaves inference mode, in which nobody counts how often a tensor was changed."""
     return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
 
 
-class _Stop(BaseException):
+class Stop(BaseException):
     """Leaves the model's forward when nothing is left to run."""
 
 
-class _Drive:
+class Drive:
     """One forward with hooks; the `Host` of its interpreter."""
 
     def __init__(
@@ -144,9 +144,9 @@ class _Drive:
         token = _RUNNING.set(self)
         result = None
         try:
-            hooks.add(self.interpreter.sites)
+            hooks.add(self.sites())
             result = self.module(*args, **kwargs)
-        except _Stop:
+        except Stop:
             pass
         except Exception as error:
             if self.error is None:
@@ -165,19 +165,30 @@ class _Drive:
                 self.error = None
         return result if self.want_result else None
 
+    def sites(self) -> Iterable[Site]:
+        """The sites of this forward."""
+        return self.interpreter.sites
+
+    def is_over(self) -> bool:
+        """Whether nothing is left to do in this forward."""
+        return self.interpreter.finished
+
+    def become(self, site: Site, structure: Any) -> Any:
+        """What the value at a site becomes."""
+        return self.interpreter.fire(site, structure)
+
     def fire(self, site: Site, structure: Any) -> Any:
         """What a hook does."""
-        interpreter = self.interpreter
-        if self.error is not None or interpreter.finished:
+        if self.error is not None or self.is_over():
             return structure
         try:
-            structure = interpreter.fire(site, structure)
+            structure = self.become(site, structure)
         except BaseException as error:
             self.error = error
             raise
-        if self.can_stop and interpreter.finished and (site.path or site.port != "output"):
+        if self.can_stop and self.is_over() and (site.path or site.port != "output"):
             self.ended = site
-            raise _Stop
+            raise Stop
         return structure
 
     # What the interpreter asks of its host
@@ -226,7 +237,7 @@ class _Hooks:
     counter that two threads can read at once, and then one thread's hook replaces the other's.
     """
 
-    def __init__(self, drive: _Drive) -> None:
+    def __init__(self, drive: Drive) -> None:
         self._drive = drive
         self._calls: dict[str, _Calls] = {}
 
@@ -249,7 +260,7 @@ class _Calls:
 
     __slots__ = ("_drive", "_module", "_open", "_started", "inputs", "outputs")
 
-    def __init__(self, drive: _Drive, module: Module) -> None:
+    def __init__(self, drive: Drive, module: Module) -> None:
         self._drive = drive
         self._module = module
         self._started = 0

@@ -30,6 +30,7 @@ from weft.errors import (
     WeftError,
 )
 from weft.graph.node import (
+    DRAWS,
     Apply,
     Bound,
     Call,
@@ -59,6 +60,7 @@ from .memory import Memory, storage, version
 from .plan import plan
 from .steps import Step, line_of
 from .structure import tensors
+from .turns import blocker
 from .watch import Watch
 
 
@@ -130,6 +132,11 @@ class Interpreter:
             self._watch.fired(len(self._pending))
         return structure
 
+    def is_blocked(self, site: Site) -> bool:
+        """Whether an edit of this site waits for a site of another invoke."""
+        there = self._pending.get(site)
+        return there is not None and blocker(self.plan, self._waits, there) is not None
+
     def end(self, result: Any = None) -> dict[str, Any]:
         """What was saved, by name. `result` is what the caller gets besides."""
         if self._undone:
@@ -197,7 +204,7 @@ class Interpreter:
         """The result of an operation that draws numbers, or makes a tensor from plain values."""
         node, key = step.node, None
         if node.draw is not None:
-            key = seed_of(self.graph.seed or 0, node.draw, 0, 0)
+            key = seed_of(self.graph.seed or 0, node.draw % DRAWS, 0, 0)
         return call(node.op, tuple(args), kwargs, seed_key=key, device=self._host.device)
 
     def _before_write(self, step: Step) -> None:

@@ -21,6 +21,7 @@ from weft.kernels.results import tree_of
 from . import special
 from .arguments import abstract
 from .lines import user_line, where
+from .times import FIRINGS
 from .value import Value
 
 if TYPE_CHECKING:
@@ -30,13 +31,12 @@ _SMALL = 64
 
 
 class Looks:
-    """The looks of one recording. `index` and `at` tell the latest site looked at, and its line."""
+    """The looks of one recording. `seen`: for each invoke the latest site looked at, and where."""
 
     def __init__(self, recorder: Recorder, run_prefix: RunPrefix | None) -> None:
         self.recorder = recorder
         self.run_prefix = run_prefix
-        self.index = -1
-        self.at = 0
+        self.seen: dict[int, tuple[int, int]] = {}
 
     def call(self, func: Any, args: tuple, kwargs: dict) -> Any:
         """A torch function that answers with numbers (`item`, `bool`, `equal`, ...)."""
@@ -71,9 +71,9 @@ class Looks:
         at = recorder.here()
         saves = tuple([Save(name=str(i), value=v._ref, at=at) for i, v in enumerate(values)])
         got = self.run_prefix(recorder.graph(saves), recorder.clients.constants)
-        time = max(max(v._time, v._family.time) for v in values)
-        if time > self.index:
-            self.index, self.at = time, at
+        for time in [max(v._time, v._family.time) for v in values]:
+            invoke = time // FIRINGS
+            self.seen[invoke] = max(self.seen.get(invoke, (-1, 0)), (time, at))
         return [got[str(i)] for i in range(len(values))]
 
     def _guard(self, value: Any, real: torch.Tensor) -> None:

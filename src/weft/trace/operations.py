@@ -9,7 +9,7 @@ import torch
 
 from weft.errors import ReadOnlyError, UnsupportedOperationError
 from weft.graph.check import RESERVED
-from weft.graph.node import Apply, Call, Name, Param, Ref
+from weft.graph.node import DRAWS, Apply, Call, Name, Param, Ref
 from weft.graph.ops import OPS
 from weft.kernels.abstract import OUTCOMES, DataDependentError, Outcome, rebuild
 from weft.kernels.aval import Aval, dtype_name
@@ -38,7 +38,8 @@ class Operations:
 
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
-        self.draws = 0
+        self.draws: dict[int, int] = {}  # by the number of their first
+        self.seeded = recorder.seed is not None
 
     def record(self, name: str, func: Any, args: tuple, kwargs: dict) -> Any:
         """Records operation `name` of the table; returns what the user sees."""
@@ -190,8 +191,17 @@ class Operations:
         """The number of the next random draw; without a seed, PyTorch's own generator gives one."""
         if self.recorder.seed is None:
             self.recorder.seed = int(torch.randint(2**62, ()))
-        self.draws += 1
-        return self.draws - 1
+        first = self._first_draw()
+        number = self.draws.get(first, 0)
+        self.draws[first] = number + 1
+        return first + number
+
+    def _first_draw(self) -> int:
+        """With a seed an invoke draws what it draws alone; without one no two draw the same."""
+        invoke = self.recorder.invoke
+        if not self.seeded:
+            return 0
+        return DRAWS // 2 if invoke is None else invoke * DRAWS
 
     def _values(
         self, outcome: Outcome, tensors: list, number: int, time: int, at: int
@@ -263,6 +273,11 @@ class Operations:
     ) -> tuple[Any, tuple]:
         """What a module gives for such arguments: its signature, and the types of its tensors."""
         signature = self.recorder.signature
+        if signature is None:
+            raise self.recorder.refusal(
+                f"{path} was applied before the block's first invoke",
+                "apply it in a `with tracer.invoke(prompt):`, or after the first one",
+            )
         key = tuple(walk.key)
         found = signature.applied.get(key)
         if found is None:

@@ -15,7 +15,7 @@ the parts.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,7 +28,7 @@ from weft.errors import (
     RecordingError,
     UnsupportedOperationError,
 )
-from weft.graph.node import AnyNode, Bound, Graph, Log, Ref
+from weft.graph.node import AnyNode, Bound, Graph, Guard, Log, Ref, Save
 from weft.graph.site import Where
 from weft.kernels.table import NAMES, reason
 
@@ -36,11 +36,13 @@ from . import special
 from .arguments import Walk, has
 from .clients import Clients
 from .current import CURRENT, blocks_here, current, enter_watch, leave_watch
+from .invokes import Invokes, Outside
 from .lines import frames_within, user_line, where
 from .looks import Looks
 from .operations import KINDS, Operations
 from .saves import Saves
 from .sites import Sites
+from .times import FIRINGS, last_needed
 from .value import Sizes, Value, make, short
 
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ class Recorder:
 
     def __init__(
         self,
-        signature: Signature,
+        signature: Signature | None,
         *,
         run_prefix: RunPrefix | None = None,
         device: torch.device | None = None,
@@ -64,7 +66,9 @@ class Recorder:
         seed: int | None = None,
         owner: object = None,
     ) -> None:
-        self.signature = signature
+        self.signature: Any = signature
+        self.invoke: int | None = None if signature is None else 0
+        """The invoke whose sites are meant now; None outside of all."""
         self.device = device or torch.device("cpu")
         self.was_tuple = was_tuple
         self.seed = seed
@@ -79,9 +83,10 @@ class Recorder:
         self.edits: list[tuple[int, int]] = []
         self.operations = Operations(self)
         self.clients = Clients(self)
-        self.sites = Sites(self)
+        self.sites = Sites(self) if signature is not None else Outside(self)
         self.looks = Looks(self, run_prefix)
         self.saves = Saves(self)
+        self.invokes: Invokes | None = None if signature is not None else Invokes(self)
 
     # -- the block ---------------------------------------------------------------------------
 
@@ -256,8 +261,19 @@ class Recorder:
 
     def unused_edits(self) -> list[Where]:
         """Lines of edits at sites that fire after all that is brought back."""
-        last = max((self.saves.time, self.looks.index))
-        return [where(self.line_of(at)) for index, at in self.edits if index > last]
+        last = self._last_needed()
+        return [
+            where(self.line_of(at))
+            for time, at in self.edits
+            if time > last.get(time // FIRINGS, -1)
+        ]
+
+    def _last_needed(self) -> Mapping[int, int]:
+        """When the last site of each invoke fires that is brought back."""
+        if self.invokes is None:
+            looked = [time for time, _ in self.looks.seen.values()]
+            return {0: max((self.saves.time, *looked))}
+        return last_needed(tuple(self.nodes), self.invokes.time, (Save, Guard, Log))
 
     def deliver(self, saved: dict[str, Any]) -> dict[str, Any]:
         """Turns saved handles into the plain tensors of `saved`; returns results by name."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from msgspec.structs import replace
 
 from weft.errors import (
     LateEditError,
@@ -26,6 +27,7 @@ from weft.signatures.structure import Opaque, Plain
 
 from .containers import Unreadable, flatten, hand_out
 from .lines import where
+from .times import FIRINGS
 from .value import Family, Value, make, short
 
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ class SiteState:
     def __init__(self, site: Site, signature: SiteSignature) -> None:
         self.site = site
         self.signature = signature
-        self.index = signature.index
+        self.index = site.invoke * FIRINGS + signature.index
         self.tensors: dict[Leaf, LeafState] = {
             leaf: LeafState(self, leaf, what) for leaf, what in signature.tensors
         }
@@ -64,7 +66,7 @@ class SiteState:
     def shown(self, leaf: Leaf) -> str:
         """The leaf as the user writes it: `.input` for the first tensor of `inputs`."""
         if self.site.port == "inputs" and leaf == self.first():
-            return str(Site(self.site.path, "input", self.site.call, self.site.step))
+            return str(replace(self.site, port="input"))
         return f"{self.site}{leaf_text(leaf)}"
 
     def first(self) -> Leaf | None:
@@ -77,6 +79,7 @@ class Sites:
 
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
+        self.invoke = recorder.invoke or 0
         self.states: dict[tuple[str, str, int | None], SiteState] = {}
 
     def state(self, path: str, port: str, call: int | None) -> SiteState:
@@ -154,17 +157,18 @@ class Sites:
     def check_edit(self, state: LeafState, time: int, source: Any) -> None:
         """Raises if the edit would come too late, or before what a look has seen."""
         index, recorder = state.site.index, self.recorder
-        if time > index:
+        if time > index and time // FIRINGS == index // FIRINGS:
             raise LateEditError(
                 f"{state} is edited with a value that exists only later in the forward pass, "
                 f"made at {where(recorder.line_of(source._at))}",
                 line=where(recorder.line()),
                 fix="edit a site that fires after it, or take the value from an earlier site",
             )
-        if index < recorder.looks.index:
+        seen = recorder.looks.seen.get(index // FIRINGS)
+        if seen is not None and index < seen[0]:
             raise RecordingError(
                 f"{state} is edited after a number that depends on it was looked at, "
-                f"at {where(recorder.line_of(recorder.looks.at))}",
+                f"at {where(recorder.line_of(seen[1]))}",
                 line=where(recorder.line()),
                 fix="move the edit above the look, or keep the branch in the graph "
                 "with torch.where",
@@ -215,7 +219,7 @@ class Sites:
 
     def _open(self, path: str, port: str, call: int) -> SiteState:
         recorder = self.recorder
-        site = Site(path, port, call)
+        site = Site(path, port, call, invoke=self.invoke)
         try:
             return SiteState(site, recorder.signature.site(path, port, call))
         except LookupError:

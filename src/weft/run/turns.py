@@ -1,0 +1,168 @@
+"""Who goes first: the sites of several invokes in one order, in which every edit comes in time.
+
+Each invoke's sites fire in the order of its own forward; an edit may wait for values of another
+one. `passes` orders whole forwards, and puts together those that need each other: they take turns
+(`weave`). `first_free` is the rule of turns, and `check_turns` plays it through without a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from weft.graph.node import Graph
+from weft.graph.site import Site
+
+from .late import late_edit
+from .plan import plan as plan_of
+from .steps import Plan, SitePlan, Step
+
+
+def blocker(plan: Plan, waits: list[int], there: SitePlan) -> int | None:
+    """A step at another site for which an edit of this one waits; None where it can fire now."""
+    own, seen = set(there.steps), set[int]()
+    todo = list(there.effects)
+    while todo:
+        index = todo.pop()
+        if index in seen:
+            continue
+        seen.add(index)
+        step = _step(plan, index)
+        if _is_at_site(step) and index not in own:
+            return index
+        todo += [before for before in step.deps if waits[before]]
+    return None
+
+
+def first_free(plan: Plan, waits: list[int], heads: Iterable[Site]) -> Site | None:
+    """The first of these sites that can fire now."""
+    for site in heads:
+        if blocker(plan, waits, plan.sites[site]) is None:
+            return site
+    return None
+
+
+def passes(plan: Plan) -> list[list[int]]:
+    """The invokes that have sites, in an order in which nobody waits.
+
+    Those that need each other stand in one list.
+    """
+    needs = _needs(plan)
+    return _components(needs)
+
+
+def check_turns(graph: Graph, order: Callable[[Site], int]) -> None:
+    """Raises `LateEditError`, with both lines, where the edits of invokes wait for each other."""
+    plan = plan_of(graph)
+    waits = plan.waits.copy()
+    ready = [step.index for step in plan.steps if step is not None and not step.waits]
+    _finish(plan, waits, ready)
+    queues = queues_of(plan.sites, order)
+    while queues:
+        site = next_turn(graph, plan, waits, queues)
+        for index in plan.sites[site].steps:
+            waits[index] -= 1
+        _finish(plan, waits, [index for index in plan.sites[site].steps if not waits[index]])
+
+
+def queues_of(sites: Iterable[Site], order: Callable[[Site], int]) -> dict[int, list[Site]]:
+    """The sites of each invoke in firing order, the next one last."""
+    queues: dict[int, list[Site]] = {}
+    for site in sorted(sites, key=lambda s: (s.invoke, -s.step, -order(s))):
+        queues.setdefault(site.invoke, []).append(site)
+    return queues
+
+
+def next_turn(graph: Graph, plan: Plan, waits: list[int], queues: dict[int, list[Site]]) -> Site:
+    """Takes the next site out of the queues. Raises `LateEditError` where none can fire."""
+    heads = [queue[-1] for queue in queues.values()]
+    site = first_free(plan, waits, heads)
+    if site is None:
+        raise late_edit(graph, plan, waits, stuck(plan, waits, plan.sites[heads[0]]))
+    queue = queues[site.invoke]
+    queue.pop()
+    if not queue:
+        del queues[site.invoke]
+    return site
+
+
+def stuck(plan: Plan, waits: list[int], there: SitePlan) -> int:
+    """The edit of a site that waits for another one."""
+    for index in there.effects:
+        if blocker(plan, waits, _only(there, index)) is not None:
+            return index
+    return there.effects[0]
+
+
+def _only(there: SitePlan, effect: int) -> SitePlan:
+    one = SitePlan()
+    one.steps, one.effects = there.steps, [effect]
+    return one
+
+
+def _finish(plan: Plan, waits: list[int], ready: list[int]) -> None:
+    """Counts these steps, and all that then wait for nothing, as done."""
+    while ready:
+        for kid in _step(plan, ready.pop()).kids:
+            waits[kid] -= 1
+            if not waits[kid]:
+                ready.append(kid)
+
+
+def _is_at_site(step: Step) -> bool:
+    return step.waits > len(step.deps)
+
+
+def _step(plan: Plan, index: int) -> Step:
+    found = plan.steps[index]
+    assert found is not None  # only live steps are waited for
+    return found
+
+
+# -- whole forwards ------------------------------------------------------------------------------
+
+
+def _needs(plan: Plan) -> dict[int, set[int]]:
+    """For each invoke the others whose values its edits need."""
+    needs: dict[int, set[int]] = {site.invoke: set() for site in plan.sites}
+    touched: dict[int, int] = {}  # step -> bits of the invokes that it depends on
+    effects = {index for there in plan.sites.values() for index in there.effects}
+    for step in plan.steps:
+        if step is None:
+            continue
+        bits = 0
+        for before in step.deps:
+            bits |= touched[before]
+        if _is_at_site(step):
+            invoke = step.node.site.invoke
+            if step.index in effects:
+                needs[invoke] |= {n for n in needs if bits >> n & 1 and n != invoke}
+            bits |= 1 << invoke
+        touched[step.index] = bits
+    return needs
+
+
+def _components(needs: Mapping[int, set[int]]) -> list[list[int]]:
+    """Groups that need each other, those first that are needed (Tarjan)."""
+    order: dict[int, int] = {}
+    low: dict[int, int] = {}
+    stack: list[int] = []
+    found: list[list[int]] = []
+
+    def visit(one: int) -> None:
+        order[one] = low[one] = len(order)
+        stack.append(one)
+        for other in sorted(needs[one]):
+            if other not in order:
+                visit(other)
+                low[one] = min(low[one], low[other])
+            elif other in stack:
+                low[one] = min(low[one], order[other])
+        if low[one] == order[one]:
+            place = stack.index(one)
+            found.append(sorted(stack[place:]))
+            del stack[place:]
+
+    for one in sorted(needs):
+        if one not in order:
+            visit(one)
+    return found
