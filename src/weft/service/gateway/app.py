@@ -8,11 +8,13 @@ in one process without knowing of each other.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
@@ -285,6 +287,7 @@ class App:
         await send({"type": "lifespan.startup.complete"})
         await receive()
         self.gateway.close()
+        self.gateway.threads.close()
         await send({"type": "lifespan.shutdown.complete"})
 
 
@@ -300,16 +303,27 @@ class _Place:
         if entry is None:
             allowed = ", ".join(sorted(self._entries))
             raise Refused(MessageError(f"this path takes {allowed}"), 405, {"Allow": allowed})
-        visit = await _checked(self._gateway, entry, Request(scope, receive))
-        response = await entry.handler(self._gateway, visit)
+        response = await _answered(self._gateway, entry, Request(scope, receive))
         await response(scope, receive, send)
 
 
-async def _checked(gateway: Gateway, entry: Entry, request: Request) -> Visit:
-    """What every handler may rely on."""
+async def _answered(gateway: Gateway, entry: Entry, request: Request) -> Response:
+    """Key, query and handler: on one thread and in one go, if the handler does not wait."""
+    if not inspect.iscoroutinefunction(entry.handler):
+        return await gateway.off(_answer, gateway, entry, request)
+    visit = await gateway.off(_checked, gateway, entry, request)
+    return await entry.handler(gateway, visit)
+
+
+def _answer(gateway: Gateway, entry: Entry, request: Request) -> Any:
+    return entry.handler(gateway, _checked(gateway, entry, request))
+
+
+def _checked(gateway: Gateway, entry: Entry, request: Request) -> Visit:
+    """What every handler may rely on. Blocks."""
     passage: Passage = request.scope["weft"]
     if entry.key:
-        passage.owner = await gateway.off(owner_of, gateway, request)
+        passage.owner = owner_of(gateway, request)
     if entry.protocol:
         check_protocol(request.headers)
     query = query_of(request, entry.query)

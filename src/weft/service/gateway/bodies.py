@@ -7,13 +7,13 @@ would become cannot be bounded without unpacking them.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Any, NoReturn
 
-import anyio
 import msgspec
 from msgspec import Struct
 from starlette.requests import Request
@@ -70,7 +70,7 @@ async def pieces(request: Request, limit: int, setting: str) -> AsyncIterator[by
     stream = request.stream()
     while True:
         try:
-            with anyio.fail_after(IDLE_SECONDS):
+            async with asyncio.timeout(IDLE_SECONDS):
                 piece = await anext(stream, None)
         except TimeoutError:
             raise Refused(MessageError("the body stopped coming"), 408) from None

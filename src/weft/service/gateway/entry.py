@@ -11,7 +11,8 @@ from starlette.responses import Response
 
 from .state import Gateway, Visit
 
-Handler = Callable[[Gateway, Visit], Awaitable[Response]]
+Handler = Callable[[Gateway, Visit], Response | Awaitable[Response]]
+"""One that is no coroutine function may block: it is called on a thread."""
 
 
 class NoQuery(Struct, frozen=True, forbid_unknown_fields=True):

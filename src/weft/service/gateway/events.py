@@ -7,7 +7,8 @@ has. It looks whenever the gateway's bell rings, and every `POLL_SECONDS` beside
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import NamedTuple
 
 from weft.service.jobs.life import FINAL, Job
 from weft.service.store.interface import Note
@@ -47,28 +48,47 @@ async def follow(
     with gateway.watch.attend():
         while not gateway.closing:
             turn = gateway.watch.turn()
-            job, notes = await gateway.off(look, gateway, id, after)
-            for note in notes:
-                after = note.seq
-                yield message(note.kind, note.data, note.seq)
-                if note.kind == "end":
-                    return
-            if job is None:
-                return
-            if job.state in FINAL and not notes:  # it resumed beyond the end: say so once more
-                yield message("end", encode(EndEvent(job=info(gateway, job)), "json"))
-                return
-            if notes:
-                continue
-            if time.monotonic() >= beat:
+            news = await gateway.off(look, gateway, id, after)
+            after = news.after
+            if news.data or time.monotonic() >= beat:
                 beat = time.monotonic() + BEAT_SECONDS
-                yield BEAT
-            await turn.over(POLL_SECONDS)
+                yield news.data or BEAT
+            if news.over:
+                return
+            if not news.more:
+                await turn.over(POLL_SECONDS)
 
 
-def look(gateway: Gateway, id: str, after: int) -> tuple[Job | None, list[Note]]:
-    """The job before its notes: one that is over has all of them."""
-    return gateway.ledger.job(id), gateway.ledger.notes(id, after, PAGE)
+class News(NamedTuple):
+    """Events, the number of the last of them, whether it was the last of all, or more are there."""
+
+    data: bytes
+    after: int
+    over: bool = False
+    more: bool = False
+
+
+def look(gateway: Gateway, id: str, after: int) -> News:
+    """What is new about a job since event number `after`. Blocks."""
+    notes = gateway.ledger.notes(id, after, PAGE)
+    if notes:
+        return told(notes)
+    job = gateway.ledger.job(id)
+    if job is None:
+        return News(b"", after, over=True)
+    if job.state not in FINAL:
+        return News(b"", after)
+    notes = gateway.ledger.notes(id, after, PAGE)  # those of an end between the two looks
+    if notes:
+        return told(notes)
+    end = encode(EndEvent(job=info(gateway, job)), "json")  # it resumed beyond the end: once more
+    return News(message("end", end), after, over=True)
+
+
+def told(notes: Sequence[Note]) -> News:
+    data = b"".join([message(note.kind, note.data, note.seq) for note in notes])
+    last = notes[-1]
+    return News(data, last.seq, over=last.kind == "end", more=len(notes) == PAGE)
 
 
 def info(gateway: Gateway, job: Job) -> JobInfo:

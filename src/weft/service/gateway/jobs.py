@@ -60,40 +60,39 @@ async def submit(gateway: Gateway, visit: Visit) -> Response:
     request, settings = visit.request, gateway.settings
     form = form_of(request)
     data = await whole(request, settings.body_bytes, "body_bytes")
-    job, new = await gateway.off(accept, gateway, visit.owner, data, form)
-    told = await gateway.off(info, gateway, job)
-    place = {"Location": f"/api/jobs/{job.id}"}
+    told, new = await gateway.off(_accepted, gateway, visit.owner, data, form)
+    place = {"Location": f"/api/jobs/{told.id}"}
     if wants_events(request):
         first = message("accepted", encode(told, "json"))
-        return stream(follow(gateway, job.id, 0, first), place)
+        return stream(follow(gateway, told.id, 0, first), place)
     return answer(request, told, 201 if new else 200, place)
+
+
+def _accepted(gateway: Gateway, owner: str, data: bytes, form: str) -> tuple[JobInfo, bool]:
+    job, new = accept(gateway, owner, data, form)
+    return info(gateway, job), new
 
 
 def wants_events(request: Request) -> bool:
     return any(media == MEDIA and weight for media, weight in accepted(request))
 
 
-async def listing(gateway: Gateway, visit: Visit) -> Response:
+def listing(gateway: Gateway, visit: Visit) -> Response:
     query = visit.query
     assert isinstance(query, ListQuery)
     before = None if query.before is UNSET else query.before
-    return answer(
-        visit.request, await gateway.off(_listing, gateway, visit.owner, query.limit, before)
-    )
-
-
-def _listing(gateway: Gateway, owner: str, limit: int, before: str | None) -> JobList:
-    jobs = gateway.ledger.jobs(owner, limit, before)
-    return JobList(jobs=tuple(info(gateway, job) for job in jobs))
+    jobs = gateway.ledger.jobs(visit.owner, query.limit, before)
+    return answer(visit.request, JobList(jobs=tuple(info(gateway, job) for job in jobs)))
 
 
 async def status(gateway: Gateway, visit: Visit) -> Response:
     query = visit.query
     assert isinstance(query, WaitQuery)
-    job = await gateway.off(own, gateway, visit)
-    if query.wait and job.state not in FINAL:
+    told = await gateway.off(_told, gateway, visit)
+    if query.wait and told.state not in FINAL:
         await until_over(gateway, visit, query.wait)
-    return answer(visit.request, await gateway.off(_told, gateway, visit))
+        told = await gateway.off(_told, gateway, visit)
+    return answer(visit.request, told)
 
 
 def _told(gateway: Gateway, visit: Visit) -> JobInfo:
@@ -128,26 +127,17 @@ def resumed_after(visit: Visit) -> int:
     return max(query.after, int(given[0]))
 
 
-async def cancel(gateway: Gateway, visit: Visit) -> Response:
-    return answer(visit.request, await gateway.off(_cancel, gateway, visit))
-
-
-def _cancel(gateway: Gateway, visit: Visit) -> JobInfo:
+def cancel(gateway: Gateway, visit: Visit) -> Response:
     job = own(gateway, visit)
     error = report_of(CancelledError(f"job {job.id} was cancelled by its owner"), visit.id)
     try:
         job = gateway.ledger.step(job.id, Cancel(encode(error, "json")), gateway.clock())
     except IllegalStepError:  # it was over already
         job = own(gateway, visit)
-    return info(gateway, job)
+    return answer(visit.request, info(gateway, job))
 
 
-async def delete(gateway: Gateway, visit: Visit) -> Response:
-    await gateway.off(_delete, gateway, visit)
-    return Response(status_code=204)
-
-
-def _delete(gateway: Gateway, visit: Visit) -> None:
+def delete(gateway: Gateway, visit: Visit) -> Response:
     job = own(gateway, visit)
     if job.state not in FINAL:
         raise NotFinishedError(
@@ -157,3 +147,4 @@ def _delete(gateway: Gateway, visit: Visit) -> None:
     gateway.ledger.remove(job.id)
     for folder in ("results", "submits"):
         gateway.objects.delete(f"{folder}/{job.id}")
+    return Response(status_code=204)

@@ -46,7 +46,7 @@ def not_ready(why: str) -> Refused:
     return Refused(error, 503, {"Retry-After": str(RETRY_SECONDS)})
 
 
-async def hello(gateway: Gateway, visit: Visit) -> Response:
+def hello(gateway: Gateway, visit: Visit) -> Response:
     said = Hello(
         protocols=(PROTOCOL,),
         version=gateway.version,
@@ -56,10 +56,10 @@ async def hello(gateway: Gateway, visit: Visit) -> Response:
     return answer(visit.request, said)
 
 
-async def health(gateway: Gateway, visit: Visit) -> Response:
+def health(gateway: Gateway, visit: Visit) -> Response:
     """Without a key, so without names: how many models there are is no secret, which is one."""
     try:
-        cards = await gateway.off(gateway.ledger.cards)
+        cards = gateway.ledger.cards()
         store = "ok"
     except Exception:
         LOG.exception("the store cannot be read", extra={"request": visit.id})
@@ -76,8 +76,8 @@ async def health(gateway: Gateway, visit: Visit) -> Response:
     return answer(visit.request, said, 200 if well else 503, headers)
 
 
-async def status(gateway: Gateway, visit: Visit) -> Response:
-    return answer(visit.request, await gateway.off(_status, gateway))
+def status(gateway: Gateway, visit: Visit) -> Response:
+    return answer(visit.request, _status(gateway))
 
 
 def _status(gateway: Gateway) -> ServerStatus:
@@ -97,13 +97,10 @@ def _status(gateway: Gateway) -> ServerStatus:
     return ServerStatus(version=gateway.version, seconds=seconds, models=models)
 
 
-async def listing(gateway: Gateway, visit: Visit) -> Response:
-    return answer(visit.request, await gateway.off(_listing, gateway))
-
-
-def _listing(gateway: Gateway) -> ModelList:
+def listing(gateway: Gateway, visit: Visit) -> Response:
     cards = {card.model: card for card in gateway.ledger.cards()}
-    return ModelList(models=tuple(_info(id, cards.get(id)) for id in gateway.models))
+    models = tuple(_info(id, cards.get(id)) for id in gateway.models)
+    return answer(visit.request, ModelList(models=models))
 
 
 def _info(id: str, card: Card | None) -> ModelInfo:
@@ -128,20 +125,19 @@ class _InfoOnly(Struct):
     info: ModelInfo
 
 
-async def card(gateway: Gateway, visit: Visit) -> Response:
-    found = await gateway.off(_ready, gateway, visit)
+def card(gateway: Gateway, visit: Visit) -> Response:
+    found = _ready(gateway, visit)
     form = preferred(visit.request)
     headers = {"ETag": f'"{found.fingerprint}-{form}"', "Cache-Control": "private, no-cache"}
     if visit.request.headers.get("if-none-match") == headers["ETag"]:
         return Response(status_code=304, headers=headers)
     with trusted():
-        told = await gateway.off(decode, found.card, ModelCard)
+        told = decode(found.card, ModelCard)
     return answer(visit.request, told, headers=headers)
 
 
-async def tables(gateway: Gateway, visit: Visit) -> Response:
-    found = await gateway.off(_ready, gateway, visit)
-    return answer(visit.request, Tables(data=found.tables))
+def tables(gateway: Gateway, visit: Visit) -> Response:
+    return answer(visit.request, Tables(data=_ready(gateway, visit).tables))
 
 
 def _ready(gateway: Gateway, visit: Visit) -> Card:

@@ -22,12 +22,12 @@ td { padding: 0 1rem 0 0; vertical-align: top } h2 { margin-top: 2rem; font-size
 """
 
 
-async def document(gateway: Gateway, visit: Visit) -> Response:
+def document(gateway: Gateway, visit: Visit) -> Response:
     data = msgspec.json.encode(_document(gateway))
     return Response(data, media_type="application/json")
 
 
-async def page(gateway: Gateway, visit: Visit) -> Response:
+def page(gateway: Gateway, visit: Visit) -> Response:
     text = rendered(_document(gateway))
     return Response(text, media_type="text/html", headers={"Content-Security-Policy": POLICY})
 

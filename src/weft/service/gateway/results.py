@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from weft.errors import MessageError, NoSuchError, NotFinishedError
 from weft.service.jobs.life import Job
+from weft.service.store.interface import Objects
 from weft.wire.messages import ErrorReport, decode
 from weft.wire.reports import error_of
 from weft.wire.results import selection
@@ -25,6 +26,8 @@ from .state import Gateway, Visit
 
 MEDIA = "application/octet-stream"
 _RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{1,18})?|-([0-9]{1,18}))")
+AT_ONCE = 1 << 20
+"""Bytes that are read while the request is looked at; more is read while it is sent."""
 Span = tuple[int, int]
 """From, up to."""
 
@@ -35,18 +38,17 @@ class NameQuery(Struct, frozen=True, forbid_unknown_fields=True):
     name: Annotated[tuple[Annotated[str, Meta(max_length=4096)], ...], Meta(max_length=1024)] = ()
 
 
-async def result(gateway: Gateway, visit: Visit) -> Response:
+def result(gateway: Gateway, visit: Visit) -> Response:
     query = visit.query
     assert isinstance(query, NameQuery)
-    job = await gateway.off(_ready, gateway, visit)
-    name = f"results/{job.id}"
-    size = await gateway.off(gateway.objects.size, name)
+    job = _ready(gateway, visit)
+    size = gateway.objects.size(f"results/{job.id}")
     if size is None:
         raise Refused(NoSuchError(f"the result of job {job.id} is not there any more"), 410)
     if query.name:
-        return await _part(gateway, visit, job, query.name)
+        return _part(gateway, visit, job, query.name)
     headers = _headers(job, f'"{job.result_sha256}"')
-    return await served(gateway, visit.request, name, [(0, size)], b"", headers)
+    return served(gateway, visit.request, f"results/{job.id}", [(0, size)], b"", headers)
 
 
 def _ready(gateway: Gateway, visit: Visit) -> Job:
@@ -73,7 +75,7 @@ def _headers(job: Job, tag: str) -> dict[str, str]:
     }
 
 
-async def _part(gateway: Gateway, visit: Visit, job: Job, names: tuple[str, ...]) -> Response:
+def _part(gateway: Gateway, visit: Visit, job: Job, names: tuple[str, ...]) -> Response:
     """Some of the saves, as a result file of their own."""
     source = f"results/{job.id}"
 
@@ -81,16 +83,16 @@ async def _part(gateway: Gateway, visit: Visit, job: Job, names: tuple[str, ...]
         return b"".join(gateway.objects.stream(source, start, end))
 
     with trusted():
-        begin, spans = await gateway.off(selection, open_range, names)
+        begin, spans = selection(open_range, names)
     chosen = hashlib.sha256(repr(sorted(set(names))).encode()).hexdigest()
     headers = _headers(job, f'"{job.result_sha256}-{chosen[:16]}"')
-    return await served(gateway, visit.request, source, spans, begin, headers)
+    return served(gateway, visit.request, source, spans, begin, headers)
 
 
 # -- ranges ---------------------------------------------------------------------------------------
 
 
-async def served(
+def served(
     gateway: Gateway,
     request: Request,
     source: str,
@@ -108,19 +110,23 @@ async def served(
     if part:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
     rest = cut(spans, start - len(begin), end - len(begin))
-    pieces = _pieces(gateway, source, begin[start:end], rest)
-    return Stream(pieces, 206 if part else 200, headers, MEDIA)
+    pieces = _pieces(gateway.objects, source, begin[start:end], rest)
+    status = 206 if part else 200
+    if end - start <= AT_ONCE:
+        return Response(b"".join(pieces), status, headers, MEDIA)
+    return Stream(_on_threads(gateway, pieces), status, headers, MEDIA)
 
 
-async def _pieces(
-    gateway: Gateway, source: str, begin: bytes, spans: Iterable[Span]
-) -> AsyncGenerator[bytes, None]:
+def _pieces(objects: Objects, source: str, begin: bytes, spans: Iterable[Span]) -> Iterator[bytes]:
     if begin:
         yield begin
     for start, end in spans:
-        pieces = await gateway.off(gateway.objects.stream, source, start, end)
-        while piece := await gateway.off(_next, pieces):
-            yield piece
+        yield from objects.stream(source, start, end)
+
+
+async def _on_threads(gateway: Gateway, pieces: Iterator[bytes]) -> AsyncGenerator[bytes, None]:
+    while piece := await gateway.off(_next, pieces):
+        yield piece
 
 
 def _next(pieces: Iterator[bytes]) -> bytes:

@@ -1,7 +1,8 @@
 """What one gateway has: its store, its bells, its settings. No global state anywhere here.
 
-Handlers are `async def handler(gateway, visit) -> Response`. What may take more than a moment (the
-store, files, hashes) goes through `gateway.off`, so that the event loop stays free for others.
+A handler is `handler(gateway, visit) -> Response`. What may take more than a moment (the store,
+files, hashes) is done on a thread, so that the event loop stays free for others: a handler that is
+a plain function is called there, whole; one that waits is `async` and goes there by `gateway.off`.
 """
 
 from __future__ import annotations
@@ -12,8 +13,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
-import anyio.to_thread
-from anyio import CapacityLimiter
 from msgspec import Struct
 from starlette.requests import Request
 
@@ -22,6 +21,7 @@ from weft.service.store.interface import Ledger, Objects
 from weft.settings import Settings
 from weft.wire.messages import Limits
 
+from .threads import Threads
 from .watch import Watch
 
 T = TypeVar("T")
@@ -51,11 +51,11 @@ class Gateway:
     started: float = field(default_factory=time.monotonic)
     draining: bool = False
     closing: bool = False
-    threads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(THREADS))
+    threads: Threads = field(default_factory=lambda: Threads(THREADS))
 
     async def off(self, work: Callable[..., T], *args: Any, **options: Any) -> T:
         """Does blocking work on a thread."""
-        return await anyio.to_thread.run_sync(partial(work, *args, **options), limiter=self.threads)
+        return await self.threads.run(partial(work, *args, **options))
 
     def drain(self) -> None:
         """Takes no new jobs from now on; everything else goes on."""
