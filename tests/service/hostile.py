@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -115,13 +116,14 @@ def read_all(line: socket.socket) -> bytes:
     return found
 
 
-def send_for_ever(line: socket.socket, piece: bytes) -> int:
+def send_for_ever(line: socket.socket, piece: bytes, pause: float = 0.0) -> int:
     """Bytes sent until the other side closed."""
     sent = 0
     try:
         while sent < 1_000_000_000:
             line.sendall(piece)
             sent += len(piece)
+            time.sleep(pause)
     except (ConnectionResetError, BrokenPipeError):
         return sent
     return sent

@@ -1,48 +1,29 @@
 """Hostile HTTP: requests that lie about themselves. Each is refused with a reason, and leaves
-nothing in the store; what is in their messages is `test_gateway_hostile`."""
+nothing in the store; what is in their messages is `test_gateway_hostile`,
+what only a socket can send `test_gateway_hostile_socket`."""
 
 from __future__ import annotations
 
 import gzip
 import json
 import logging
-import re
-from collections.abc import Iterator
 
-import httpx
 import pytest
 
-from tests.service.gate import ANN, MSGPACK, House, bearer, frame, live, submit_of
+from tests.service.gate import ANN, MSGPACK, House, frame
 from tests.service.hostile import (
     BYTES,
-    FORBIDDEN,
     JSON,
-    KEYED,
     attacked,
-    connected,
-    exchange,
-    exchanged,
     packed,
     post,
-    read_all,
     refused,
-    send_for_ever,
-    works,
 )
 from weft.service.gateway.server import JsonLines
 from weft.wire import frames
-from weft.wire.messages import ErrorReport, TokensQuery, decode, encode
+from weft.wire.messages import TokensQuery, encode
 
 house = pytest.fixture(attacked)
-
-
-@pytest.fixture
-def url(house: House) -> Iterator[str]:
-    """The house over real HTTP; whatever was done to it, it answers afterwards."""
-    with live(house) as url:
-        yield url
-        with httpx.Client(base_url=url, headers=bearer()) as client:
-            works(house, client.request)
 
 
 @pytest.mark.parametrize(
@@ -179,109 +160,9 @@ def test_a_page_of_another_origin(house: House, origin: str) -> None:
     assert "access-control-allow-origin" not in reply.headers
 
 
-def test_two_keys_are_none(house: House, url: str) -> None:
-    twice = f"Authorization: Bearer {ANN}\r\nAuthorization: Bearer weft_other\r\n".encode()
-    reply = exchange(url, b"GET", "/api/jobs", twice)
-    assert reply.startswith(b"HTTP/1.1 401")
-
-
 @pytest.mark.parametrize("method", ["TRACE", "PROPFIND", "OPTIONS", "HEAD"])
 def test_a_method_that_nobody_needs(house: House, method: str) -> None:
     assert house.ask(method, "/api/jobs").status_code == 405
-
-
-# -- what only a socket can send -------------------------------------------------------------------
-
-
-def test_a_body_is_refused_before_it_is_sent(house: House, url: str) -> None:
-    reply = exchange(url, b"POST", "/api/jobs", KEYED + b"Content-Length: 99999999999\r\n")
-    assert reply.startswith(b"HTTP/1.1 413")
-    assert b"body_bytes" in reply
-    assert b"connection: close" in reply.lower()
-    assert house.stored() == []
-
-
-def test_an_endless_body_is_cut_off(house: House, url: str) -> None:
-    with connected(url) as line:
-        head = b"POST /api/jobs HTTP/1.1\r\nHost: localhost\r\n" + KEYED
-        line.sendall(head + b"Transfer-Encoding: chunked\r\n\r\n")
-        sent = send_for_ever(line, b"%x\r\n%s\r\n" % (4096, bytes(4096)))
-        reply = read_all(line)
-    assert sent < 100_000_000  # what the kernel's buffers took, not what we could send
-    assert reply == b"" or reply.startswith(b"HTTP/1.1 413")
-    assert house.stored() == []
-
-
-def test_a_body_that_ends_early_leaves_nothing(house: House, url: str) -> None:
-    data = encode(submit_of())
-    length = b"Content-Length: %d\r\n" % (len(data) + 10)
-    reply = exchange(url, b"POST", "/api/jobs", KEYED + length, data, half=True)
-    assert not reply.startswith(b"HTTP/1.1 2")
-    assert house.stored() == []
-
-
-def test_an_upload_that_ends_early_leaves_nothing(house: House, url: str) -> None:
-    data = frames.write({"x": frame(*range(100))})
-    path = f"/api/constants/{frames.digest(frame(*range(100)))}"
-    keyed = f"Authorization: Bearer {ANN}\r\nContent-Type: application/octet-stream\r\n".encode()
-    length = b"Content-Length: %d\r\n" % len(data)
-    reply = exchange(url, b"PUT", path, keyed + length, data[:-1], half=True)
-    assert not reply.startswith(b"HTTP/1.1 2")
-    assert house.stored() == []
-    assert exchange(url, b"PUT", path, keyed + length, data).startswith(b"HTTP/1.1 201")
-
-
-_WIRES: dict[str, bytes] = {
-    "a huge header": b"X: " + b"a" * 200_000 + b"\r\n",
-    "thousands of headers": b"".join(b"X-%d: %s\r\n" % (n, b"a" * 20) for n in range(10_000)),
-    "a folded header": b"X: a\r\n b\r\n\tc\r\nX\r\n",
-    "a header with a zero": b"X: a\x00b\r\n",
-    "a header name with a space": b"X Y: 1\r\n",
-    "two lengths": b"Content-Length: 1\r\nContent-Length: 2\r\n",
-    "a length and chunks": b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n",
-    "an unknown transfer coding": b"Transfer-Encoding: gzip, chunked\r\n",
-    "a second host": b"Host: evil.example\r\n",
-}
-
-
-def refusal(reply: bytes) -> ErrorReport:
-    """The report in a reply with a status of 400 and more."""
-    head, _, body = reply.partition(b"\r\n\r\n")
-    assert re.match(rb"HTTP/1\.1 4\d\d ", head), reply[:200]
-    report = decode(body, ErrorReport, "json")
-    assert b"weft-request-id: " + (report.request_id or "-").encode() in head.lower()
-    assert not FORBIDDEN.search(reply.decode("latin-1"))
-    return report
-
-
-@pytest.mark.parametrize("headers", _WIRES.values(), ids=_WIRES.keys())
-def test_bytes_that_are_no_request(house: House, url: str, headers: bytes) -> None:
-    reply = exchange(url, b"POST", "/api/jobs", KEYED + headers, b"0\r\n\r\n", half=True)
-    assert house.stored() == []
-    assert reply == b"" or refusal(reply).code == "message"
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"\x16\x03\x01\x02\x00\x01" + bytes(200),
-        b"SSH-2.0-x\r\n",
-        b"\r\n\r\n",
-        b"GET / HTTP/9.9\r\n\r\n",
-    ],
-)
-def test_other_protocols_on_the_port(house: House, url: str, data: bytes) -> None:
-    reply = exchanged(url, data, half=True)
-    assert reply == b"" or refusal(reply).code == "message"
-
-
-def test_a_web_socket_is_not_opened(house: House, url: str) -> None:
-    headers = (
-        b"Upgrade: websocket\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
-        b"Sec-WebSocket-Version: 13\r\n"
-    )
-    reply = exchange(url, b"GET", "/api/jobs/x/events", headers)
-    assert reply.startswith(b"HTTP/1.1 401")
 
 
 def test_a_header_that_ends_up_in_an_answer_cannot_add_one(house: House) -> None:

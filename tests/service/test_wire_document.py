@@ -13,8 +13,9 @@ from starlette.routing import compile_path
 
 from weft.errors import WeftError
 from weft.graph.check import MAX_DEPTH, MAX_TEXT
-from weft.graph.node import AnyNode, Arg
-from weft.service.gateway import constants, events, jobs, server
+from weft.graph.node import AnyNode, Arg, Bound, Graph
+from weft.graph.site import Site, Where
+from weft.service.gateway import constants, events, jobs, protocol, server
 from weft.service.gateway.app import ROUTES
 from weft.service.gateway.bodies import IDLE_SECONDS
 from weft.service.gateway.entry import Entry
@@ -36,8 +37,14 @@ ONLY_CLIENTS = {
 
 def table(section: str) -> list[list[str]]:
     """The rows of the section's first table, without its head."""
-    lines = re.findall(r"^\|(.*)\|$", SECTIONS[section], re.M)
-    return [[cell.strip() for cell in line.split("|")] for line in lines[2:]]
+    return rows_of(SECTIONS[section])
+
+
+def rows_of(text: str) -> list[list[str]]:
+    """The rows of the first table in a text, without its head."""
+    found = re.search(r"(?:^\|.*\|\n)+", text, re.M)
+    assert found is not None
+    return [[cell.strip() for cell in line[1:-1].split("|")] for line in found[0].splitlines()[2:]]
 
 
 # -- routes ----------------------------------------------------------------------------------------
@@ -142,9 +149,31 @@ def test_kinds_of_events() -> None:
 # -- graphs and tensors ----------------------------------------------------------------------------
 
 
+def listed(rows: list[list[str]]) -> dict[str, list[tuple[str, str]]]:
+    """The fields of each part of a graph with their defaults, as a table lists them."""
+    fields = r"`(\w+)`(?: = (`[^`]*`))?(?: \([^)]*\))?(?:, |: .*|$)"
+    return {row[0].strip("`"): re.findall(fields, row[1]) for row in rows}
+
+
+def had(kind: type[Struct]) -> list[tuple[str, str]]:
+    fields = msgspec.structs.fields(kind)
+    return [(f.encode_name, "" if f.required else default(f)) for f in fields if f.name != "at"]
+
+
+def test_parts_of_a_graph() -> None:
+    parts = listed(table("Graphs"))
+    at = ("at", "`0`")
+    assert {name: [f for f in fields if f != at] for name, fields in parts.items()} == {
+        kind.__name__: had(kind) for kind in (Graph, Site, Where, Bound)
+    }
+    assert at in parts["Bound"]
+
+
 def test_kinds_of_nodes() -> None:
-    kinds = [f"`{kind.__struct_config__.tag}`" for kind in AnyNode.__args__]
-    assert [row[0] for row in table("Graphs")][: len(kinds)] == kinds
+    text = SECTIONS["Graphs"].partition("A node has `kind`, `at` = `0`")[2]
+    assert listed(rows_of(text)) == {
+        kind.__struct_config__.tag: had(kind) for kind in AnyNode.__args__
+    }
 
 
 def test_forms_of_arguments() -> None:
@@ -187,6 +216,7 @@ def test_statuses_in_the_text_are_those_of_the_routes() -> None:
 def test_bounds() -> None:
     rows = dict(table("Bounds"))
     assert rows["a request's line and headers together"] == f"{server.HEADER_BYTES >> 10} KiB"
+    assert rows["a head that does not come"] == f"{protocol.HEAD_SECONDS:g} seconds"
     assert rows["a body that stands still"] == f"{IDLE_SECONDS:g} seconds"
     assert rows["the header of an uploaded constant"] == f"{constants.HEADER_BYTES >> 20} MiB"
     assert rows["the header of `tensors`"] == f"{frames.MAX_HEADER >> 20} MiB"

@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from weft.errors import WeftError
+from weft.errors import MessageError, WeftError
 
 from .auth import check_host, check_origin
 from .bodies import answer
@@ -65,6 +65,7 @@ class Front:
 
     async def _pass(self, passage: Passage, scope: Scope) -> None:
         headers, settings = Headers(scope=scope), self._gateway.settings
+        check_end(scope, headers)
         check_host(headers, settings)
         passage.origin = check_origin(headers, settings)
         if passage.origin and scope["method"] == "OPTIONS":
@@ -128,6 +129,15 @@ class Passage:
             "status": self.status,
             "ms": round((time.perf_counter() - self._begun) * 1000, 2),
         }
+
+
+def check_end(scope: Scope, headers: Headers) -> None:
+    """Refuses a request that may end elsewhere for somebody between the client and us: what one
+    takes for its body, the other takes for the next request."""
+    chunked = "transfer-encoding" in headers
+    if chunked and ("content-length" in headers or scope["http_version"] == "1.0"):
+        error = MessageError("a request in chunks is HTTP/1.1 and has no Content-Length")
+        raise Refused(error, 400)
 
 
 def _has_long_body(headers: Headers) -> bool:
