@@ -156,6 +156,8 @@ class Tracer:
         return self.results
 
     def _fail(self, failure: BaseException) -> None:
+        if self._recorder.open:  # Ctrl-C at a moment before it was closed
+            self._recorder.__exit__()
         self._recorder.fail(f"{type(failure).__name__}: {failure}")
         if not isinstance(failure, WeftError) or failure.line is None:
             failure.add_note(f"while running the block at {where(self._line)}")
