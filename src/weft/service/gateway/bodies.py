@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
-from starlette.types import Send
+from starlette.types import Receive, Scope, Send
 
 from weft.errors import LimitError, MessageError
 from weft.wire.messages import decode, encode
@@ -165,9 +165,26 @@ class Stream(StreamingResponse):
         super().__init__(pieces, status, headers, media)
         self._pieces = pieces
 
-    async def stream_response(self, send: Send) -> None:
-        async with aclosing(self._pieces):
-            await super().stream_response(send)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends until all is sent or the client has gone, which one small task listens for."""
+        task = asyncio.current_task()
+        assert task is not None
+        gone = asyncio.create_task(_gone(receive, task))
+        try:
+            async with aclosing(self._pieces):
+                await self.stream_response(send)
+        except asyncio.CancelledError:
+            if not gone.done() or task.uncancel():  # somebody else wants an end of it
+                raise
+        finally:
+            gone.cancel()
+
+
+async def _gone(receive: Receive, task: asyncio.Task[Any]) -> None:
+    """Ends the task when the client goes away."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    task.cancel()
 
 
 def preferred(request: Request) -> str:
