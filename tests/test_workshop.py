@@ -131,6 +131,7 @@ def test_uv_hears_of_the_wheel_folder_only_if_it_exists(tmp_path):
 
 
 def test_arguments_are_passed_on():
+    assert run.command_plan("test", []) == [[run.PYTHON, "-m", "pytest", *run.SIDE_BY_SIDE]]
     assert run.command_plan("test", ["-k", "x"]) == [[run.PYTHON, "-m", "pytest", "-k", "x"]]
     assert run.command_plan("bench", ["a"]) == [[run.PYTHON, "-m", "benchmarks", "a"]]
     assert run.command_plan("python", ["-V"]) == [[run.PYTHON, "-V"]]
