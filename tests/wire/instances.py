@@ -177,6 +177,21 @@ INSTANCES: dict[str, Struct] = {
         look=True,
         weights=MARK,
     ),
+    "Submit-2": m.Submit(
+        protocol=1,
+        request_id="Req_2-b",
+        model="tiny",
+        fingerprint=MARK,
+        graph=Graph(
+            nodes=(
+                Read(site=Site(path="h.1", port="output", invoke=1), shape=(1, 3)),
+                Save(name="h", value=Ref(0)),
+            )
+        ),
+        inputs=LANGUAGE,
+        further=(LANGUAGE, PLAIN),
+        alone=True,
+    ),
     "MissingQuery": m.MissingQuery(digests=(DIGEST, MARK)),
     "SignatureQuery": m.SignatureQuery(
         model="tiny", fingerprint=MARK, inputs=PLAIN, tensors=TENSORS

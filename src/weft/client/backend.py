@@ -22,7 +22,9 @@ class Request:
 
     `strict` asks that every site has exactly the recorded shape (the graph runs on the input that
     it was recorded on). `overwritten` tells which tensors the model changes in place later on.
-    `look` says that it is for a number which the recording needs.
+    `look` says that it is for a number which the recording needs. `further` are the calls of
+    the invokes after the first; with `alone` each has a forward pass of its own. `merger` is asked
+    which of them may share one (`run.invokes.Merger`), where the module is in this process.
     """
 
     graph: Graph
@@ -33,6 +35,14 @@ class Request:
     device: torch.device | None = None
     overwritten: Callable[[Site, Leaf], bool] | None = None
     look: bool = False
+    further: tuple[tuple[tuple[Any, ...], Mapping[str, Any]], ...] = ()
+    alone: bool = False
+    merger: Any = None
+
+    @property
+    def calls(self) -> tuple[tuple[tuple[Any, ...], Mapping[str, Any]], ...]:
+        """The call of each invoke."""
+        return ((self.args, self.kwargs), *self.further)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from weft.run import run
+from weft.run.invokes import run_all
 
 from .backend import Reply, Request
 
@@ -18,12 +18,11 @@ class LocalBackend:
         self._loaded = loaded
 
     def run(self, request: Request) -> Reply:
-        results = run(
+        results = run_all(
             request.graph,
             request.constants,
             self._loaded(),
-            request.args,
-            dict(request.kwargs),
+            request.calls,
             strict=request.strict,
             device=request.device,
             overwritten=request.overwritten,

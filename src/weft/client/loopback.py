@@ -55,11 +55,11 @@ class LoopbackBackend:
         submit = decode(data, Submit)
         limits = limits_of(load())
         job = open_submit(submit, lambda digest: frames.read(uploaded[digest])[0]["x"], known)
-        admit(job.graph, job.call, known, limits, submit.strict)
+        admit(job.graph, job.call, known, limits, submit.strict, job.further)
         drawn = draw(
             self._loaded(),
             job,
-            overwritten=overwritten_by(known, job.call),
+            overwritten=overwritten_by(known, *job.calls),
             limits=limits,
             strict=submit.strict,
             on_log=print_line,

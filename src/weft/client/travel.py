@@ -55,6 +55,8 @@ class Parcel:
     large: dict[str, torch.Tensor]
     strict: bool = True
     look: bool = False
+    further: tuple[Inputs, ...] = ()
+    alone: bool = False
 
     def submit(
         self, request_id: str, model: str, fingerprint: str, weights: str | None = None
@@ -72,6 +74,8 @@ class Parcel:
             strict=self.strict,
             look=self.look,
             weights=weights,
+            further=self.further,
+            alone=self.alone,
         )
 
 
@@ -105,6 +109,11 @@ def _check_size(name: str, size: int, limit: int, what: str, line: object = None
 def pack(request: Request, family: str, small: int = SMALL) -> Parcel:
     """The request as data. Raises `TravelError` for what has no form in which it could travel."""
     inputs, inside = pack_inputs(family, request.args, request.kwargs)
+    further = []
+    for number, (args, kwargs) in enumerate(request.further, 1):
+        others, frames_of = pack_inputs(family, args, kwargs)
+        further.append(others)
+        inside |= {f"{number}.{name}": frame for name, frame in frames_of.items()}
     constants: dict[str, str] = {}
     large: dict[str, torch.Tensor] = {}
     left = INSIDE
@@ -117,7 +126,17 @@ def pack(request: Request, family: str, small: int = SMALL) -> Parcel:
             left -= size
         else:
             large[digest] = tensor
-    return Parcel(request.graph, inputs, constants, inside, large, request.strict, request.look)
+    return Parcel(
+        request.graph,
+        inputs,
+        constants,
+        inside,
+        large,
+        request.strict,
+        request.look,
+        tuple(further),
+        request.alone,
+    )
 
 
 def pack_inputs(

@@ -15,6 +15,7 @@ and results (see `bounds.inner_bytes`).
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from weft.errors import GraphError, LimitError, ResultTooLargeError, WeftError
@@ -23,6 +24,7 @@ from weft.graph.check import check
 from weft.graph.frame import ITEM_SIZES, frame_bytes
 from weft.graph.node import Bound, Const, Graph, Guard, Log, Ref, Write, outs_of
 from weft.graph.ops import is_effect
+from weft.graph.passes import invokes_of
 from weft.kernels.abstract import DataDependentError, Outcome
 from weft.kernels.aval import Aval, dtype_name
 from weft.run.compare import check_bound, check_look
@@ -31,6 +33,7 @@ from weft.run.play import Play
 from weft.run.price import price_of, short
 from weft.run.steps import Step, line_of
 from weft.run.structure import tensors
+from weft.signatures.signature import Signature
 from weft.wire.messages import Limits, PriceInfo
 
 from .bounds import inner_bytes, refuse_bombs, tensor_refs, unknown_bytes
@@ -45,26 +48,48 @@ _LOOKED_AT = frozenset((Write, Guard, Log))
 
 
 def admit(
-    graph: Graph, call: ModelCall, known: Known, limits: Limits, strict: bool = True
+    graph: Graph,
+    call: ModelCall,
+    known: Known,
+    limits: Limits,
+    strict: bool = True,
+    further: Sequence[ModelCall] = (),
 ) -> PriceInfo:
-    """The price of a graph on this call of a model.
+    """The price of a graph on this call of a model; `further` are those of its other invokes.
 
     Raises `GraphError` and its kin for a graph that does not fit the model or itself, and
     `LimitError` for one that asks for too much.
     """
     check(graph)
     _check_size(graph, limits)
-    signature = known.signatures.for_call(call.args, dict(call.kwargs))
-    places = Places(tree_of(known), signature, strict)
+    calls = (call, *further)
+    places = Places(tree_of(known), _signatures(graph, calls, known, limits), strict)
     places.check(graph)
     admission = Admission(graph, places, limits, strict)
     if not admission.plan.count:
         raise GraphError("the graph has nothing to do", fix="save a value: x.save()")
     admission.run(places.index)
     admission.check_saved()
-    if _is_long(call, limits):
+    if any(_is_long(one, limits) for one in calls):
         admission.check_pass()
     return PriceInfo(**price_of(admission)._asdict())
+
+
+def _signatures(
+    graph: Graph, calls: Sequence[ModelCall], known: Known, limits: Limits
+) -> dict[int, Signature]:
+    """What the sites of each invoke look like, of those that the graph names."""
+    until = time.monotonic() + limits.price_seconds
+    found: dict[int, Signature] = {}
+    for invoke in sorted(invokes_of(graph) | {0}):
+        if invoke >= len(calls):
+            raise GraphError(f"the graph has an invoke {invoke}, for which there is no input")
+        if found and time.monotonic() > until:
+            seconds = f"{limits.price_seconds:g} s"
+            raise over("price_seconds", seconds, "the invokes take longer to price")
+        call = calls[invoke]
+        found[invoke] = known.signatures.for_call(call.args, dict(call.kwargs))
+    return found
 
 
 def _check_size(graph: Graph, limits: Limits) -> None:
@@ -272,7 +297,8 @@ class Admission(Play):
 
     def check_pass(self) -> None:
         """Refuses an input so long that one tensor at a site is more than a graph may hold."""
-        largest = self._places.largest(self.sites[-1]) if self.sites else 0
+        lasts = {site.invoke: site for site in self.sites}.values()
+        largest = max([self._places.largest(last) for last in lasts], default=0)
         if largest > self._limits.memory_bytes:
             raise over(
                 "memory_bytes",

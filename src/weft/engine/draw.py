@@ -34,7 +34,7 @@ from weft.graph.frame import Frame, frame_bytes
 from weft.graph.node import Graph, Map, Ref, Save, Seq, Shape, Slice
 from weft.graph.site import Site, Where
 from weft.kernels.frames import to_frame, to_tensor
-from weft.run import run
+from weft.run.invokes import run_all
 from weft.run.price import short
 from weft.run.structure import mapped
 from weft.run.weights import weights_of
@@ -59,9 +59,10 @@ class Drawn:
     frames: dict[str, Frame]
 
 
-def overwritten_by(known: Known, call: ModelCall) -> Overwritten:
+def overwritten_by(known: Known, *calls: ModelCall) -> Overwritten:
     """Whether the model changes a leaf's tensor in place after its site has fired."""
-    return later.overwritten_by(known.signatures.for_call(call.args, dict(call.kwargs)))
+    signatures = [known.signatures.for_call(call.args, dict(call.kwargs)) for call in calls]
+    return later.overwritten_by(*signatures)
 
 
 def draw(
@@ -86,17 +87,17 @@ def draw(
     watch.look()
     device = weights_of(net).device or torch.device("cpu")
     try:
-        args, kwargs = mapped(
-            (opened.call.args, dict(opened.call.kwargs)), lambda tensor: tensor.to(device)
-        )
+        calls = [
+            mapped((call.args, dict(call.kwargs)), lambda tensor: tensor.to(device))
+            for call in opened.calls
+        ]
         constants = {key: _tensor(key, frame) for key, frame in opened.constants.items()}
         with Kept.of(net).job(net):
-            found = run(
+            found = run_all(
                 opened.graph,
                 constants,
                 net,
-                args,
-                kwargs,
+                calls,
                 strict=strict,
                 on_log=_Log(on_log, limits.log_bytes),
                 overwritten=overwritten,

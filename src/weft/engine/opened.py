@@ -16,8 +16,9 @@ from weft.families.call import ModelCall
 from weft.graph.check import check
 from weft.graph.frame import Frame, frame_bytes
 from weft.graph.node import Const, Graph
+from weft.graph.passes import invokes_of
 from weft.wire.frames import digest, read
-from weft.wire.messages import Submit
+from weft.wire.messages import Submit, owner_of
 
 from .inputs import call_of
 from .known import Known
@@ -27,11 +28,21 @@ Fetch = Callable[[str], Frame]
 
 @dataclass(frozen=True, eq=False)
 class Opened:
-    """What a worker draws. `constants` are by `Const.key`."""
+    """What a worker draws. `constants` are by `Const.key`.
+
+    `further` are the calls of the invokes after the first; with `alone` none shares a forward.
+    """
 
     graph: Graph
     constants: Mapping[str, Frame]
     call: ModelCall
+    further: tuple[ModelCall, ...] = ()
+    alone: bool = False
+
+    @property
+    def calls(self) -> tuple[ModelCall, ...]:
+        """The call of each invoke."""
+        return (self.call, *self.further)
 
 
 def open_submit(submit: Submit, fetch: Fetch, known: Known, *, numbers: bool = True) -> Opened:
@@ -54,7 +65,22 @@ def open_submit(submit: Submit, fetch: Fetch, known: Known, *, numbers: bool = T
     constants = _constants(submit, inside, fetch, numbers)
     wanted = set(submit.constants.values())
     inputs = {name: frame for name, frame in inside.items() if name not in wanted}
-    return Opened(submit.graph, constants, call_of(submit.inputs, inputs, known))
+    call, *further = _calls(submit, inputs, known)
+    return Opened(submit.graph, constants, call, tuple(further), submit.alone)
+
+
+def _calls(submit: Submit, inputs: Mapping[str, Frame], known: Known) -> list[ModelCall]:
+    """The call of each invoke. Those after the first find their tensors under their number."""
+    each = (submit.inputs, *submit.further)
+    given: list[dict[str, Frame]] = [{} for _ in each]
+    for name, frame in inputs.items():
+        number, own = owner_of(name)
+        if number >= len(each):
+            raise MessageError(f"the tensor {name[:80]!r} is of no invoke")
+        given[number][own] = frame
+    if any(invoke >= len(each) for invoke in invokes_of(submit.graph)):
+        raise MessageError("the graph has more invokes than the message has inputs")
+    return [call_of(one, mine, known) for one, mine in zip(each, given, strict=True)]
 
 
 def _constants(

@@ -1,6 +1,6 @@
 """What a graph names in a model: sites, weights, modules. As they are, not as the graph says.
 
-places = Places(tree_of(known), signature, strict)
+places = Places(tree_of(known), {0: signature}, strict)
 places.check(graph)                # raises where the graph names something else
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -72,11 +72,12 @@ def tree_of(known: Known) -> Tree:
 
 
 class Places:
-    """The places of one pass."""
+    """The places of a block: the sites of each invoke, and what all of them share."""
 
-    def __init__(self, tree: Tree, signature: Signature, strict: bool) -> None:
+    def __init__(self, tree: Tree, signatures: Mapping[int, Signature], strict: bool) -> None:
         self._tree = tree
-        self._signature = signature
+        self._signatures = signatures
+        self._signature = next(iter(signatures.values()))
         self._strict = strict
         self._sites: dict[Site, SiteSignature] = {}
         self._leaves: dict[tuple[Site, Leaf], Aval] = {}
@@ -143,9 +144,9 @@ class Places:
         try:
             if site.step:
                 raise LookupError
-            return self._signature.site(site.path, site.port, site.call)
+            return self._signatures[site.invoke].site(site.path, site.port, site.call)
         except LookupError:
-            calls = self._signature.calls(site.path)
+            calls = self._signatures[site.invoke].calls(site.path)
             raise NotReachedError(
                 f"{site} does not fire: the module is called {calls} times in this pass",
                 line=line,
@@ -154,11 +155,12 @@ class Places:
 
     def largest(self, last: Site) -> int:
         """Bytes of the largest tensor at any site, up to this one."""
-        sizes = _SIZES.get(self._signature)
+        signature = self._signatures[last.invoke]
+        sizes = _SIZES.get(signature)
         if sizes is None:
-            rows = self._signature.exact().rows
+            rows = signature.exact().rows
             each = [max([_nbytes(what) for what in row.what], default=0) for row in rows]
-            sizes = _SIZES[self._signature] = list(itertools.accumulate(each, max))
+            sizes = _SIZES[signature] = list(itertools.accumulate(each, max))
         return sizes[self.index(last)]
 
     def check_write(self, node: Write, value: Aval, line: Where | None) -> None:

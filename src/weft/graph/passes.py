@@ -56,6 +56,11 @@ def prune(graph: Graph) -> Graph:
     return replace(graph, nodes=nodes, bounds=bounds)
 
 
+def invokes_of(graph: Graph) -> set[int]:
+    """The invokes whose sites a graph names."""
+    return {node.site.invoke for node in graph.nodes if isinstance(node, (Read, Write, Fill))}
+
+
 def asks_nothing(graph: Graph) -> bool:
     """Whether a run of the graph would have no effect."""
     return not any(isinstance(node, EFFECTS) for node in graph.nodes)

@@ -11,6 +11,7 @@ again.run(model, "another prompt")["h"]
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,12 +44,13 @@ LIMITS = Limits(
 """On one's own machine an experiment may take what it takes."""
 
 
-def vet(graph: Graph, call: ModelCall, known: Known) -> None:
+def vet(graph: Graph, calls: Sequence[ModelCall], known: Known) -> None:
     """Raises what a server would for a graph that does not fit the model or itself.
 
     A graph from a file is a stranger's. Its sizes need not be the recorded ones.
     """
-    admit(graph, call, known, LIMITS, strict=False)
+    call, *further = calls
+    admit(graph, call, known, LIMITS, strict=False, further=further)
 
 
 class Experiment:
@@ -81,7 +83,8 @@ class Experiment:
     def run(self, model: Handle, *inputs: Any, **options: Any) -> dict[str, Any]:
         """Draws the graph through `model` on other inputs; returns what it saves, by name.
 
-        `inputs` and `options` are those of `model.trace`. Guards are checked again (`GuardError`);
+        `inputs` and `options` are those of `model.trace`; of an experiment with several invokes
+        one input for each of them. Guards are checked again (`GuardError`);
         a graph that read a size as a number refuses another size (`GraphError` with the line).
         Whoever the graph is from, it is checked against the model before anything runs (`vet`).
         """

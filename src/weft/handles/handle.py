@@ -14,10 +14,12 @@ from weft.client.catalog import Wanted
 from weft.client.local import LocalBackend
 from weft.engine.known import Known
 from weft.engine.weights import weights_mark
-from weft.errors import GraphError, UnknownOptionError
+from weft.errors import GraphError, InputError, UnknownOptionError
 from weft.families.call import ModelCall
 from weft.families.names import returned_tuple_before
+from weft.families.together import plain_together
 from weft.graph.node import Apply, Fill, Graph, Param, Read, Write
+from weft.graph.passes import invokes_of
 from weft.signatures.later import overwritten_by
 from weft.signatures.signature import Signatures
 from weft.trace.tree import Module, Root
@@ -37,6 +39,7 @@ class Own:
     device: torch.device | None = None
     remote: Remote = None
     blocking: bool = True
+    alone: bool = False
 
 
 OWN_OPTIONS = tuple(field.name for field in fields(Own))
@@ -98,10 +101,22 @@ class Handle(Module):
         """The call of the model's forward for a user's inputs. A family's own."""
         raise UnknownOptionError(f"{type(self).__name__} takes no inputs")
 
+    _own_options = frozenset(OWN_OPTIONS)
+    _takes_nothing = True  # whether the model can be called without an input
+
+    def _is_empty(self, inputs: tuple, options: dict[str, Any]) -> bool:
+        """Whether no input was given. Raises where the options alone are wrong."""
+        return not inputs and not options
+
+    def _together(self, calls: list[ModelCall], options: dict[str, Any]) -> ModelCall:
+        """The call of all inputs of these calls at once."""
+        return plain_together(calls)
+
     def trace(self, *inputs: Any, **options: Any) -> Tracer:
         """Opens a block in which the inside of one forward pass can be read and changed.
 
-        inputs: what the model is given (see the class).
+        inputs: what the model is given (see the class); none in a block of several inputs, each
+        with its own `with tracer.invoke(...):` (see `Tracer.invoke`).
         seed: makes random draws of the block repeatable; device: where results shall live (the
         default is the CPU).
         remote: where the block runs; the default is what the handle was opened with.
@@ -111,6 +126,8 @@ class Handle(Module):
             "http://..."    on that server
             "local"         here, as a server would: all but the network
             "auto"          on the configured server, if it is there and has the model; else here
+        alone: True gives each invoke a forward pass of its own, for numbers that are to the bit
+        those of the input alone.
         blocking: True waits for the results. False only sends the block: `tracer.job` is a
         `weft.Job`, whose `result()` fetches what it saves; in such a block a look raises
         `LookError`.
@@ -143,11 +160,17 @@ class Handle(Module):
                 f"blocking=False: this block runs {place.text}, and is over when it closes",
                 fix="leave it out, or run the block on a server with remote=True",
             )
-        call = self._prepare(inputs, rest)
-        if runs and place.kind == "here":
-            call = call.to(self._weights.device())
+        several = self._is_empty(inputs, rest)
         return Tracer(
-            self, call, place, seed=own.seed, device=own.device, blocking=own.blocking, runs=runs
+            self,
+            None if several else self._prepare(inputs, rest),
+            place,
+            defaults=rest if several else None,
+            alone=own.alone,
+            seed=own.seed,
+            device=own.device,
+            blocking=own.blocking,
+            runs=runs,
         )
 
     def _rerun(self, experiment: Experiment, inputs: tuple, options: dict[str, Any]) -> Any:
@@ -157,13 +180,14 @@ class Handle(Module):
             raise UnknownOptionError("blocking=False: Experiment.run waits for what it returns")
         self._check_paths(experiment.graph)
         place = self._places.pick(own.remote)
-        call = self._prepare(inputs, rest)
+        calls = self._calls_again(experiment.graph, inputs, rest)
         if place.kind == "here":
-            call = call.to(self._weights.device())
+            calls = [call.to(self._weights.device()) for call in calls]
+        call, *further = calls
         graph = _seeded(experiment.graph, own.seed)
         if place.kind == "here":
-            vet(graph, call, self._known())
-        signature = self._signatures.for_call(call.args, call.kwargs)
+            vet(graph, calls, self._known())
+        seen = [self._signatures.for_call(one.args, dict(one.kwargs)) for one in calls]
         request = Request(
             graph,
             experiment.constants,
@@ -171,10 +195,26 @@ class Handle(Module):
             call.kwargs,
             strict=False,
             device=own.device,
-            overwritten=overwritten_by(signature),
+            overwritten=overwritten_by(*seen),
+            further=tuple([(one.args, one.kwargs) for one in further]),
+            alone=own.alone,
         )
         saved = place.backend.run(request).saved
         return {name: value for name, value in saved.items() if name[0] != "<"}
+
+    def _calls_again(self, graph: Graph, inputs: tuple, options: dict[str, Any]) -> list[ModelCall]:
+        """The call of each invoke of a graph that is run on other inputs."""
+        count = 1 + max(invokes_of(graph), default=0)
+        if count == 1:
+            return [self._prepare(inputs, options)]
+        if len(inputs) != count:
+            raise InputError(
+                f"the experiment has {count} invokes, and {len(inputs)} inputs were given",
+                fix="give one for each (a tuple where a module takes several arguments); for an "
+                "empty invoke the list of all",
+            )
+        given = [one if isinstance(one, tuple) else (one,) for one in inputs]
+        return [self._prepare(one, options) for one in given]
 
     def _check_paths(self, graph: Graph) -> None:
         """Raises `GraphError` where the graph names a module that this model does not have."""
@@ -197,8 +237,9 @@ def _split(options: dict[str, Any]) -> tuple[Own, dict[str, Any]]:
     seed, device = own.seed, own.device
     if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**63):
         raise UnknownOptionError(f"seed is a whole number from 0, not {seed!r}")
-    if not isinstance(own.blocking, bool):
-        raise UnknownOptionError(f"blocking is True or False, not {own.blocking!r}")
+    for name in ("blocking", "alone"):
+        if not isinstance(getattr(own, name), bool):
+            raise UnknownOptionError(f"{name} is True or False, not {getattr(own, name)!r}")
     return replaced(own, device=None if device is None else torch.device(device)), rest
 
 

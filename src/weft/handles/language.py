@@ -25,6 +25,7 @@ from weft.families.loading import (
     skeleton,
 )
 from weft.families.prepare import prepare_language
+from weft.families.together import language_together
 
 from .handle import Handle
 from .served import Served, only_served, served
@@ -136,6 +137,15 @@ class LanguageModel(Handle):
         given = inputs[0] if inputs else None
         speaker = self._speaker(given)
         return prepare_language(given, speaker, self._facts, options=chosen, tensors=tensors)
+
+    _takes_nothing = False
+
+    def _is_empty(self, inputs: tuple, options: dict[str, Any]) -> bool:
+        return not inputs and not split_keywords(options, self._facts)[1]
+
+    def _together(self, calls: list[ModelCall], options: dict[str, Any]) -> ModelCall:
+        chosen, _ = split_keywords(options, self._facts)
+        return language_together(calls, None, self._facts, chosen)
 
     def _speaker(self, given: Any) -> Any:
         """The tokenizer, where the input may need it."""

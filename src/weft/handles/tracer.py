@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from weft.client.backend import Reply, Request
 from weft.client.core import Traffic
-from weft.errors import LookError, NotFinishedError, RemoteLookWarning, WeftError
+from weft.errors import (
+    LookError,
+    NotFinishedError,
+    RemoteLookWarning,
+    UnknownOptionError,
+    WeftError,
+)
 from weft.families.call import ModelCall
 from weft.graph.node import Const, Graph
 from weft.graph.passes import asks_nothing, prune
 from weft.graph.site import Site
 from weft.run.price import Price, price
+from weft.run.turns import check_turns
 from weft.signatures.later import overwritten_by
 from weft.signatures.signature import Signature
 from weft.trace.lines import user_line, where
 from weft.trace.recorder import Recorder
 
 from .experiment import Experiment
+from .invoke import Invoke, mask_of
 from .where import Place
 
 if TYPE_CHECKING:
@@ -38,30 +46,38 @@ class Tracer:
     def __init__(
         self,
         handle: Handle,
-        call: ModelCall,
+        call: ModelCall | None,
         place: Place,
         *,
+        defaults: Mapping[str, Any] | None = None,
+        alone: bool = False,
         seed: int | None = None,
         device: torch.device | None = None,
         blocking: bool = True,
         runs: bool = True,
     ) -> None:
         self._handle = handle
-        self._call = call
+        self._calls: list[ModelCall] = []
+        self._signatures: list[Signature] = []
+        self._defaults = dict(defaults or {})  # of every invoke
+        self._whole: int | None = None
+        self._whole_options: dict[str, Any] = {}
         self._place = place
         self._blocking = blocking
         self._runs = runs
-        self._signature: Signature = handle._signatures.for_call(call.args, call.kwargs)
+        self._alone = alone
         self._device = device
         prefix = self._prefix if blocking else _refuse_look
         self._recorder = Recorder(
-            self._signature,
+            None if call is None else self._seen(call),
             run_prefix=prefix if runs else None,
             device=device,
             was_tuple=handle._was_tuple,
             seed=seed,
             owner=handle._root,
         )
+        if call is None and handle._takes_nothing:
+            self._recorder.sites.alone = self._without_input  # type: ignore[union-attr]
         self._frozen: tuple[Graph, dict[str, torch.Tensor]] | None = None
         self._announced: set[tuple[str, int]] = set()
         self.ended: Site | None = None
@@ -121,7 +137,11 @@ class Tracer:
         if error is not None:
             recorder.fail(f"{type(error).__name__}: {error}")
             return None
+        if not self._calls:
+            self._without_input()  # or it says what is missing
         graph, constants = self._frozen = recorder.freeze()
+        if len(self._calls) > 1:
+            check_turns(graph, firing_index(self._signatures))
         if not self._runs:
             recorder.fail("the block was recorded without being run")
             return None
@@ -172,14 +192,17 @@ class Tracer:
     ) -> Request:
         if self._place.kind != "here":
             graph, constants = lean(graph, constants)  # what nobody needs does not travel
+        call, *further = self._calls
         return Request(
             graph,
             constants,
-            self._call.args,
-            self._call.kwargs,
+            call.args,
+            call.kwargs,
             device=self._device,
-            overwritten=overwritten_by(self._signature),
+            overwritten=overwritten_by(*self._signatures),
             look=look,
+            further=tuple([(one.args, one.kwargs) for one in further]),
+            alone=self._alone,
         )
 
     def _prefix(self, graph: Graph, constants: dict[str, torch.Tensor]) -> dict[str, Any]:
@@ -206,6 +229,81 @@ class Tracer:
         for line in self._recorder.unused_edits():
             _warn(f"the edit at {line} fires after everything that is saved: it has no effect")
 
+    # -- several inputs ----------------------------------------------------------------------
+
+    def invoke(self, *inputs: Any, **options: Any) -> Invoke:
+        """One of several inputs of a block that was opened without one: `model.trace()`.
+
+        with model.trace() as tracer:
+            with tracer.invoke(a):          # inside, the sites are those of `a` alone
+                h = layer.output.save()
+            with tracer.invoke([b, c]):
+                layer.output[:] = h
+            with tracer.invoke():           # all of them, as trace([a, b, c]) shows them; the last
+                logits = model.lm_head.output.save()
+
+        Inside, shapes, numbers, looks and random draws are those of the input alone. Values flow
+        between invokes in any order, and it does not matter which stands first: forwards run, or
+        wait, so that every value is there in time. Edits that need each other in a circle are
+        refused with both lines. options: the family's own; options of the whole block (`seed`,
+        `device`, `remote`, ...) belong to `trace`.
+        """
+        self._check_invoke(options)
+        options = {**self._defaults, **options}
+        if self._handle._is_empty(inputs, options):
+            return Invoke(self, None, options)
+        if self._whole is not None:
+            raise self._recorder.refusal(
+                "an invoke with an input was opened after an empty one, which shows all of them",
+                "open the empty one last",
+            )
+        return Invoke(self, self._handle._prepare(inputs, options), options)
+
+    def _check_invoke(self, options: Mapping[str, Any]) -> None:
+        if self._recorder.invokes is None:
+            raise self._recorder.refusal(
+                "tracer.invoke was used in a block that has an input already",
+                "open the block without one, `with model.trace() as tracer:`, and give each "
+                "input to an invoke",
+            )
+        own = sorted(options.keys() & self._handle._own_options)
+        if own:
+            raise UnknownOptionError(
+                f"{own[0]} is an option of the whole block, not of one invoke",
+                line=where(user_line()),
+                fix=f"give it to trace: model.trace({own[0]}=...)",
+            )
+
+    def _seen(self, call: ModelCall) -> Signature:
+        """A new call of this block; what its sites look like."""
+        handle = self._handle
+        if self._runs and self._place.kind == "here":
+            call = call.to(handle._weights.device())
+        signature = handle._signatures.for_call(call.args, dict(call.kwargs))
+        self._calls.append(call)
+        self._signatures.append(signature)
+        return signature
+
+    def _add(self, call: ModelCall) -> int:
+        """A new invoke; its number."""
+        return self._recorder.invokes.add(self._seen(call))  # type: ignore[union-attr]
+
+    def _without_input(self) -> None:
+        """The block is one call without an input, where the model can be called so."""
+        number = self._add(self._handle._prepare((), self._defaults))
+        self._recorder.invokes.stay(number)  # type: ignore[union-attr]
+
+    def _call_now(self) -> ModelCall:
+        """The call whose sites are meant on this line."""
+        recorder = self._recorder
+        if recorder.invoke is None:
+            raise recorder.refusal(
+                "this block has several inputs, and it is not said which is meant",
+                "ask inside an invoke, or the invoke itself: `with tracer.invoke(p) as one: "
+                "one.lengths`",
+            )
+        return self._calls[recorder.invoke]
+
     # -- what the block may ask --------------------------------------------------------------
 
     @property
@@ -225,17 +323,12 @@ class Tracer:
     @property
     def lengths(self) -> tuple[int, ...] | None:
         """Real tokens per row; None where the input is not tokens."""
-        return self._call.lengths
+        return self._call_now().lengths
 
     @property
     def mask(self) -> torch.Tensor:
         """`[batch, pos]`, True at real tokens."""
-        call = self._call
-        if call.mask is not None:
-            return call.mask
-        if call.batch is None or call.length is None:
-            raise WeftError("this input has no tokens, so it has no mask")
-        return torch.ones(call.batch, call.length, dtype=torch.bool)
+        return mask_of(self._call_now())
 
     @property
     def graph(self) -> Experiment:
@@ -251,7 +344,7 @@ class Tracer:
     def plan(self) -> Price:
         """What the recorded graph costs, before it runs: sites, operations, bytes, peak memory."""
         graph = self._frozen[0] if self._frozen is not None else self._recorder.graph()
-        return price(prune(graph), firing_index(self._signature))
+        return price(prune(graph), firing_index(self._signatures))
 
 
 def lean(
@@ -263,9 +356,9 @@ def lean(
     return graph, {key: constants[key] for key in kept}
 
 
-def firing_index(signature: Signature) -> Callable[[Site], int]:
-    """The position of a site in the firing order."""
-    return lambda site: signature.site(site.path, site.port, site.call).index
+def firing_index(signatures: Sequence[Signature]) -> Callable[[Site], int]:
+    """The position of a site in the firing order of its invoke."""
+    return lambda site: signatures[site.invoke].site(site.path, site.port, site.call).index
 
 
 def _refuse_look(graph: Graph, constants: dict[str, torch.Tensor]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from the graph (`read`, `param`, `applied`), and who believes no graph overrides
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from heapq import heappop, heappush
 from typing import Any
 
@@ -30,6 +31,7 @@ from .late import late_edit
 from .lower import lower
 from .plan import plan
 from .steps import Plan, Step, line_of
+from .turns import next_turn, queues_of
 
 Order = Callable[[Site], int] | Mapping[tuple[str, str, int], int]
 
@@ -54,10 +56,18 @@ class Play:
 
     def run(self, order: Order) -> None:
         """Plays all steps. Raises `LateEditError` for an edit that would come too late."""
-        self.sites = sorted(self.plan.sites, key=lambda site: (site.step, _when(order, site)))
         self._ready = [s.index for s in self.plan.steps if s is not None and not s.waits]
         self._drain()
-        for site in self.sites:
+        queues = queues_of(self.plan.sites, partial(_when, order))
+        if len(queues) == 1:
+            (queue,) = queues.values()
+            self.sites = queue[::-1]
+            for site in self.sites:
+                self._fire(site)
+            return
+        while queues:
+            site = next_turn(self.graph, self.plan, self._waits, queues)
+            self.sites.append(site)
             self._fire(site)
 
     def _fire(self, site: Site) -> None:

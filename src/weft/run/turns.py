@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
+from weft.errors import LateEditError
 from weft.graph.node import Graph
 from weft.graph.site import Site
 
-from .late import late_edit
 from .plan import plan as plan_of
-from .steps import Plan, SitePlan, Step
+from .steps import Plan, SitePlan, Step, line_of
 
 
 def blocker(plan: Plan, waits: list[int], there: SitePlan) -> int | None:
@@ -77,7 +77,7 @@ def next_turn(graph: Graph, plan: Plan, waits: list[int], queues: dict[int, list
     heads = [queue[-1] for queue in queues.values()]
     site = first_free(plan, waits, heads)
     if site is None:
-        raise late_edit(graph, plan, waits, stuck(plan, waits, plan.sites[heads[0]]))
+        raise _circle(graph, plan, waits, {head.invoke: head for head in heads})
     queue = queues[site.invoke]
     queue.pop()
     if not queue:
@@ -85,18 +85,42 @@ def next_turn(graph: Graph, plan: Plan, waits: list[int], queues: dict[int, list
     return site
 
 
-def stuck(plan: Plan, waits: list[int], there: SitePlan) -> int:
-    """The edit of a site that waits for another one."""
-    for index in there.effects:
-        if blocker(plan, waits, _only(there, index)) is not None:
-            return index
-    return there.effects[0]
+def _circle(
+    graph: Graph, plan: Plan, waits: list[int], heads: Mapping[int, Site]
+) -> LateEditError:
+    """The error where each invoke stands before an edit that needs another one."""
+    edits = {invoke: _waiting(plan, waits, plan.sites[head]) for invoke, head in heads.items()}
+    invoke, seen = next(iter(edits)), set[int]()
+    while invoke not in seen and invoke in edits:
+        seen.add(invoke)
+        effect, needed = edits[invoke]
+        invoke = _step(plan, needed).node.site.invoke
+    effect, needed = edits.get(invoke, (effect, needed))
+    edit, need = _step(plan, effect).node, _step(plan, needed).node
+    other, _ = edits.get(need.site.invoke, (needed, needed))
+    if other == effect:
+        why, line = "which comes only later", line_of(graph, need)
+    else:
+        node = _step(plan, other).node
+        why = f"which comes after the edit of {node.site}, and that waits in turn"
+        line = line_of(graph, node)
+    return LateEditError(
+        f"the edit of {edit.site} needs {need.site}, {why}\n  the other line: {line}",
+        line=line_of(graph, edit),
+        fix="no order of the invokes gives both: let one of the edits need an earlier site, or "
+        "save the value in a block of its own",
+    )
 
 
-def _only(there: SitePlan, effect: int) -> SitePlan:
-    one = SitePlan()
-    one.steps, one.effects = there.steps, [effect]
-    return one
+def _waiting(plan: Plan, waits: list[int], there: SitePlan) -> tuple[int, int]:
+    """The edit of a site that waits, and the step at another site that it waits for."""
+    for effect in there.effects:
+        one = SitePlan()
+        one.steps, one.effects = there.steps, [effect]
+        needed = blocker(plan, waits, one)
+        if needed is not None:
+            return effect, needed
+    raise AssertionError("nobody waits here")
 
 
 def _finish(plan: Plan, waits: list[int], ready: list[int]) -> None:

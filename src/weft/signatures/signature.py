@@ -27,6 +27,7 @@ from weft.graph.site import Leaf
 from weft.kernels.aval import Aval
 
 from .asking import Asker, at_hand
+from .expressions import Formulas
 from .layouts import Family, Point, family_of, kind_of, layout_of
 from .learn import Facts, Row, Table
 from .passes import Passes
@@ -237,6 +238,24 @@ class Signatures:
                 kinds.append(_kind(family[0], kin))
             watched = tuple(sorted(self._known[layout].watched))
             return encode(kinds, [Exact(signature.exact(), watched)])
+
+    def formulas(self, args: tuple, kwargs: dict) -> tuple[Formulas, Point] | None:
+        """The sites of this call as formulas in batch and length, and its own; None where there
+        are none. A second size may have to be learnt for it."""
+        with self._lock:
+            self.for_call(args, kwargs)
+            _, tensors = layout_of(args, kwargs)
+            family = family_of(args, kwargs)
+            if family is None:
+                return None
+            kin = self._kin.setdefault(family[0], _Kin())
+            region = self._region(kin, *family, tensors)
+            if region is None:
+                return None
+            if region.find(family[1]) is None:
+                self._widen(kin, *family, tensors)
+            found = region.find(family[1])
+            return None if found is None else (found, family[1])
 
     def _widen(self, kin: _Kin, family: Family, point: Point, tensors: list[torch.Tensor]) -> None:
         region = self._region(kin, family, point, tensors)

@@ -54,6 +54,8 @@ class Invokes:
         self.recorder = recorder
         self.signatures: list[Signature] = []
         self.sites: list[Sites] = []
+        self.shown: int | None = None
+        """The invoke that shows what the others have changed, once it does."""
 
     def add(self, signature: Signature) -> int:
         """A new invoke; its number."""

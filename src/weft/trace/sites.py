@@ -157,6 +157,12 @@ class Sites:
     def check_edit(self, state: LeafState, time: int, source: Any) -> None:
         """Raises if the edit would come too late, or before what a look has seen."""
         index, recorder = state.site.index, self.recorder
+        shown = None if recorder.invokes is None else recorder.invokes.shown
+        if shown is not None and state.site.site.invoke != shown:
+            raise recorder.refusal(
+                f"{state} is edited after an empty invoke has shown the whole batch",
+                "move the edit above the empty invoke: it comes last",
+            )
         if time > index and time // FIRINGS == index // FIRINGS:
             raise LateEditError(
                 f"{state} is edited with a value that exists only later in the forward pass, "

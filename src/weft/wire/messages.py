@@ -92,7 +92,9 @@ class Submit(Ask, frozen=True):
     `tensors` under that digest, or was uploaded before. `fingerprint` is that of the model that the
     graph was recorded on; without `strict` the graph may meet sizes other than the recorded ones.
     `weights` is a mark of the client's own (`engine.weights`), where it has any: a server with
-    others refuses. The same `request_id` from the same owner is the same job, however often it
+    others refuses. `further` are the inputs of the invokes after the first, whose tensors have
+    names that begin with the invoke's number (`1.input_ids`); with `alone` each has a forward pass
+    of its own. The same `request_id` from the same owner is the same job, however often it
     arrives.
     """
 
@@ -107,6 +109,8 @@ class Submit(Ask, frozen=True):
     strict: bool = True
     look: bool = False
     weights: Digest | None = None
+    further: Annotated[tuple[Inputs, ...], Meta(max_length=511)] = ()
+    alone: bool = False
 
 
 class MissingQuery(Ask, frozen=True):
@@ -424,6 +428,14 @@ MESSAGES: dict[str, type[Struct]] = {
     kind.__name__: kind for base in (Ask, Tell) for kind in base.__subclasses__()
 }
 """Every type of message, by name. Each has golden files: what was once sent keeps decoding."""
+
+
+def owner_of(name: str) -> tuple[int, str]:
+    """Of an input's name in `Submit.tensors`: its invoke, and its name among that invoke's."""
+    number, dot, own = name.partition(".")
+    if dot and number.isascii() and number.isdecimal() and len(number) < 5 and number[0] != "0":
+        return int(number), own
+    return 0, name
 
 
 # -- bytes ---------------------------------------------------------------------------------------

@@ -263,7 +263,8 @@ class Checker:
         submit = submit_of(self._objects, job)
         fetch = partial(constant_type, self._objects, job.owner)
         opened = open_submit(submit, fetch, known, numbers=False)
-        price = admit(opened.graph, opened.call, known, self._limits, submit.strict)
+        limits, strict = self._limits, submit.strict
+        price = admit(opened.graph, opened.call, known, limits, strict, opened.further)
         return Priced(
             price=encode(price, "json"), cost=float(price.flops), names=_saves(opened.graph)
         )

@@ -30,7 +30,7 @@ from weft.service.jobs.life import Job
 from weft.service.store.ids import new_id
 from weft.service.store.interface import Card, QueueFullError
 from weft.wire import frames
-from weft.wire.messages import PROTOCOL, LanguageInputs, Submit, encode
+from weft.wire.messages import PROTOCOL, Inputs, LanguageInputs, Submit, encode, owner_of
 
 from .auth import other_protocol
 from .bodies import read
@@ -147,12 +147,21 @@ def sorted_out(
 
 def _check_names(submit: Submit, inputs: Mapping[str, Frame]) -> None:
     """No input is missing, and nothing is sent that nobody asked for."""
-    if isinstance(submit.inputs, LanguageInputs):
-        expected = set(submit.inputs.given)
+    each: list[set[str]] = [set() for _ in range(1 + len(submit.further))]
+    for name in inputs:
+        number, own = owner_of(name)
+        each[number if number < len(each) else 0].add(own if number < len(each) else name)
+    for number, one in enumerate((submit.inputs, *submit.further)):
+        _check_names_of(one, each[number])
+
+
+def _check_names_of(inputs: Inputs, given: set[str]) -> None:
+    if isinstance(inputs, LanguageInputs):
+        expected = set(inputs.given)
     else:
-        expected = {f"in.{number}" for number in range(len(inputs))}
-    if expected != inputs.keys():
-        odd = sorted(expected ^ inputs.keys())[0]
+        expected = {f"in.{number}" for number in range(len(given))}
+    if expected != given:
+        odd = sorted(expected ^ given)[0]
         raise MessageError(
             f"tensor {odd[:80]!r} is not both among the inputs and in what was sent for them"
         )

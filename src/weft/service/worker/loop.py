@@ -20,7 +20,7 @@ from typing import BinaryIO, cast
 
 from torch import nn
 
-from weft.engine.draw import Drawn, draw
+from weft.engine.draw import Drawn, draw, overwritten_by
 from weft.engine.known import Known
 from weft.engine.opened import Opened, open_submit
 from weft.engine.weights import refuse_other_weights
@@ -32,7 +32,6 @@ from weft.service.store.interface import Ledger, LostClaimError, Objects
 from weft.service.store.requests import constant, submit_of
 from weft.service.store.said import still_held
 from weft.settings import Settings
-from weft.signatures.later import overwritten_by
 from weft.wire.messages import Limits, Manifest, encode
 from weft.wire.reports import report_of, run_error
 from weft.wire.results import write_result
@@ -155,13 +154,12 @@ class Worker:
 
     def _draw(self, opened: Opened, strict: bool, pulse: Pulse) -> Drawn:
         """Raises `WeftError` only: what torch or the model raised is a `RunError`."""
-        call = opened.call
-        signature = self._known.signatures.for_call(call.args, dict(call.kwargs))
+        told = overwritten_by(self._known, *opened.calls)
         try:
             return draw(
                 self._net,
                 opened,
-                overwritten=overwritten_by(signature),
+                overwritten=told,
                 limits=self._limits,
                 strict=strict,
                 on_log=pulse.log,
