@@ -116,11 +116,13 @@ def read_all(line: socket.socket) -> bytes:
     return found
 
 
-def send_for_ever(line: socket.socket, piece: bytes, pause: float = 0.0) -> int:
-    """Bytes sent until the other side closed."""
+def send_for_ever(
+    line: socket.socket, piece: bytes, pause: float = 0.0, most: int = 1_000_000_000
+) -> int:
+    """Bytes sent until the other side closed, or `most` are sent."""
     sent = 0
     try:
-        while sent < 1_000_000_000:
+        while sent < most:
             line.sendall(piece)
             sent += len(piece)
             time.sleep(pause)

@@ -6,19 +6,23 @@ the grammar let a stranger try. `test_gateway_hostile_http` has what HTTP does.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import pickle
 import struct
+import time
 import zlib
 from typing import Any
 
 import msgspec
 import pytest
 
-from tests.service.gate import IDS, PRINT, House, frame, submit_of
+from tests.service.gate import ANN, IDS, PRINT, House, frame, submit_of
 from tests.service.hostile import BYTES, JSON, PICKLE, attacked, packed, post, raw, refused
+from weft.errors import MessageError
 from weft.graph.frame import Frame
 from weft.graph.node import Call, Const, Graph, Name, Ref, Save, Seq
+from weft.service.gateway import accept, bodies
 from weft.wire import frames
 from weft.wire.messages import MissingQuery, encode
 
@@ -104,9 +108,6 @@ _TEXTS: dict[str, str | bytes] = {
     "Infinity": '{"protocol": Infinity}',
     "a number beyond all": '{"protocol": 1e999}',
     "a number of a million digits": '{"protocol": ' + "9" * 50_000 + "}",
-    "a field twice": '{"protocol": 1, "protocol": 2}',
-    "a field twice, spelled differently": '{"protocol": 1, "\\u0070rotocol": 1}',
-    "a constant twice": json.dumps({"constants": {}})[:-2] + '"a": "0", "a": "1"}}',
     "deep arrays": "[" * 50_000 + "]" * 50_000,
     "deep objects": '{"a":' * 15_000 + "1" + "}" * 15_000,
     "half a character": b'{"model": "\\ud800"}',
@@ -122,6 +123,61 @@ _TEXTS: dict[str, str | bytes] = {
 @pytest.mark.parametrize("data", _TEXTS.values(), ids=_TEXTS.keys())
 def test_an_unreadable_text(house: House, data: str | bytes) -> None:
     refused(house, house.ask("POST", "/api/jobs", content=data, headers=JSON), 400)
+
+
+GOOD = encode(submit_of(frame(1)), "json").decode()
+
+
+def test_what_is_changed_in_these_tests_is_good() -> None:
+    assert post(House(), packed()).status_code == 201
+    assert House().ask("POST", "/api/jobs", content=GOOD, headers=JSON).status_code == 201
+
+
+@pytest.mark.parametrize(
+    ("name", "twin"),
+    [("model", '"model":"tiny",'), ("model", '"\\u006dodel":"other",'), ("c0", '"c0":"0",')],
+)
+def test_a_name_that_stands_twice(house: House, name: str, twin: str) -> None:
+    """Who checks the first and who takes the second must not be two."""
+    twice = GOOD.replace(f'"{name}":', f'{twin}"{name}":', 1)
+    report = refused(house, house.ask("POST", "/api/jobs", content=twice, headers=JSON), 400)
+    assert report.message.endswith(f"'{name}' stands twice in one object")
+
+
+def test_json_is_for_people(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In memory it is thirty times as long."""
+    monkeypatch.setattr(bodies, "JSON_BYTES", 5_000)
+    reply = house.ask("POST", "/api/jobs", content="[" * 5_001, headers=JSON)
+    report = refused(house, reply, 413)
+    assert report.message == "the body has 5001 bytes; the limit of JSON is 5000"
+    assert report.fix == "send it as application/msgpack"
+    assert post(House(), packed(), Accept="application/json").status_code == 201
+
+
+def test_large_messages_are_read_one_at_a_time(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once, most = 0, 0
+
+    def read(*args: Any) -> Any:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        time.sleep(0.02)
+        at_once -= 1
+        raise MessageError("enough")
+
+    async def many() -> None:
+        asks = (house._ask("POST", "/api/jobs", ANN, content=GOOD, headers=JSON) for _ in range(8))
+        assert {reply.status_code for reply in await asyncio.gather(*asks)} == {400}
+
+    monkeypatch.setattr(accept, "read", read)
+    asyncio.run(many())
+    assert most > 1
+    monkeypatch.setattr(bodies, "LARGE", len(GOOD))
+    most = 0
+    asyncio.run(many())
+    assert most == 1
 
 
 def test_another_protocol_is_refused_whatever_else_is_new(house: House) -> None:
@@ -289,7 +345,8 @@ def test_an_input_that_is_missing(house: House) -> None:
 
 @pytest.mark.parametrize("constants", [{"other": "0" * 64}, {"c0": "0" * 64, "c1": "0" * 64}, {}])
 def test_constants_that_are_not_the_graphs(house: House, constants: dict[str, str]) -> None:
-    refused(house, post(house, encode(submit_of(frame(1), constants=constants))), 422, 400)
+    message = submit_of(frame(1), send=False, constants=constants)
+    assert refused(house, post(house, encode(message)), 422).code == "graph"
 
 
 def test_a_constant_of_somebody_else(house: House) -> None:

@@ -17,7 +17,7 @@ from weft.graph.node import AnyNode, Arg, Bound, Graph
 from weft.graph.site import Site, Where
 from weft.service.gateway import constants, events, jobs, protocol, server
 from weft.service.gateway.app import ROUTES
-from weft.service.gateway.bodies import IDLE_SECONDS
+from weft.service.gateway.bodies import IDLE_SECONDS, JSON_BYTES
 from weft.service.gateway.entry import Entry
 from weft.service.gateway.errors import status_of
 from weft.service.gateway.models import CAPABILITIES
@@ -216,6 +216,7 @@ def test_statuses_in_the_text_are_those_of_the_routes() -> None:
 def test_bounds() -> None:
     rows = dict(table("Bounds"))
     assert rows["a request's line and headers together"] == f"{server.HEADER_BYTES >> 10} KiB"
+    assert rows["a message in JSON"] == f"{JSON_BYTES >> 20} MiB"
     assert rows["a head that does not come"] == f"{protocol.HEAD_SECONDS:g} seconds"
     assert rows["a body that stands still"] == f"{IDLE_SECONDS:g} seconds"
     assert rows["the header of an uploaded constant"] == f"{constants.HEADER_BYTES >> 20} MiB"

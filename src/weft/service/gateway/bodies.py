@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import aclosing
-from typing import Any, NoReturn
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing, nullcontext
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -24,11 +24,18 @@ from weft.errors import LimitError, MessageError
 from weft.wire.messages import decode, encode
 
 from .errors import Refused
+from .state import Gateway, Visit
+
+T = TypeVar("T")
 
 FORMS = {"application/msgpack": "msgpack", "application/json": "json"}
 MEDIA = {form: media for media, form in FORMS.items()}
 IDLE_SECONDS = 30.0
 """How long a body may stand still before it is given up."""
+JSON_BYTES = 8 << 20
+"""Bytes of a message in JSON: it is for people, and costs far more than msgpack to read."""
+LARGE = 1 << 20
+"""Messages from this size on are read one at a time: in memory they are many times as long."""
 _DIGITS = {
     int: re.compile("[0-9]{1,19}"),
     float: re.compile(r"[0-9]{1,19}(\.[0-9]{1,40})?(e[+-]?[0-9]{1,3})?"),
@@ -36,20 +43,28 @@ _DIGITS = {
 """What a parameter with such a default may look like."""
 
 
-def check_length(request: Request, limit: int, setting: str) -> None:
+class Bound(NamedTuple):
+    """The most bytes that a body may have."""
+
+    limit: int
+    name: str
+    fix: str | None = None
+
+
+def check_length(request: Request, bound: Bound) -> None:
     """Refuses a body that says it is too long."""
     given = request.headers.getlist("content-length")
     if not given:
         return
     if len(given) > 1 or not (given[0].isascii() and given[0].isdigit()) or len(given[0]) > 19:
         raise Refused(MessageError("this is not a valid Content-Length"), 400)
-    if int(given[0]) > limit:
-        _too_large(given[0], limit, setting)
+    if int(given[0]) > bound.limit:
+        _too_large(given[0], bound)
 
 
-def _too_large(size: str, limit: int, setting: str) -> NoReturn:
-    error = LimitError(f"the body has {size} bytes; the limit {setting} is {limit}")
-    raise Refused(error, 413)
+def _too_large(size: str, bound: Bound) -> NoReturn:
+    text = f"the body has {size} bytes; the limit {bound.name} is {bound.limit}"
+    raise Refused(LimitError(text, fix=bound.fix), 413)
 
 
 def check_plain(request: Request) -> None:
@@ -62,10 +77,10 @@ def check_plain(request: Request) -> None:
         raise Refused(error, 415)
 
 
-async def pieces(request: Request, limit: int, setting: str) -> AsyncIterator[bytes]:
+async def pieces(request: Request, bound: Bound) -> AsyncIterator[bytes]:
     """The body as it comes, counted."""
     check_plain(request)
-    check_length(request, limit, setting)
+    check_length(request, bound)
     seen = 0
     stream = request.stream()
     while True:
@@ -77,14 +92,20 @@ async def pieces(request: Request, limit: int, setting: str) -> AsyncIterator[by
         if piece is None:
             return
         seen += len(piece)
-        if seen > limit:
-            _too_large(f"more than {limit}", limit, setting)
+        if seen > bound.limit:
+            _too_large(f"more than {bound.limit}", bound)
         yield piece
 
 
-async def whole(request: Request, limit: int, setting: str) -> bytes:
-    """All of a body that is small enough to hold."""
-    return b"".join([piece async for piece in pieces(request, limit, setting)])
+async def taken(gateway: Gateway, visit: Visit, work: Callable[..., T], *args: Any) -> T:
+    """Takes the message of a request in, and does `work` with it on a thread."""
+    form = form_of(visit.request)
+    bound = Bound(gateway.settings.body_bytes, "body_bytes")
+    if form == "json" and bound.limit > JSON_BYTES:
+        bound = Bound(JSON_BYTES, "of JSON", "send it as application/msgpack")
+    data = b"".join([piece async for piece in pieces(visit.request, bound)])
+    async with gateway.large if len(data) >= LARGE else nullcontext():
+        return await gateway.off(work, gateway, visit.owner, data, form, *args)
 
 
 def form_of(request: Request) -> str:
@@ -105,9 +126,10 @@ def read(data: bytes, kind: Any, form: str) -> Any:
 
     JSON comes from people: a name that stands twice in it is a slip, and is refused.
     """
+    message = decode(data, kind, form)
     if form == "json":
         _refuse_twins(data)
-    return decode(data, kind, form)
+    return message
 
 
 def _refuse_twins(data: bytes) -> None:

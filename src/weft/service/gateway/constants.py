@@ -18,7 +18,7 @@ from weft.wire import frames
 from weft.wire.messages import Missing, MissingQuery
 
 from .accept import constant_name, missing
-from .bodies import answer, form_of, pieces, read, whole
+from .bodies import Bound, answer, pieces, read, taken
 from .errors import Refused
 from .state import Gateway, Visit
 
@@ -32,9 +32,7 @@ _DIGEST = re.compile("[0-9a-f]{64}")
 
 
 async def missing_ones(gateway: Gateway, visit: Visit) -> Response:
-    form = form_of(visit.request)
-    data = await whole(visit.request, gateway.settings.body_bytes, "body_bytes")
-    absent = await gateway.off(_missing_ones, gateway, visit.owner, data, form)
+    absent = await taken(gateway, visit, _missing_ones)
     return answer(visit.request, Missing(digests=absent))
 
 
@@ -59,11 +57,11 @@ async def upload(gateway: Gateway, visit: Visit) -> Response:
 
 async def _receive(gateway: Gateway, visit: Visit, name: str, digest: str) -> bool:
     """Takes the body in; False where somebody else was faster."""
-    limit = gateway.settings.constant_bytes + HEADER_BYTES
+    bound = Bound(gateway.settings.constant_bytes + HEADER_BYTES, "constant_bytes")
     with tempfile.SpooledTemporaryFile(IN_MEMORY, dir=gateway.scratch) as spooled:
         taker = Upload(cast(BinaryIO, spooled))
         batch, size = [], 0
-        async for piece in pieces(visit.request, limit, "constant_bytes"):
+        async for piece in pieces(visit.request, bound):
             batch.append(piece)
             size += len(piece)
             if size >= BATCH:

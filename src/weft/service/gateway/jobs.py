@@ -16,7 +16,7 @@ from weft.wire.messages import Id, JobInfo, JobList, encode
 from weft.wire.reports import report_of
 
 from .accept import accept
-from .bodies import accepted, answer, form_of, whole
+from .bodies import accepted, answer, taken
 from .events import MEDIA, POLL_SECONDS, follow, info, message, stream
 from .models import not_ready
 from .state import Gateway, Visit
@@ -57,10 +57,8 @@ def own(gateway: Gateway, visit: Visit) -> Job:
 async def submit(gateway: Gateway, visit: Visit) -> Response:
     if gateway.draining:
         raise not_ready("the server is about to stop and takes no new jobs")
-    request, settings = visit.request, gateway.settings
-    form = form_of(request)
-    data = await whole(request, settings.body_bytes, "body_bytes")
-    told, new = await gateway.off(_accepted, gateway, visit.owner, data, form)
+    request = visit.request
+    told, new = await taken(gateway, visit, _accepted)
     place = {"Location": f"/api/jobs/{told.id}"}
     if wants_events(request):
         first = message("accepted", encode(told, "json"))

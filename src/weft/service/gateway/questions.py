@@ -25,7 +25,7 @@ from weft.wire.messages import (
 from weft.wire.reports import error_of
 
 from .accept import RETRY_SECONDS, check_model
-from .bodies import answer, form_of, read, whole
+from .bodies import answer, read, taken
 from .errors import Refused, trusted
 from .events import POLL_SECONDS
 from .models import not_ready
@@ -54,9 +54,7 @@ async def tokens(gateway: Gateway, visit: Visit) -> Response:
 
 async def asked(gateway: Gateway, visit: Visit, kind: type[Struct]) -> Response:
     """Reads the question, has it answered, and gives the answer or its error."""
-    form = form_of(visit.request)
-    data = await whole(visit.request, gateway.settings.body_bytes, "body_bytes")
-    id = await gateway.off(ask, gateway, visit.owner, data, kind, form)
+    id = await taken(gateway, visit, ask, kind)
     found = await until_answered(gateway, id)
     if found is None:
         await gateway.off(gateway.ledger.drop_questions, gateway.clock() - KEPT_SECONDS)
@@ -68,7 +66,7 @@ async def asked(gateway: Gateway, visit: Visit, kind: type[Struct]) -> Response:
     return answer(visit.request, said(found, ANSWERS[kind]))
 
 
-def ask(gateway: Gateway, owner: str, data: bytes, kind: type[Struct], form: str) -> str:
+def ask(gateway: Gateway, owner: str, data: bytes, form: str, kind: type[Struct]) -> str:
     """Writes the question down; its id. Blocks."""
     query: Any = read(data, kind, form)
     if check_model(gateway, query.model, getattr(query, "fingerprint", None)) is None:

@@ -7,6 +7,7 @@ a plain function is called there, whole; one that waits is `async` and goes ther
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -51,6 +52,7 @@ class Gateway:
     started: float = field(default_factory=time.monotonic)
     draining: bool = False
     closing: bool = False
+    large: asyncio.Lock = field(default_factory=asyncio.Lock)  # for reading what is large
     threads: Threads = field(default_factory=lambda: Threads(THREADS))
 
     async def off(self, work: Callable[..., T], *args: Any, **options: Any) -> T:
