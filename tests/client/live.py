@@ -175,7 +175,7 @@ class Proxy:
 
 # -- what is left --------------------------------------------------------------------------------
 
-_SERVERS_OWN = ("AnyIO worker", "asyncio_", "pulse")
+_SERVERS_OWN = ("AnyIO worker", "asyncio_", "gateway work", "pulse")
 """Threads that the server keeps for later, or that end with a job."""
 
 

@@ -24,7 +24,7 @@ from weft.graph.frame import Frame
 from weft.graph.node import Call, Const, Graph, Name, Ref, Save, Seq
 from weft.service.gateway import accept, bodies
 from weft.wire import frames
-from weft.wire.messages import MissingQuery, encode
+from weft.wire.messages import LanguageInputs, MissingQuery, encode
 
 house = pytest.fixture(attacked)
 
@@ -333,7 +333,11 @@ def test_a_constant_that_nobody_asked_for(house: House) -> None:
     refused(house, post(house, encode(submit_of(tensors=tensors))), 400)
 
 
-@pytest.mark.parametrize("name", ["../../x", "attention_mask", "__class__", ""])
+_NAMES = ["../../x", "attention_mask", "__class__", "", "in.0"]
+_NUMBERED = ["0.input_ids", "1.input_ids", "01.input_ids", "\u0661.input_ids", "9" * 30 + ".x"]
+
+
+@pytest.mark.parametrize("name", [*_NAMES, *_NUMBERED])
 def test_an_input_that_nobody_asked_for(house: House, name: str) -> None:
     tensors = frames.write({"input_ids": IDS, name: frame(2)})
     refused(house, post(house, encode(submit_of(tensors=tensors))), 400)
@@ -341,6 +345,9 @@ def test_an_input_that_nobody_asked_for(house: House, name: str) -> None:
 
 def test_an_input_that_is_missing(house: House) -> None:
     refused(house, post(house, encode(submit_of(tensors=b""))), 400)
+    further = (LanguageInputs(given=("input_ids",)),)
+    refused(house, post(house, encode(submit_of(further=further))), 400)
+    refused(house, post(house, encode(submit_of(further=further * 512))), 400)
 
 
 @pytest.mark.parametrize("constants", [{"other": "0" * 64}, {"c0": "0" * 64, "c1": "0" * 64}, {}])
