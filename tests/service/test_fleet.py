@@ -141,7 +141,7 @@ def test_a_server_is_ready_when_its_models_are(server: Running) -> None:
 def test_it_says_where_it_is_and_what_to_type(server: Running) -> None:
     first, *rest = server.said().splitlines()
     assert first == f"Weft serves tiny at {server.url}"
-    assert any('weft.LanguageModel("tiny")' in line for line in rest)
+    assert any('weft.LanguageModel("tiny", remote=True)' in line for line in rest)
     assert any("Ctrl-C stops" in line for line in rest)
 
 
