@@ -15,6 +15,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -32,11 +33,17 @@ class SpoiltError(ServerError):
 
 
 class Kept:
-    """One module's state. `Kept.of(net)` gives it."""
+    """One module's state. `Kept.of(net)` gives it.
+
+    `stays`: nobody but jobs touches the module, and it lives as long as the process: what was seen
+    of it is kept from job to job, which saves walking through it again.
+    """
 
     def __init__(self) -> None:
+        self.stays = False
         self._lock = threading.RLock()
         self._copies: dict[int, tuple[torch.Tensor, int, torch.Tensor]] = {}
+        self._last: _State | None = None
 
     @classmethod
     def of(cls, net: nn.Module) -> Kept:
@@ -51,7 +58,11 @@ class Kept:
     def job(self, net: nn.Module) -> Iterator[None]:
         """One job's turn on a module. Raises `SpoiltError` after one that changed a weight."""
         with self._lock:
-            before = _State(net, self._copies)
+            before = self._last
+            if before is None or not before.holds():
+                before = _State(net, self._copies)
+            before.begin()
+            self._last = before if self.stays else None
             try:
                 yield
             finally:
@@ -69,16 +80,32 @@ class _State:
         self, net: nn.Module, copies: dict[int, tuple[torch.Tensor, int, torch.Tensor]]
     ) -> None:
         self._copies = copies
-        modules = list(net.modules())
-        self._spaces = [space for module in modules for space in _spaces(module)]
+        self._modules = list(net.modules())
+        self._spaces = [space for module in self._modules for space in _spaces(module)]
         self._were = [dict(space) for space in self._spaces]
-        self._weights = [(weight, version(weight)) for weight in net.parameters()]
+        self._names, self._ids = self._seen()
+        self._weights = list(net.parameters())
         self._buffers = {id(buffer): buffer for buffer in net.buffers()}
-        self._loud = _loud_buffers(modules)
-        for buffer in self._buffers.values():
-            self._copy(buffer)
+        self._loud: set[int] = set()
         for gone in copies.keys() - self._buffers.keys():
             del copies[gone]
+
+    def _seen(self) -> tuple[list[str], list[int]]:
+        """All names and the objects under them, one after another. `_were` keeps the objects."""
+        values = chain.from_iterable([space.values() for space in self._spaces])
+        return list(chain.from_iterable(self._spaces)), list(map(id, values))
+
+    def holds(self) -> bool:
+        """Whether all names still stand for the very same objects."""
+        names, ids = self._seen()
+        return ids == self._ids and names == self._names
+
+    def begin(self) -> None:
+        """Notes what may have changed without a new object."""
+        self._versions = list(map(version, self._weights))
+        self._loud = _loud_buffers(self._modules)
+        for buffer in self._buffers.values():
+            self._copy(buffer)
 
     def _copy(self, buffer: torch.Tensor) -> None:
         known = self._copies.get(id(buffer))
@@ -87,13 +114,13 @@ class _State:
             self._copies[id(buffer)] = (buffer, version(buffer), buffer.detach().clone())
 
     def put_back(self) -> None:
-        for space, was in zip(self._spaces, self._were, strict=True):
-            _put_back(space, was)
+        if not self.holds():
+            for space, was in zip(self._spaces, self._were, strict=True):
+                _put_back(space, was)
         for buffer in self._buffers.values():
             self._refill(buffer)
-        for weight, known in self._weights:
-            if version(weight) != known:
-                raise SpoiltError("a job has changed a weight of the model")
+        if list(map(version, self._weights)) != self._versions:
+            raise SpoiltError("a job has changed a weight of the model")
 
     def _refill(self, buffer: torch.Tensor) -> None:
         _, known, copy = self._copies[id(buffer)]

@@ -21,6 +21,7 @@ from typing import BinaryIO, cast
 from torch import nn
 
 from weft.engine.draw import Drawn, draw, overwritten_by
+from weft.engine.kept import Kept
 from weft.engine.known import Known
 from weft.engine.opened import Opened, open_submit
 from weft.engine.weights import refuse_other_weights
@@ -88,6 +89,7 @@ class Worker:
 
     def run(self) -> None:
         """Draws what there is, and waits for more. Returns when the model is spoilt, too."""
+        Kept.of(self._net).stays = self._die is not None  # in a process of its own
         while not (self._stopping or self.spoilt):
             job = self.claim()
             if job is None:
