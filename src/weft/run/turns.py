@@ -85,9 +85,7 @@ def next_turn(graph: Graph, plan: Plan, waits: list[int], queues: dict[int, list
     return site
 
 
-def _circle(
-    graph: Graph, plan: Plan, waits: list[int], heads: Mapping[int, Site]
-) -> LateEditError:
+def _circle(graph: Graph, plan: Plan, waits: list[int], heads: Mapping[int, Site]) -> LateEditError:
     """The error where each invoke stands before an edit that needs another one."""
     edits = {invoke: _waiting(plan, waits, plan.sites[head]) for invoke, head in heads.items()}
     invoke, seen = next(iter(edits)), set[int]()
