@@ -213,7 +213,7 @@ def test_an_unknown_loading_option_raises():
 
 
 def test_inputs_that_are_none_raise(model):
-    for inputs in ((), ([],), ("text without a tokenizer",), (3.5,), (object(),)):
+    for inputs in (([],), ("text without a tokenizer",), (3.5,), (object(),)):
         with pytest.raises(InputError):
             model.trace(*inputs)
     with pytest.raises(InputError, match="one"):
