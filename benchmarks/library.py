@@ -154,6 +154,50 @@ class SaveAll(Case):
         return kept
 
 
+class CacheAll(Case):
+    name = "cache every module"
+    budget = "1.05 x hooks at 12 layers"
+
+    def hooks(self, i: int) -> Any:
+        kept: list[torch.Tensor] = []
+
+        def keep(value: Any) -> None:
+            if isinstance(value, torch.Tensor):
+                kept.append(value.clone())
+            elif isinstance(value, (tuple, list)):
+                for item in value:
+                    keep(item)
+            elif isinstance(value, dict):
+                for item in value.values():
+                    keep(item)
+
+        def read(module: Any, args: Any, output: Any) -> None:
+            keep(output)
+
+        with self.hooked(*[(module, read) for module in self.net.modules()]):
+            self.forward(i)
+        return kept
+
+    def traced(self, i: int) -> Any:
+        with self.model.trace(self.ids(i)) as tracer:
+            cache = tracer.cache()
+        return cache
+
+    def check(self) -> None:
+        """The same tensors, in the order in which the modules return."""
+        kept, cache = self.hooks(3), self.traced(3)
+        found = [cache[path].output for path in cache]
+        mine = [out if isinstance(out, torch.Tensor) else first_tensor(out) for out in found]
+        sums = sorted(round(float(t.double().sum()), 3) for t in mine)
+        assert sums == sorted(round(float(t.double().sum()), 3) for t in kept)
+
+
+def first_tensor(structure: Any) -> torch.Tensor:
+    """The first tensor of a tuple or a ModelOutput."""
+    items = structure.values() if isinstance(structure, dict) else structure
+    return next(item for item in items if isinstance(item, torch.Tensor))
+
+
 class Lens(Case):
     name = "logit lens, every layer"
     budget = "600 us over hooks at 12 layers"
@@ -199,7 +243,55 @@ class Early(Case):
         return [kept]
 
 
-CASES: tuple[type[Case], ...] = (Empty, EditAndRead, SaveAll, Lens, Early)
+class Invokes(Case):
+    """Eight prompts of different lengths; by hand they are one batch, padded on the right."""
+
+    name = "8 invokes: one edit, one read each"
+    budget = "one pass; 1.3 x hooks"
+    count = 8
+
+    def prompts(self, i: int) -> list[torch.Tensor]:
+        width = self.ids(i).shape[1]
+        return [prompt(width - 2 * number) for number in range(self.count)]
+
+    def batch(self, i: int) -> torch.Tensor:
+        prompts = self.prompts(i)
+        whole = torch.zeros(len(prompts), prompts[0].shape[1], dtype=torch.int64)
+        for row, ids in zip(whole, prompts, strict=True):
+            row[: ids.shape[1]] = ids[0]
+        return whole
+
+    def bare(self, i: int) -> None:
+        with torch.no_grad():
+            self.net(input_ids=self.batch(i), use_cache=False)
+
+    def hooks(self, i: int) -> Any:
+        kept: list[torch.Tensor] = []
+        lengths = [ids.shape[1] for ids in self.prompts(i)]
+
+        def edit(module: Any, args: Any, output: torch.Tensor) -> None:
+            for row, length in zip(output, lengths, strict=True):
+                row[length - 1] *= 2.0
+
+        def read(module: Any, args: Any, output: torch.Tensor) -> None:
+            kept.extend([output[n : n + 1, :length].clone() for n, length in enumerate(lengths)])
+
+        middle: Any = self.net.transformer.h[self.layers // 2].mlp
+        with self.hooked((middle, edit), (self.net.lm_head, read)), torch.no_grad():
+            self.net(input_ids=self.batch(i), use_cache=False)
+        return kept
+
+    def traced(self, i: int) -> Any:
+        model, kept = self.model, []
+        with model.trace() as tracer:
+            for ids in self.prompts(i):
+                with tracer.invoke(ids):
+                    model.transformer.h[self.layers // 2].mlp.output[:, -1] *= 2.0
+                    kept.append(model.lm_head.output.save())
+        return kept
+
+
+CASES: tuple[type[Case], ...] = (Empty, EditAndRead, SaveAll, CacheAll, Lens, Early, Invokes)
 
 
 def measure(case: Case, rounds: int, fresh: bool) -> Row:

@@ -85,6 +85,12 @@ class WriteMismatchError(RecordingError, ValueError):
     code = "write-mismatch"
 
 
+class GradientError(RecordingError, RuntimeError):
+    """A gradient that does not exist: nothing leads from the loss to the value, or not this way."""
+
+    code = "gradient"
+
+
 class UnknownPathError(WeftError, AttributeError):
     """A module path that the model does not have."""
 

@@ -5,6 +5,8 @@ The oracle is plain hooks: the source is run first by hand, its value is patched
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 
@@ -181,12 +183,13 @@ def test_values_go_back_and_forth(llama):
             layers[0].output[:, -1] = from_a
             of_a[:, -1] = layers[2].output[:, -1]
     bounded(logits, expected)
+    assert not [t for t in threading.enumerate() if t.name == "weft forward"]
 
 
 def test_an_error_in_forwards_that_take_turns_leaves_nothing(llama):
     layers = llama.layer_list
     match = r"out of (range|bounds)"
-    with pytest.raises(Exception, match=match) as caught, llama.model.trace() as tracer:
+    with pytest.raises(Exception, match=match) as caught, llama.model.trace(alone=True) as tracer:
         with tracer.invoke(A):
             a = layers[0].output[:, -1]
             of_a = layers[1].output
@@ -199,6 +202,7 @@ def test_an_error_in_forwards_that_take_turns_leaves_nothing(llama):
     told = str(caught.value) + "".join(getattr(caught.value, "__notes__", ()))
     assert "test_invokes_across" in told
     assert hook_count(llama.net) == 0
+    assert not [t for t in threading.enumerate() if t.name == "weft forward"]
 
 
 def test_a_circle_is_refused_with_both_lines(llama):

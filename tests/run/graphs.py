@@ -17,10 +17,12 @@ import torch
 from weft.graph.check import check
 from weft.graph.node import (
     Apply,
+    Backward,
     Bound,
     Call,
     Const,
     Fill,
+    Grad,
     Graph,
     Guard,
     Log,
@@ -29,6 +31,7 @@ from weft.graph.node import (
     Param,
     Read,
     Ref,
+    Regrad,
     Save,
     Seq,
     Slice,
@@ -104,9 +107,10 @@ class Builder:
         alias: tuple[Ref | None, ...] = (),
         writes: tuple[Ref, ...] = (),
         draw: int | None = None,
+        grad: bool = True,
         **kwargs: Any,
     ) -> Ref:
-        more = {"outs": outs, "alias": alias, "writes": writes, "draw": draw}
+        more = {"outs": outs, "alias": alias, "writes": writes, "draw": draw, "grad": grad}
         return self.add(Call, op=op, **_lowered(args, kwargs), **more)
 
     def view(self, op: str, x: Ref, *args: Any) -> Ref:
@@ -135,6 +139,17 @@ class Builder:
 
     def out(self, x: Ref, number: int) -> Ref:
         return Ref(x.node, number)
+
+    # Gradients
+
+    def backward(self, *losses: Ref, since: tuple[Site, ...] = (), create: bool = False) -> int:
+        return self.add(Backward, losses=losses, since=since, create=create).node
+
+    def grad(self, backward: int, of: Ref, zeros: bool = False) -> Ref:
+        return self.add(Grad, backward=backward, of=of, zeros=zeros)
+
+    def regrad(self, backward: int, of: Ref, value: Ref) -> Ref:
+        return self.add(Regrad, backward=backward, of=of, value=value)
 
     # Effects
 

@@ -11,11 +11,13 @@ from msgspec import Struct
 from weft.graph.frame import Frame
 from weft.graph.node import (
     Apply,
+    Backward,
     Bound,
     Call,
     Complex,
     Const,
     Fill,
+    Grad,
     Graph,
     Guard,
     Log,
@@ -24,10 +26,13 @@ from weft.graph.node import (
     Param,
     Read,
     Ref,
+    Regrad,
     Save,
     Seq,
     Shape,
+    Skip,
     Slice,
+    Stop,
     Write,
 )
 from weft.graph.site import Site, Where
@@ -191,6 +196,49 @@ INSTANCES: dict[str, Struct] = {
         inputs=LANGUAGE,
         further=(LANGUAGE, PLAIN),
         alone=True,
+    ),
+    "Submit-5": m.Submit(
+        protocol=1,
+        request_id="Req_5-e",
+        model="tiny",
+        fingerprint=MARK,
+        graph=Graph(
+            nodes=(
+                Read(site=Site("h.1", "output"), shape=(1, 3)),
+                Call(op="sum", args=(Ref(0),)),
+                Backward(
+                    losses=(Ref(1), Ref(0)),
+                    seeds=(None, Ref(0)),
+                    since=(Site("h.1", "inputs"),),
+                    create=True,
+                ),
+                Grad(backward=2, of=Ref(0), zeros=True),
+                Regrad(backward=2, of=Ref(0), value=Ref(3)),
+                Save(name="g", value=Ref(3)),
+            )
+        ),
+        inputs=LANGUAGE,
+    ),
+    "Submit-4": m.Submit(
+        protocol=1,
+        request_id="Req_4-d",
+        model="tiny",
+        fingerprint=MARK,
+        graph=Graph(
+            nodes=(
+                Read(site=Site("h.1", "inputs"), leaf=(0, 0), shape=(1, 3)),
+                Skip(
+                    site=Site("h.1", "output", call=2),
+                    values=(Ref(0), Ref(0)),
+                    leaves=((0,), (1, "x")),
+                ),
+                Skip(site=Site("h.2", "output"), values=(Ref(0),)),
+                Stop(condition=Ref(0), invoke=3),
+                Stop(),
+                Save(name="h", value=Ref(0)),
+            )
+        ),
+        inputs=LANGUAGE,
     ),
     "MissingQuery": m.MissingQuery(digests=(DIGEST, MARK)),
     "SignatureQuery": m.SignatureQuery(

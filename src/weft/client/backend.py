@@ -24,7 +24,8 @@ class Request:
     it was recorded on). `overwritten` tells which tensors the model changes in place later on.
     `look` says that it is for a number which the recording needs. `further` are the calls of
     the invokes after the first; with `alone` each has a forward pass of its own. `merger` is asked
-    which of them may share one (`run.invokes.Merger`), where the module is in this process.
+    which of them may share one (`run.rows.Merger`), where the module is in this process. With
+    `grad`, there too, what is saved stays connected to weights and constants.
     """
 
     graph: Graph
@@ -37,6 +38,7 @@ class Request:
     look: bool = False
     further: tuple[tuple[tuple[Any, ...], Mapping[str, Any]], ...] = ()
     alone: bool = False
+    grad: bool = False
     merger: Any = None
 
     @property

@@ -26,5 +26,7 @@ class LocalBackend:
             strict=request.strict,
             device=request.device,
             overwritten=request.overwritten,
+            merger=None if request.alone or request.grad else request.merger,
+            grad=request.grad,
         )
         return Reply(results.saved, results.ended)

@@ -14,6 +14,7 @@ import torch
 from weft.engine.admit import admit
 from weft.engine.draw import draw, overwritten_by
 from weft.engine.known import Known
+from weft.engine.merging import merger_of
 from weft.engine.opened import open_submit
 from weft.errors import WeftError
 from weft.settings import Settings, load
@@ -60,6 +61,7 @@ class LoopbackBackend:
             self._loaded(),
             job,
             overwritten=overwritten_by(known, *job.calls),
+            merger=merger_of(known),
             limits=limits,
             strict=submit.strict,
             on_log=print_line,

@@ -22,7 +22,7 @@ from weft.errors import GraphError, LimitError, ResultTooLargeError, WeftError
 from weft.families.call import ModelCall
 from weft.graph.check import check
 from weft.graph.frame import ITEM_SIZES, frame_bytes
-from weft.graph.node import Bound, Const, Graph, Guard, Log, Ref, Write, outs_of
+from weft.graph.node import Bound, Const, Graph, Guard, Log, Ref, Regrad, Skip, Stop, Write, outs_of
 from weft.graph.ops import is_effect
 from weft.graph.passes import invokes_of
 from weft.kernels.abstract import DataDependentError, Outcome
@@ -37,14 +37,16 @@ from weft.signatures.signature import Signature
 from weft.wire.messages import Limits, PriceInfo
 
 from .bounds import inner_bytes, refuse_bombs, tensor_refs, unknown_bytes
+from .gradients import KeptForBackward, check_asked, check_losses, check_regrad, pass_flops
 from .known import Known
 from .outcomes import outcome_of
 from .places import Places, tree_of
 from .refusals import at_line, foreign, over, text_of
+from .skips import check_values
 
 _SHOWN = 5
 _ROW = 1 << 20
-_LOOKED_AT = frozenset((Write, Guard, Log))
+_LOOKED_AT = frozenset((Write, Skip, Stop, Guard, Log, Regrad))
 
 
 def admit(
@@ -68,6 +70,8 @@ def admit(
     admission = Admission(graph, places, limits, strict)
     if not admission.plan.count:
         raise GraphError("the graph has nothing to do", fix="save a value: x.save()")
+    if admission.plan.backwards:
+        admission.backwards.model = pass_flops(tree_of(known), calls)
     admission.run(places.index)
     admission.check_saved()
     if any(_is_long(one, limits) for one in calls):
@@ -113,6 +117,7 @@ class Admission(Play):
         self._limits = limits
         self._strict = strict
         self._until = time.monotonic() + limits.price_seconds
+        self._kept: KeptForBackward | None = None
         self._guessed: set[int] = set()  # slots whose strides depend on numbers
         self._saves: list[tuple[int, Step]] = []
         self._bounds: dict[int, list[Bound]] = {}
@@ -131,11 +136,33 @@ class Admission(Play):
             limit, asked = short(self._limits.flops, 1000, ""), short(self.flops, 1000, "")
             raise self._over("flops", limit, f"up to here the graph takes {asked}", step)
 
+    def backward(self, step: Step) -> None:
+        line = self.line(step)
+        check_losses(step, self.env, line)
+        check_asked(step, self.plan.steps, self.env, line)
+        super().backward(step)
+        if self._kept is None:
+            self._kept = KeptForBackward(self._places.signatures, self.plan)
+        kept = self._kept.bytes(self.fired)
+        gradients = sum([self.env[slot].nbytes for slot in step.uses])
+        self._check_memory(step, kept + gradients)
+        self.memory.peak = max(self.memory.peak, self.memory.now + kept + gradients)
+
     def _check_use(self, step: Step) -> None:
         """What can be said of a write, a guard or a log before anything runs."""
         node, avals = step.node, [self.env[slot] for slot in step.uses]
         if step.kind is Write:
             self._places.check_write(node, avals[0], self.line(step))
+        elif step.kind is Skip:
+            given = [self.env[slot] for _, slot in step.args.slots]  # type: ignore[union-attr]
+            check_values(node, given, self._places, self.line(step))
+        elif step.kind is Stop:
+            if avals and avals[0].meta.numel() != 1:
+                raise GraphError(
+                    f"a stop depends on one number, not on {avals[0]!r}", line=self.line(step)
+                )
+        elif step.kind is Regrad:
+            check_regrad(avals[0], self.backwards.of(step), self.line(step))
         elif step.kind is Guard:
             expected, _ = lower(node.expected, (), [])
             check_look(node.look, expected, avals[0].shape, self.line(step))

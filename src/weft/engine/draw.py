@@ -36,6 +36,7 @@ from weft.graph.site import Site, Where
 from weft.kernels.frames import to_frame, to_tensor
 from weft.run.invokes import run_all
 from weft.run.price import short
+from weft.run.rows import Merger
 from weft.run.structure import mapped
 from weft.run.weights import weights_of
 from weft.signatures import later
@@ -72,6 +73,7 @@ def draw(
     overwritten: Overwritten | None,
     limits: Limits,
     strict: bool = True,
+    merger: Merger | None = None,
     on_log: Callable[[str], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
@@ -102,6 +104,7 @@ def draw(
                 on_log=_Log(on_log, limits.log_bytes),
                 overwritten=overwritten,
                 watch=watch,
+                merger=None if opened.alone else merger,
             )
         return _drawn(opened.graph, found.saved, found.ended)
     except (RuntimeError, MemoryError) as error:
@@ -233,7 +236,7 @@ def _drawn(graph: Graph, saved: Mapping[str, Any], ended: Site | None) -> Drawn:
     frames: dict[str, Frame] = {}
     rows = []
     for node in graph.nodes:
-        if isinstance(node, Save):
+        if isinstance(node, Save) and node.name in saved:  # a stop may have come before
             found: dict[Ref, Ref] = {}  # a tensor that stands twice in one save is sent once
             rows.append((node.name, _moved(node.value, saved[node.name], found, frames)))
     return Drawn(Manifest(saved=tuple(rows), ended=ended), frames)
@@ -242,6 +245,8 @@ def _drawn(graph: Graph, saved: Mapping[str, Any], ended: Site | None) -> Drawn:
 def _moved(arg: Any, value: Any, found: dict[Ref, Ref], frames: dict[str, Frame]) -> Any:
     """What a save holds, as data: `arg` of the graph, with the frames' numbers as `Ref`s."""
     match arg:
+        case Ref() if value is None:
+            return None  # not reached
         case Ref():
             if arg not in found:
                 found[arg] = Ref(len(frames))

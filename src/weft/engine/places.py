@@ -23,7 +23,7 @@ from weft.errors import (
     UnknownPathError,
     WriteMismatchError,
 )
-from weft.graph.node import Apply, Fill, Graph, Param, Read, Write
+from weft.graph.node import Apply, Backward, Fill, Graph, Param, Read, Write
 from weft.graph.site import Leaf, Site, Where, leaf_text
 from weft.kernels.aval import Aval, aval_of, dtype_name
 from weft.kernels.forms import avals_in
@@ -31,6 +31,7 @@ from weft.signatures.signature import Signature, SiteSignature
 
 from .known import Known
 from .refusals import text_of
+from .skips import check_skips
 
 _NEAR = 256  # a longer name is no slip of the pen
 
@@ -76,7 +77,7 @@ class Places:
 
     def __init__(self, tree: Tree, signatures: Mapping[int, Signature], strict: bool) -> None:
         self._tree = tree
-        self._signatures = signatures
+        self.signatures = signatures
         self._signature = next(iter(signatures.values()))
         self._strict = strict
         self._sites: dict[Site, SiteSignature] = {}
@@ -92,6 +93,10 @@ class Places:
                 self._check_weight(node, line)
             elif isinstance(node, Apply) and node.path not in self._tree.modules:
                 raise self._unknown("module", node.path, self._tree.modules, line)
+            elif isinstance(node, Backward):
+                for site in node.since:
+                    self.find(site, line)
+        check_skips(graph, self)
 
     # Sites
 
@@ -124,19 +129,23 @@ class Places:
         return same_kind and len(shape) == len(aval.shape) and not self._strict
 
     def _find(self, node: Read | Write | Fill, line: Where | None) -> Aval:
-        site = node.site
-        found = self._sites.get(site)
-        if found is None:
-            found = self._sites[site] = self._site(site, line)
+        found = self.find(node.site, line)
         for leaf, aval in found.tensors:
             if leaf == node.leaf:
                 return aval
         leaves = ", ".join([leaf_text(leaf) or "the whole" for leaf, _ in found.tensors[:6]])
         raise SiteMismatchError(
-            f"{site} has no tensor at {leaf_text(node.leaf[:8]) or 'the whole'}",
+            f"{node.site} has no tensor at {leaf_text(node.leaf[:8]) or 'the whole'}",
             line=line,
             fix=f"its tensors are {leaves}" if leaves else "it holds no tensor",
         )
+
+    def find(self, site: Site, line: Where | None) -> SiteSignature:
+        """What a site looks like. Raises where this pass does not have it."""
+        found = self._sites.get(site)
+        if found is None:
+            found = self._sites[site] = self._site(site, line)
+        return found
 
     def _site(self, site: Site, line: Where | None) -> SiteSignature:
         if site.path not in self._tree.modules:
@@ -144,9 +153,9 @@ class Places:
         try:
             if site.step:
                 raise LookupError
-            return self._signatures[site.invoke].site(site.path, site.port, site.call)
+            return self.signatures[site.invoke].site(site.path, site.port, site.call)
         except LookupError:
-            calls = self._signatures[site.invoke].calls(site.path)
+            calls = self.signatures[site.invoke].calls(site.path)
             raise NotReachedError(
                 f"{site} does not fire: the module is called {calls} times in this pass",
                 line=line,
@@ -155,7 +164,7 @@ class Places:
 
     def largest(self, last: Site) -> int:
         """Bytes of the largest tensor at any site, up to this one."""
-        signature = self._signatures[last.invoke]
+        signature = self.signatures[last.invoke]
         sizes = _SIZES.get(signature)
         if sizes is None:
             rows = signature.exact().rows

@@ -13,17 +13,20 @@ from typing import Any, NoReturn
 from weft.errors import GraphError
 
 from .frame import ITEM_SIZES
+from .gradients import odd, odd_one
 from .node import (
     SEQ_FORMS,
     VERSION,
     AnyNode,
     Apply,
     Arg,
+    Backward,
     Bound,
     Call,
     Complex,
     Const,
     Fill,
+    Grad,
     Graph,
     Guard,
     Log,
@@ -32,16 +35,20 @@ from .node import (
     Param,
     Read,
     Ref,
+    Regrad,
     Save,
     Seq,
     Shape,
+    Skip,
     Slice,
+    Stop,
     Write,
     inputs_of,
     outs_of,
     refs,
 )
 from .ops import IN_GRAPHS, OPS, is_effect, is_random
+from .passes import roots
 from .site import PORTS, Site
 
 MAX_NODES = 1_000_000
@@ -82,6 +89,7 @@ def check(graph: Graph) -> None:
     _check_whole(graph)
     saves: set[str] = set()
     draws: set[int] = set()
+    gradients = False
     for number, node in enumerate(graph.nodes):
         _check_args(graph, number, _args_of(node))
         _check_refs(graph, number, node)
@@ -90,9 +98,15 @@ def check(graph: Graph) -> None:
             _once(graph, number, node.name, saves, "a save's name")
         elif isinstance(node, Call) and node.draw is not None:
             _once(graph, number, node.draw, draws, "a draw's number")
+        elif isinstance(node, (Backward, Grad, Regrad)):
+            gradients = True
     _check_constants(graph)
     for bound in graph.bounds:
         _check_bound(graph, bound)
+    if gradients:
+        wrong = odd_one(graph, roots(graph.nodes))
+        if wrong is not None:
+            _refuse(graph, *wrong)
 
 
 # -- the graph as a whole ------------------------------------------------------------------------
@@ -191,8 +205,23 @@ def _check_node(graph: Graph, number: int, node: AnyNode) -> None:
         case Log():
             if len(refs(node.parts)) > MAX_LOGGED:
                 _refuse(graph, number, f"more than {MAX_LOGGED} values in one log")
+        case Skip():
+            _check_skip(graph, number, node)
+        case Stop():
+            if node.invoke is not None and not 0 <= node.invoke < MAX_INVOKES:
+                _refuse(graph, number, f"invokes are numbered from 0, below {MAX_INVOKES}")
+        case Backward() | Grad() | Regrad():
+            _check_gradient(graph, number, node)
         case _:
             _refuse(graph, number, "there is no such kind of node")
+
+
+def _check_gradient(graph: Graph, number: int, node: Backward | Grad | Regrad) -> None:
+    wrong = odd(graph, number, node)
+    if wrong is not None:
+        _refuse(graph, number, wrong)
+    for site in node.since if isinstance(node, Backward) else ():
+        _check_site(graph, number, site)
 
 
 def _check_call(graph: Graph, number: int, node: Call) -> None:
@@ -240,6 +269,18 @@ def _check_fill(graph: Graph, number: int, node: Fill) -> None:
     same = isinstance(source, Read) and (source.site, source.leaf) == (node.site, node.leaf)
     if not same:
         _refuse(graph, number, "a fill takes an edited read of the same leaf")
+
+
+def _check_skip(graph: Graph, number: int, node: Skip) -> None:
+    _check_site(graph, number, node.site)
+    if node.site.port != "output":
+        _refuse(graph, number, "what is skipped is named by its output")
+    if len(node.leaves) != len(node.values) or len(set(node.leaves)) < len(node.leaves):
+        _refuse(graph, number, "a skip needs different leaves, and a value for each")
+    if len(node.leaves) > MAX_ITEMS:
+        _refuse(graph, number, f"more than {MAX_ITEMS} values")
+    for leaf in node.leaves:
+        _check_leaf(graph, number, leaf)
 
 
 def _check_guard(graph: Graph, number: int, node: Guard) -> None:

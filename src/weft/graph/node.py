@@ -5,7 +5,8 @@ earlier nodes, and the few containers below. A graph holds no tensor and no call
 named by `Const.key` and their bytes travel beside the graph.
 
 Order carries meaning where nodes touch the same storage or the same site; everywhere else a node
-runs at the earliest moment at which what it needs exists. See `graph.check` for the grammar.
+runs at the earliest moment at which what it needs exists. See `graph.check` for the grammar, and
+`graph.gradients` for what gradients add to it.
 
     Read(site=Site("h.5", "output"), leaf=(), shape=(1, 9, 768), dtype="float32")
     Call(op="Tensor.mul", args=(Ref(0), 2.0))
@@ -123,6 +124,17 @@ class Fill(Node, frozen=True, tag="fill"):
     leaf: Leaf = ()
 
 
+class Skip(Node, frozen=True, tag="skip"):
+    """The module of this output site is not run in this call: `values` are the tensors it gives.
+
+    They stand at `leaves` of its output, one for each tensor there. No site inside it fires.
+    """
+
+    site: Site
+    values: tuple[Ref, ...]
+    leaves: tuple[Leaf, ...] = ((),)
+
+
 class Call(Node, frozen=True, tag="call"):
     """An operation of the closed table (`graph.ops`).
 
@@ -196,9 +208,69 @@ class Log(Node, frozen=True, tag="log"):
     parts: tuple[Arg, ...]
 
 
-AnyNode = Read | Write | Fill | Call | Apply | Param | Const | Guard | Save | Log
+class Stop(Node, frozen=True, tag="stop"):
+    """Ends the model's forward once the sites named before it have fired.
 
-EFFECTS = (Write, Fill, Guard, Save, Log)
+    With a `condition`, a tensor of one number, only if it is not zero. `invoke` says whose forward
+    is meant; None: those of all.
+    """
+
+    condition: Ref | None = None
+    invoke: int | None = None
+
+
+class Backward(Node, frozen=True, tag="backward"):
+    """The gradients of `losses`, as `Grad` nodes ask for them.
+
+    `seeds` are the gradients of the losses themselves (None: of a loss that is one number, 1).
+    `since` are the sites from which on the run follows what the model does with its tensors.
+    `create`: the gradients have gradients too.
+    """
+
+    losses: tuple[Ref, ...]
+    seeds: tuple[Ref | None, ...] = ()
+    since: tuple[Site, ...] = ()
+    create: bool = False
+
+
+class Grad(Node, frozen=True, tag="grad"):
+    """The gradient of node `backward`'s losses with respect to `of`, as it arrives there.
+
+    `zeros`: a value that the losses do not depend on has zeros; else that is an error.
+    """
+
+    backward: int
+    of: Ref
+    zeros: bool = False
+
+
+class Regrad(Node, frozen=True, tag="regrad"):
+    """Rebinds the gradient that arrives at `of` to `value`: what flows on from there is this."""
+
+    backward: int
+    of: Ref
+    value: Ref
+
+
+AnyNode = (
+    Read
+    | Write
+    | Fill
+    | Call
+    | Apply
+    | Param
+    | Const
+    | Guard
+    | Save
+    | Log
+    | Skip
+    | Stop
+    | Backward
+    | Grad
+    | Regrad
+)
+
+EFFECTS = (Write, Fill, Skip, Guard, Save, Log, Stop)
 
 
 class Bound(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -253,11 +325,19 @@ def inputs_of(node: AnyNode) -> list[Ref]:
         return refs(node.value)
     if isinstance(node, Log):
         return refs(node.parts)
-    return []
+    if isinstance(node, Skip):
+        return list(node.values)
+    if isinstance(node, Stop):
+        return [] if node.condition is None else [node.condition]
+    if isinstance(node, Backward):
+        return [*node.losses, *[ref for ref in node.seeds if ref is not None]]
+    if isinstance(node, Grad):
+        return [node.of]
+    return [node.of, node.value] if isinstance(node, Regrad) else []
 
 
 def outs_of(node: AnyNode) -> int:
     """How many tensors a node gives."""
     if isinstance(node, (Call, Apply)):
         return node.outs
-    return int(isinstance(node, (Read, Param, Const)))
+    return int(isinstance(node, (Read, Param, Const, Grad)))

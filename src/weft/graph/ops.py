@@ -317,7 +317,7 @@ _EXCLUDED = (
         resize_as_ resize_as_sparse_ Tensor.sparse_resize_ Tensor.sparse_resize_and_clear_
     """),
     ("it rebinds the tensor; use copy_", "Tensor.", "data.__set__ module_load"),
-    ("gradients are not part of this version", "", """
+    ("a graph keeps no history of a value; use .grad, .backward() and torch.autograd.grad", "", """
         detach_ Tensor.backward Tensor.grad.__get__ Tensor.grad.__set__ Tensor.grad_dtype.__get__
         Tensor.grad_fn.__get__ Tensor._grad.__get__ Tensor._grad_fn.__get__ Tensor.output_nr.__get__
         Tensor.requires_grad.__set__ Tensor.requires_grad_ Tensor.retain_grad

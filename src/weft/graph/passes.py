@@ -12,23 +12,29 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from .gradients import has_gradients, partners
 from .node import (
     EFFECTS,
     AnyNode,
     Apply,
+    Backward,
     Bound,
     Call,
     Fill,
+    Grad,
     Graph,
     Guard,
     Log,
     Map,
     Read,
     Ref,
+    Regrad,
     Save,
     Seq,
     Shape,
+    Skip,
     Slice,
+    Stop,
     Write,
     inputs_of,
 )
@@ -58,7 +64,9 @@ def prune(graph: Graph) -> Graph:
 
 def invokes_of(graph: Graph) -> set[int]:
     """The invokes whose sites a graph names."""
-    return {node.site.invoke for node in graph.nodes if isinstance(node, (Read, Write, Fill))}
+    named = {n.site.invoke for n in graph.nodes if isinstance(n, (Read, Write, Fill, Skip))}
+    followed = [site for n in graph.nodes if isinstance(n, Backward) for site in n.since]
+    return named | {site.invoke for site in followed}
 
 
 def asks_nothing(graph: Graph) -> bool:
@@ -68,10 +76,19 @@ def asks_nothing(graph: Graph) -> bool:
 
 def live_nodes(graph: Graph) -> set[int]:
     """The ids of the nodes that an effect or a bound needs, effects included."""
-    nodes, owner = graph.nodes, roots(graph.nodes)
+    needed = {bound.value.node for bound in graph.bounds}  # their sizes are checked on other inputs
+    live = _live(graph.nodes, set(needed))
+    if has_gradients(graph.nodes):
+        while not (wanted := partners(graph.nodes, live)) <= live:
+            needed |= wanted
+            live = _live(graph.nodes, set(needed))
+    return live
+
+
+def _live(nodes: tuple[AnyNode, ...], needed: set[int]) -> set[int]:
+    owner = roots(nodes)
     replaced = _replaced_fills(nodes)
     live: set[int] = set()
-    needed = {bound.value.node for bound in graph.bounds}  # their sizes are checked on other inputs
     needed_storage: set[Ref] = set()
     for number in range(len(nodes) - 1, -1, -1):
         node = nodes[number]
@@ -103,6 +120,11 @@ def _replaced_fills(nodes: tuple[AnyNode, ...]) -> set[int]:
     return replaced
 
 
+def renumbered(item: Any, place: dict[int, int]) -> Any:
+    """A node or bound whose references name other places."""
+    return _bound(item, place) if isinstance(item, Bound) else _moved(item, place)
+
+
 def _bound(bound: Bound, place: dict[int, int]) -> Bound:
     return replace(bound, value=_ref(bound.value, place))
 
@@ -130,6 +152,18 @@ def _moved(node: AnyNode, place: dict[int, int]) -> AnyNode:
         return replace(node, value=_arg(node.value, place), expected=expected)
     if isinstance(node, Log):
         return replace(node, parts=_arg(node.parts, place))
+    if isinstance(node, Skip):
+        return replace(node, values=_arg(node.values, place))
+    if isinstance(node, Stop):
+        return replace(node, condition=_arg(node.condition, place))
+    if isinstance(node, Backward):
+        losses, seeds = _arg(node.losses, place), _arg(node.seeds, place)
+        return replace(node, losses=losses, seeds=seeds)
+    if isinstance(node, Grad):
+        return replace(node, backward=place[node.backward], of=_ref(node.of, place))
+    if isinstance(node, Regrad):
+        of, value = _ref(node.of, place), _ref(node.value, place)
+        return replace(node, backward=place[node.backward], of=of, value=value)
     return node
 
 

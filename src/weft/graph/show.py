@@ -11,10 +11,12 @@ from .node import (
     AnyNode,
     Apply,
     Arg,
+    Backward,
     Call,
     Complex,
     Const,
     Fill,
+    Grad,
     Graph,
     Guard,
     Log,
@@ -23,10 +25,13 @@ from .node import (
     Param,
     Read,
     Ref,
+    Regrad,
     Save,
     Seq,
     Shape,
+    Skip,
     Slice,
+    Stop,
     Write,
     outs_of,
 )
@@ -45,7 +50,7 @@ def show(graph: Graph) -> str:
 
 def sites(graph: Graph) -> list[Site]:
     """The sites a graph reads or changes, in the order of its lines, each once."""
-    touched = [node.site for node in graph.nodes if isinstance(node, (Read, Write, Fill))]
+    touched = [node.site for node in graph.nodes if isinstance(node, (Read, Write, Fill, Skip))]
     return list(dict.fromkeys(touched))
 
 
@@ -54,7 +59,8 @@ def _numbered(graph: Graph) -> list[tuple[int, AnyNode]]:
 
 
 def _left(number: int, node: AnyNode) -> str:
-    name = f"%{number} = " if outs_of(node) else "     "
+    named = outs_of(node) or isinstance(node, Backward)
+    name = f"%{number} = " if named else "     "
     return name + _body(node)
 
 
@@ -82,6 +88,24 @@ def _body(node: AnyNode) -> str:
             return f"save {node.name!r} = {_arg(node.value)}"
         case Log():
             return f"log {_args(node.parts, ())}"
+        case Skip():
+            return _skip(node)
+        case Stop():
+            when = "" if node.condition is None else f" if {_arg(node.condition)}"
+            return f"stop{when}" if node.invoke is None else f"stop invoke {node.invoke}{when}"
+        case Backward():
+            seeds = f" with {', '.join(map(_arg, node.seeds))}" if any(node.seeds) else ""
+            return f"backward of {', '.join(map(_arg, node.losses))}{seeds}"
+        case Grad():
+            return f"grad of %{node.backward} at {_arg(node.of)}"
+        case Regrad():
+            return f"grad of %{node.backward} at {_arg(node.of)} = {_arg(node.value)}"
+
+
+def _skip(node: Skip) -> str:
+    pairs = zip(node.leaves, node.values, strict=True)
+    given = [f"{leaf_text(leaf)}{': ' if leaf else ''}{_arg(value)}" for leaf, value in pairs]
+    return f"skip {str(node.site).replace('.output', '', 1)} = {', '.join(given) or 'nothing'}"
 
 
 def site_text(node: Read | Write | Fill) -> str:

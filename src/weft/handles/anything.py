@@ -10,6 +10,7 @@ from weft.client.backend import Backend
 from weft.errors import InputError
 from weft.families.any_module import prepare_any
 from weft.families.call import ModelCall
+from weft.trace.aliases import Rename
 
 from .handle import Handle
 from .served import served
@@ -27,22 +28,30 @@ class Model(Handle):
     remote: where its blocks run, unless they say so themselves: False, True, an address, "local" or
     "auto"; see `trace`. With True or an address `net` may be the id of one of that server's models
     (`weft.models()` lists them), which then comes as data, without weights.
+    rename: further names for modules, by name or path: `{"encoder.block": "layers"}`.
     """
 
     def __init__(
-        self, net: nn.Module | str, *, backend: Backend | None = None, remote: Remote = None
+        self,
+        net: nn.Module | str,
+        *,
+        backend: Backend | None = None,
+        remote: Remote = None,
+        rename: Rename | None = None,
     ) -> None:
         if isinstance(net, str) and is_server(remote):
             found = served(remote, net, "plain")
             weights = Weights(found.known.skeleton, found.no_weights)
-            super().__init__(weights, backend, family="plain", remote=remote, served=found)
+            super().__init__(
+                weights, backend, family="plain", remote=remote, served=found, rename=rename
+            )
             return
         if not isinstance(net, nn.Module):
             raise InputError(
                 f"Model takes a torch.nn.Module, not {type(net).__name__}",
                 fix="use LanguageModel for a model's id or folder",
             )
-        super().__init__(Weights(net), backend, family="plain", remote=remote)
+        super().__init__(Weights(net), backend, family="plain", remote=remote, rename=rename)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, str):

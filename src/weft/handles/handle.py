@@ -13,22 +13,24 @@ from weft.client.backend import Backend, Request
 from weft.client.catalog import Wanted
 from weft.client.local import LocalBackend
 from weft.engine.known import Known
+from weft.engine.merging import Merger
 from weft.engine.weights import weights_mark
 from weft.errors import GraphError, InputError, UnknownOptionError
 from weft.families.call import ModelCall
 from weft.families.names import returned_tuple_before
 from weft.families.together import plain_together
-from weft.graph.node import Apply, Fill, Graph, Param, Read, Write
+from weft.graph.node import AnyNode, Apply, Backward, Fill, Graph, Param, Read, Skip, Write
 from weft.graph.passes import invokes_of
 from weft.signatures.later import overwritten_by
 from weft.signatures.signature import Signatures
+from weft.trace.aliases import Rename, rename_tree
 from weft.trace.tree import Module, Root
 
 from .experiment import Experiment, vet
 from .served import Served
 from .tracer import Tracer
 from .weights import Fingerprints, Weights
-from .where import InPlaces, Places, Remote, checked
+from .where import InPlaces, Place, Places, Remote, checked
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Own:
     remote: Remote = None
     blocking: bool = True
     alone: bool = False
+    grad: bool = False
 
 
 OWN_OPTIONS = tuple(field.name for field in fields(Own))
@@ -57,6 +60,7 @@ class Handle(Module):
         family: str,
         remote: Remote = None,
         served: Served | None = None,
+        rename: Rename | None = None,
     ) -> None:
         module = weights.skeleton()
         super().__init__(Root(weights.skeleton, weights.loaded), "", module)
@@ -76,6 +80,8 @@ class Handle(Module):
                 remote,
             ),
         )
+        if rename:
+            rename_tree(self, rename)
 
     def _name(self) -> tuple[str | None, bool]:
         """What a server would call the model, and whether that name says which weights it has."""
@@ -108,6 +114,10 @@ class Handle(Module):
         """Whether no input was given. Raises where the options alone are wrong."""
         return not inputs and not options
 
+    def _merger(self) -> Merger | None:
+        """Who says which invokes may share a forward; None where none may."""
+        return None
+
     def _together(self, calls: list[ModelCall], options: dict[str, Any]) -> ModelCall:
         """The call of all inputs of these calls at once."""
         return plain_together(calls)
@@ -128,6 +138,9 @@ class Handle(Module):
             "auto"          on the configured server, if it is there and has the model; else here
         alone: True gives each invoke a forward pass of its own, for numbers that are to the bit
         those of the input alone.
+        grad: True keeps what autograd knows, for a `backward()` of your own after the block: saved
+        tensors stay connected to the weights and to client tensors. Only where the block runs here;
+        a `backward()` inside the block needs no such option, and runs anywhere.
         blocking: True waits for the results. False only sends the block: `tracer.job` is a
         `weft.Job`, whose `result()` fetches what it saves; in such a block a look raises
         `LookError`.
@@ -160,6 +173,7 @@ class Handle(Module):
                 f"blocking=False: this block runs {place.text}, and is over when it closes",
                 fix="leave it out, or run the block on a server with remote=True",
             )
+        _check_grad(own, place, runs)
         several = self._is_empty(inputs, rest)
         return Tracer(
             self,
@@ -167,6 +181,7 @@ class Handle(Module):
             place,
             defaults=rest if several else None,
             alone=own.alone,
+            grad=own.grad,
             seed=own.seed,
             device=own.device,
             blocking=own.blocking,
@@ -180,6 +195,7 @@ class Handle(Module):
             raise UnknownOptionError("blocking=False: Experiment.run waits for what it returns")
         self._check_paths(experiment.graph)
         place = self._places.pick(own.remote)
+        _check_grad(own, place, True)
         calls = self._calls_again(experiment.graph, inputs, rest)
         if place.kind == "here":
             calls = [call.to(self._weights.device()) for call in calls]
@@ -198,6 +214,8 @@ class Handle(Module):
             overwritten=overwritten_by(*seen),
             further=tuple([(one.args, one.kwargs) for one in further]),
             alone=own.alone,
+            grad=own.grad,
+            merger=self._merger() if further else None,
         )
         saved = place.backend.run(request).saved
         return {name: value for name, value in saved.items() if name[0] != "<"}
@@ -220,12 +238,21 @@ class Handle(Module):
         """Raises `GraphError` where the graph names a module that this model does not have."""
         known = set(self._root.paths)
         for node in graph.nodes:
-            path = node.site.path if isinstance(node, (Read, Write, Fill)) else None
-            path = node.path if isinstance(node, Apply) else path
-            path = node.path.rpartition(".")[0] if isinstance(node, Param) else path
-            if path is not None and path not in known:
-                at = graph.where[node.at] if graph.where else None
-                raise GraphError(f"the graph is for another model: no {path!r} here", line=at)
+            for path in _paths_of(node):
+                if path not in known:
+                    at = graph.where[node.at] if graph.where else None
+                    raise GraphError(f"the graph is for another model: no {path!r} here", line=at)
+
+
+def _paths_of(node: AnyNode) -> list[str]:
+    """The modules that a node names."""
+    if isinstance(node, (Read, Write, Fill, Skip)):
+        return [node.site.path]
+    if isinstance(node, Backward):
+        return [site.path for site in node.since]
+    if isinstance(node, Apply):
+        return [node.path]
+    return [node.path.rpartition(".")[0]] if isinstance(node, Param) else []
 
 
 def _split(options: dict[str, Any]) -> tuple[Own, dict[str, Any]]:
@@ -237,10 +264,18 @@ def _split(options: dict[str, Any]) -> tuple[Own, dict[str, Any]]:
     seed, device = own.seed, own.device
     if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**63):
         raise UnknownOptionError(f"seed is a whole number from 0, not {seed!r}")
-    for name in ("blocking", "alone"):
+    for name in ("blocking", "alone", "grad"):
         if not isinstance(getattr(own, name), bool):
             raise UnknownOptionError(f"{name} is True or False, not {getattr(own, name)!r}")
     return replaced(own, device=None if device is None else torch.device(device)), rest
+
+
+def _check_grad(own: Own, place: Place, runs: bool) -> None:
+    if own.grad and runs and place.kind != "here":
+        raise UnknownOptionError(
+            f"grad=True: this block runs {place.text}, and what autograd knows stays there",
+            fix="call loss.backward() inside the block, and save the gradients; or remote=False",
+        )
 
 
 def _checked(remote: Remote) -> bool:

@@ -138,11 +138,11 @@ def _part(dims: Any, whole: Any, own: Any, rows: Rows) -> tuple[slice, ...] | No
         return None
     index = []
     for dim, size, part in zip(dims, whole, own, strict=True):
-        if dim == "B" and part == rows.stop - rows.start:
+        if dim == ("B",) and part == rows.stop - rows.start:
             index.append(slice(rows.start, rows.stop))
-        elif dim == "S" and part == rows.length:
+        elif dim == ("S",) and part == rows.length:
             index.append(slice(size - part, size))  # padded on the left
-        elif dim == 0 and part == size:
+        elif dim == () and part == size:
             index.append(slice(None))
         else:
             return None

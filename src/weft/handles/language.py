@@ -12,6 +12,7 @@ from torch import nn
 
 from weft.client.backend import Backend
 from weft.engine.known import Known
+from weft.engine.merging import Merger, merger
 from weft.errors import InputError, UnknownOptionError, WrongModelError
 from weft.families.call import ModelCall
 from weft.families.forward import language_facts, split_keywords
@@ -26,6 +27,7 @@ from weft.families.loading import (
 )
 from weft.families.prepare import prepare_language
 from weft.families.together import language_together
+from weft.trace.aliases import Rename, rename_tree
 
 from .handle import Handle
 from .served import Served, only_served, served
@@ -48,6 +50,9 @@ class LanguageModel(Handle):
     (`weft.models()` lists them): tree, shapes, tokenizer and configuration come from there as data,
     and neither weights nor `transformers` are needed here. Raises `WrongModelError` where the
     server does not have it, `ServerAwayError` where it does not answer.
+    rename: further names for modules, by name wherever it occurs, or by path:
+    `{"transformer.h": "layers", "mlp": "ffn"}`. Graphs have the true paths. A name that is taken is
+    refused.
     options: dtype, device_map, attn_implementation, experts_implementation, revision, token,
     cache_dir, local_files_only, as in `from_pretrained`; any other raises `UnknownOptionError`.
 
@@ -64,6 +69,7 @@ class LanguageModel(Handle):
         dispatch: bool = False,
         remote: Remote = None,
         backend: Backend | None = None,
+        rename: Rename | None = None,
         **options: Any,
     ) -> None:
         chosen = load_options(**options)
@@ -73,6 +79,8 @@ class LanguageModel(Handle):
             self._open_served(found, remote, tokenizer, backend, chosen)
         else:
             self._open_here(place, remote, tokenizer, backend, chosen)
+        if rename:
+            rename_tree(self, rename)
         if dispatch:
             self.dispatch()
 
@@ -142,6 +150,9 @@ class LanguageModel(Handle):
 
     def _is_empty(self, inputs: tuple, options: dict[str, Any]) -> bool:
         return not inputs and not split_keywords(options, self._facts)[1]
+
+    def _merger(self) -> Merger:
+        return merger(self._signatures, self._facts)
 
     def _together(self, calls: list[ModelCall], options: dict[str, Any]) -> ModelCall:
         chosen, _ = split_keywords(options, self._facts)

@@ -25,6 +25,7 @@ from weft.run.price import Price, price
 from weft.run.turns import check_turns
 from weft.signatures.later import overwritten_by
 from weft.signatures.signature import Signature
+from weft.trace.caches import Cache, Spec, paths_of
 from weft.trace.lines import user_line, where
 from weft.trace.recorder import Recorder
 
@@ -55,6 +56,7 @@ class Tracer:
         device: torch.device | None = None,
         blocking: bool = True,
         runs: bool = True,
+        grad: bool = False,
     ) -> None:
         self._handle = handle
         self._calls: list[ModelCall] = []
@@ -66,6 +68,7 @@ class Tracer:
         self._blocking = blocking
         self._runs = runs
         self._alone = alone
+        self._grad = grad
         self._device = device
         prefix = self._prefix if blocking else _refuse_look
         self._recorder = Recorder(
@@ -75,7 +78,9 @@ class Tracer:
             was_tuple=handle._was_tuple,
             seed=seed,
             owner=handle._root,
+            grad=grad,
         )
+        self._recorder.calls = self._calls
         if call is None and handle._takes_nothing:
             self._recorder.sites.alone = self._without_input  # type: ignore[union-attr]
         self._frozen: tuple[Graph, dict[str, torch.Tensor]] | None = None
@@ -203,6 +208,8 @@ class Tracer:
             look=look,
             further=tuple([(one.args, one.kwargs) for one in further]),
             alone=self._alone,
+            grad=self._grad,
+            merger=self._handle._merger() if further else None,
         )
 
     def _prefix(self, graph: Graph, constants: dict[str, torch.Tensor]) -> dict[str, Any]:
@@ -319,6 +326,61 @@ class Tracer:
     def log(self, *parts: Any) -> None:
         """Prints text and values when the values exist."""
         self._recorder.log(parts)
+
+    def cache(
+        self,
+        modules: Any = None,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        inputs: bool = False,
+        name: str | None = None,
+    ) -> Cache:
+        """Saves what modules return, and with `inputs` what they take: `cache[path].output`.
+
+        modules: paths or modules; the default is every module that runs. What is in it is what the
+        model went on with, whatever the block has changed, and wherever this line stands. Keys are
+        paths; `cache.model.layers[0].output` is the same entry. dtype: floating tensors are cast to
+        it where the model runs; device: where they are afterwards. name: of the save; the default
+        is "cache".
+        """
+        recorder = self._recorder
+        if recorder.invoke is None:
+            recorder.sites.state("", "inputs", None)  # says what is missing, or makes it
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise UnknownOptionError(
+                f"dtype is a floating dtype of torch, not {dtype!r}", line=where(user_line())
+            )
+        spec = Spec(paths_of(self._handle, modules), bool(inputs), dtype)
+        found = Cache(
+            recorder,
+            self._handle,
+            recorder.saves.reserve(name, "cache"),
+            spec,
+            None if device is None else torch.device(device),
+        )
+        recorder.caches.append(found)
+        return found
+
+    def barrier(self, count: int | None = None) -> Callable[..., None]:
+        """Does nothing: values flow between invokes without barriers. For ported scripts."""
+        return lambda *_, **__: None
+
+    def stop(self) -> None:
+        """Ends the model's pass here: once all sites named above this line have fired.
+
+        What was saved and exists by then is delivered; any other save is marked: using it raises
+        `NotReachedError`, it is not in `results`, and lists given to `weft.save` go without it.
+        In an invoke it ends the pass of this invoke.
+        """
+        self._recorder.stop()
+
+    def stop_if(self, condition: Any) -> None:
+        """As `stop`, if `condition` (one number, or a truth value) is true when the model runs.
+
+        It stays in the graph: nothing is looked at while recording.
+        """
+        self._recorder.stop(condition)
 
     @property
     def lengths(self) -> tuple[int, ...] | None:

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 
 from weft.errors import ReadOnlyError, SiteMismatchError, WriteMismatchError
-from weft.graph.node import Call, Fill, Graph, Read
+from weft.graph.node import Call, Fill, Graph, Read, Skip
 from weft.graph.site import Leaf, Site, Where, leaf_text
 from weft.kernels.aval import dtype_name
 
 from .frame import Frame, Held
-from .host import Host
+from .host import Host, Told
 from .memory import Memory, storage
+from .skips import held_by, output_of
 from .steps import Plan, Step, line_of
 
 
@@ -147,11 +148,23 @@ class SiteSteps:
         there = self.plan.sites[node.site].steps
         for place in range(bisect_right(there, step.index), len(there)):
             later: Any = steps[there[place]]
-            if later.node.leaf == node.leaf:
+            if later.kind is not Skip and later.node.leaf == node.leaf:
                 return later.kind is Fill
         return False
 
+    def skip(self, step: Step, frame: Frame) -> None:
+        """The module that is about to begin will give these values instead of running."""
+        frame.skip = step
+        frame.skipped = held_by(step, self._memory, self.plan)
+
     # The end of a firing
+
+    def skipped(self, frame: Frame, told: Told | None) -> Any:
+        """What the module gives instead of running."""
+        handed: set[int] = set()
+        step = frame.skip
+        hand = lambda held: self._hand_over(held, handed, False)
+        return output_of(step, frame, hand, told, self._line(step))
 
     def close(self, frame: Frame) -> Any:
         """What the model gets, once all steps of the site have run."""

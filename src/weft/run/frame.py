@@ -7,7 +7,7 @@ else shares that tensor sees it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -34,6 +34,8 @@ class Frame:
     rebound: Mapping[Leaf, Held] = now  # what the model gets in place of its own tensor
     filled: Mapping[Leaf, torch.Tensor] = MappingProxyType({})  # what goes into its own tensor
     lent: Collection[Leaf] = ()  # leaves that were read again after a change
+    skipped: Sequence[Held] = ()  # what the module gives without running, by leaf
+    skip: Any = None  # the step that says so
 
     def __init__(self, site: Site, structure: Any) -> None:
         self.site = site

@@ -22,8 +22,9 @@ from weft.errors import UnknownPathError
 from weft.graph.node import Graph
 from weft.graph.site import Leaf, Site
 
-from .interpreter import Interpreter
+from .backward import interpreter
 from .memory import storage
+from .skips import NOTHING, Skipping
 from .structure import mapped, tensors
 from .watch import Watch
 from .weights import is_still_weight, weights_of
@@ -57,20 +58,21 @@ def run(
     overwritten: Callable[[Site, Leaf], bool] | None = None,
     line: object = None,
     watch: Watch | None = None,
+    grad: bool = False,
 ) -> Results:
     """Runs `module(*args, **kwargs)` with the graph drawn through it.
 
     `strict` asks for the recorded shapes and dtypes; without it the input may be another one.
     `can_stop` allows stopping the forward early. `overwritten(site, leaf)` says which tensors the
     model changes later. `line` is the user's line, for the model's own errors. `watch` may end the
-    run at each step.
+    run at each step. With `grad` what is saved stays connected to the weights and constants.
     """
-    drive = Drive(graph, constants, module, strict, on_log or print, overwritten, watch)
+    drive = Drive(graph, constants, module, strict, on_log or print, overwritten, watch, grad)
     if drive.interpreter.finished and not want_result:
         return Results({}, None, None)
     drive.can_stop = can_stop and not want_result
     drive.want_result = want_result
-    with torch.no_grad(), normal_mode():
+    with normal_mode(), drive.interpreter.mode(module):
         found = drive.run(args, dict(kwargs or {}), line)
     if device is not None:
         found.saved = mapped(found.saved, lambda tensor: tensor.to(device))
@@ -89,6 +91,8 @@ class Stop(BaseException):
 class Drive:
     """One forward with hooks; the `Host` of its interpreter."""
 
+    skipping: Skipping | None = None  # the modules that it may skip
+
     def __init__(
         self,
         graph: Graph,
@@ -98,18 +102,21 @@ class Drive:
         on_log: Callable[[str], None],
         overwritten: Callable[[Site, Leaf], bool] | None,
         watch: Watch | None,
+        grad: bool = False,
     ) -> None:
         self.module = module
         self.can_stop = True
         self.want_result = False
         self.error: BaseException | None = None
+        self.told: Any = overwritten if hasattr(overwritten, "site") else None
         self.ended: Site | None = None
         self.callers: set[int] = set()  # storages of the caller's tensors
         self.weights = weights_of(module)
-        self.interpreter = Interpreter(
+        self.interpreter = interpreter(
             graph,
             constants,
             self,
+            keep=grad,
             strict=strict,
             on_log=on_log,
             overwritten=overwritten,
@@ -129,8 +136,8 @@ class Drive:
             del self.interpreter  # it knows its host: no cycle may hold tensors
 
     def guarded(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        """The caller's tensors are never changed: edits in place get copies of them."""
-        if self.interpreter.plan.fills:
+        """The caller's tensors never change: edits in place and histories get copies of them."""
+        if self.interpreter.plan.fills or self.interpreter.plan.backwards:
             args = tuple([mapped(arg, torch.Tensor.clone) for arg in args])
             kwargs = {name: mapped(arg, torch.Tensor.clone) for name, arg in kwargs.items()}
         else:
@@ -230,6 +237,14 @@ def find(module: Module, path: str) -> Module:
     return found
 
 
+def _instead(module: Module) -> Any:
+    """What the run that this call belongs to gives in place of the module's forward, if it does."""
+    drive = _RUNNING.get()
+    if drive is None or drive.skipping is None or drive.error is not None:
+        return NOTHING
+    return drive.skipping.instead(module, drive.interpreter.given)
+
+
 class _Hooks:
     """The hooks of one run.
 
@@ -240,8 +255,10 @@ class _Hooks:
     def __init__(self, drive: Drive) -> None:
         self._drive = drive
         self._calls: dict[str, _Calls] = {}
+        self._skipping: Skipping | None = None
 
     def add(self, sites: Iterable[Site]) -> None:
+        skips = self._drive.interpreter.plan.skips
         for site in sites:
             there = self._calls.get(site.path)
             if there is None:
@@ -249,8 +266,17 @@ class _Hooks:
                 there = self._calls[site.path] = _Calls(self._drive, module)
                 there.hook()
             (there.inputs if site.port == "inputs" else there.outputs)[site.call] = site
+        if skips:
+            self._skipping = Skipping(self._calls, self._drive.told)
+            self._drive.skipping = self._skipping
+            for output, begin in skips.items():
+                if begin in sites:
+                    module = find(self._drive.module, begin.path)
+                    self._skipping.add(module, begin.path, {begin.call: output}, _instead)
 
     def remove(self) -> None:
+        if self._skipping is not None:
+            self._skipping.remove()
         for calls in self._calls.values():
             calls.unhook()
 
@@ -258,15 +284,20 @@ class _Hooks:
 class _Calls:
     """The two hooks of one module. A call has one number, taken when it begins."""
 
-    __slots__ = ("_drive", "_module", "_open", "_started", "inputs", "outputs")
+    __slots__ = ("_drive", "_module", "_open", "inputs", "outputs", "started")
 
     def __init__(self, drive: Drive, module: Module) -> None:
         self._drive = drive
         self._module = module
-        self._started = 0
+        self.started = 0
         self._open: list[int] = []  # calls that have begun and not returned
         self.inputs: dict[int, Site] = {}
         self.outputs: dict[int, Site] = {}
+
+    @property
+    def current(self) -> int | None:
+        """The number of the innermost call that has begun and not returned."""
+        return self._open[-1] if self._open else None
 
     def hook(self) -> None:
         key: Any = self
@@ -284,8 +315,8 @@ class _Calls:
         """The forward pre-hook. Without `rest`, another thread's run was just being removed."""
         if _RUNNING.get() is not self._drive:
             return None
-        number = self._started
-        self._started += 1
+        number = self.started
+        self.started += 1
         self._open.append(number)
         site = self.inputs.get(number)
         if site is None:

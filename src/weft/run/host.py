@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
+
+from weft.graph.site import Leaf, Site
 
 
 class Host(Protocol):
@@ -29,4 +32,21 @@ class Host(Protocol):
     @property
     def device(self) -> torch.device | None:
         """Where the model computes: where constants go."""
+        ...
+
+
+class Told(Protocol):
+    """What is known of a pass before it runs: `signatures.later.Later`."""
+
+    def __call__(self, site: Site, leaf: Leaf) -> bool:
+        """Whether the model changes a leaf's tensor in place after its site has fired."""
+        ...
+
+    def site(self, site: Site) -> Any:
+        """The site's `leaves` (key path, what it is), and `rebuild(values)`; None: not known."""
+        ...
+
+    def inside(self, site: Site) -> Mapping[str, int]:
+        """How often each module, by each of its paths, is called inside the call that `site` is
+        the output of."""
         ...

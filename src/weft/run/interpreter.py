@@ -17,6 +17,7 @@ A step runs as soon as what it needs exists; steps that are ready run in program
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from heapq import heappop, heappush
 from typing import Any
 
@@ -42,6 +43,8 @@ from weft.graph.node import (
     Param,
     Read,
     Save,
+    Skip,
+    Stop,
     Write,
 )
 from weft.graph.site import Leaf, Site, Where
@@ -59,13 +62,17 @@ from .lower import Env, lower
 from .memory import Memory, storage, version
 from .plan import plan
 from .steps import Step, line_of
+from .stops import left_out, reached, stops
 from .structure import tensors
 from .turns import blocker
 from .watch import Watch
 
 
 class Interpreter:
-    """One run of a graph. See the module's text."""
+    """One run of a graph. See the module's text. `backward` has the one for gradients."""
+
+    table: Mapping[type, Callable[[Any, Step], None]]
+    """What runs each kind of node."""
 
     def __init__(
         self,
@@ -92,6 +99,10 @@ class Interpreter:
         self._undone = self.plan.count
         self._frame: Frame | None = None
         self._saves: list[tuple[Step, Env]] = []
+        self._told: Any = overwritten if hasattr(overwritten, "site") else None
+        self._left_out: dict[Site, Any] = {}  # sites that a stop has kept from firing
+        self.given: dict[Site, Any] = {}
+        """What modules give that are to be skipped, by their output, until they begin."""
 
     # The interface
 
@@ -103,7 +114,11 @@ class Interpreter:
     @property
     def finished(self) -> bool:
         """Whether nothing is left to run."""
-        return not self._undone
+        return not self._undone or (bool(self._left_out) and not self._pending)
+
+    def mode(self, module: torch.nn.Module) -> AbstractContextManager[Any]:
+        """What must be around the run."""
+        return torch.no_grad()
 
     def begin(self) -> None:
         """Runs what needs no site."""
@@ -125,6 +140,8 @@ class Interpreter:
             if there.effects:
                 self._refuse_late(there.effects)
                 structure = self._at.close(frame)
+                if frame.skip is not None:
+                    self.given[frame.skip.node.site] = self._at.skipped(frame, self._told)
         finally:
             self._frame = None
         self._memory.end_firing()
@@ -140,7 +157,9 @@ class Interpreter:
     def end(self, result: Any = None) -> dict[str, Any]:
         """What was saved, by name. `result` is what the caller gets besides."""
         if self._undone:
-            raise self._not_reached()
+            if self._pending or not self._left_out:
+                raise self._not_reached()
+            self._saves += reached(self.plan, self._waits, self._memory)
         self._memory.check_saves()
         if result is not None:
             self._memory.unshare(tensors(result))
@@ -151,12 +170,13 @@ class Interpreter:
 
     def _drain(self) -> None:
         ready, steps, memory, watch = self._ready, self.plan.steps, self._memory, self._watch
+        table = self.table
         while ready:
             step: Any = steps[heappop(ready)]
             if watch is not None:
                 watch.look()
             try:
-                _RUN[step.kind](self, step)
+                table[step.kind](self, step)
             except Exception as error:
                 if not isinstance(error, WeftError):
                     self._mark(error, step)
@@ -336,6 +356,15 @@ class Interpreter:
     def _fill(self, step: Step) -> None:
         self._at.fill(step, self._here())
 
+    def _skip(self, step: Step) -> None:
+        self._at.skip(step, self._here())
+
+    def _stop(self, step: Step) -> None:
+        if stops(step, self._memory, self._line(step)):
+            self._left_out.update(left_out(step.node, self._pending))
+            for site in self._left_out:
+                self._pending.pop(site, None)
+
     def _here(self) -> Frame:
         assert self._frame is not None  # what stands at a site waits for it
         return self._frame
@@ -345,7 +374,7 @@ class Interpreter:
     def _refuse_late(self, effects: list[int]) -> None:
         for index in effects:
             if self._waits[index]:
-                raise late_edit(self.graph, self.plan, self._waits, index)
+                raise late_edit(self.graph, self.plan, self._waits, index, self._left_out)
 
     def _not_reached(self) -> NotReachedError:
         steps: list[Any] = [
@@ -358,7 +387,7 @@ class Interpreter:
         )
 
 
-_RUN: dict[type, Callable[[Interpreter, Step], None]] = {
+Interpreter.table = {
     Read: Interpreter._read,
     Write: Interpreter._write,
     Fill: Interpreter._fill,
@@ -369,6 +398,8 @@ _RUN: dict[type, Callable[[Interpreter, Step], None]] = {
     Guard: Interpreter._guard,
     Save: Interpreter._save,
     Log: Interpreter._log,
+    Skip: Interpreter._skip,
+    Stop: Interpreter._stop,
 }
 
 

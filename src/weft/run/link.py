@@ -16,11 +16,13 @@ from __future__ import annotations
 from bisect import bisect_left
 from typing import Any
 
-from weft.graph.node import Call, Const, Fill, Param, Read, Save, Write
+from weft.graph.node import Backward, Call, Const, Fill, Param, Read, Save, Skip, Stop, Write
 
+from .gradlink import link_backward, link_followed
+from .skips import begin_of
 from .steps import Plan, SitePlan, Step
 
-_AT_SITES = frozenset((Read, Write, Fill))
+_AT_SITES = frozenset((Read, Write, Fill, Skip))
 _OTHERS = frozenset((Const, Param))  # whose storage is not ours to give away
 
 
@@ -45,12 +47,18 @@ class Linker:
             plan.steps[step.index] = step
         self.find_written(steps)
         for step in steps:
+            if step.kind is Backward:
+                link_backward(plan, step, self.writers)
             self.link_values(step)
             if step.kind in _AT_SITES:
                 self.link_site(step)
+            elif step.kind is Stop:
+                self.link_stop(step)
             self.add_waits(step)
         if plan.fills:
             self.find_direct()
+        if plan.backwards:
+            link_followed(plan)
 
     def find_written(self, steps: list[Step]) -> None:
         plan = self.plan
@@ -59,8 +67,8 @@ class Linker:
             if alive:
                 plan.written[family] = alive[-1]
         for step in steps:
-            if step.kind is Write or step.kind is Fill:
-                plan.members[plan.family[step.uses[0]]] = []
+            if step.kind is Write or step.kind is Fill or step.kind is Skip:
+                plan.members.update([(plan.family[slot], []) for slot in step.uses])
         if plan.members:
             for slot, family in enumerate(plan.family):
                 if family in plan.members:
@@ -103,6 +111,8 @@ class Linker:
 
     def link_site(self, step: Step) -> None:
         site, index = step.node.site, step.index
+        if step.kind is Skip:
+            self.plan.skips[site] = site = begin_of(site)
         there = self.plan.sites.get(site)
         if there is None:
             there = self.plan.sites[site] = SitePlan()
@@ -112,12 +122,30 @@ class Linker:
             self.plan.fills |= step.kind is Fill
         step.waits = 1
 
+    def link_stop(self, step: Step) -> None:
+        """Waits for all that stands before it at sites of its invoke."""
+        meant, steps = step.node.invoke, self.plan.steps
+        for index in range(step.index - 1, -1, -1):
+            other = steps[index]
+            if other is None:
+                continue
+            if other.kind is Stop and other.node.invoke == meant:
+                step.deps.add(other.index)  # that one waits for all before
+                break
+            if other.kind in _AT_SITES and meant in (None, other.node.site.invoke):
+                step.deps.add(other.index)
+
     def add_waits(self, step: Step) -> None:
         steps: list[Any] = self.plan.steps
+        if step.of >= 0:
+            backward = steps[step.node.backward]
+            step.deps.add(backward.index)
+            backward.arrivals.append(step.index)
         step.waits += len(step.deps)
         self.plan.waits[step.index] = step.waits
         for before in step.deps:
-            steps[before].kids.append(step.index)
+            if step.of < 0 or before != step.node.backward:
+                steps[before].kids.append(step.index)
 
     # Storage
 

@@ -52,6 +52,7 @@ class Memory:
         "_shared",
         "_versions",
         "clients",
+        "detached",
         "env",
     )
 
@@ -61,6 +62,7 @@ class Memory:
         self._host = host
         self._left = plan.left.copy()
         self.env: Env = {}
+        self.detached = True  # whether a save forgets how it was made
         self.clients: set[int] = set()  # storages of constants
         self._fresh: list[int] = []  # slots of this firing that may be the model's own tensors
         self._versions: dict[int, int] = {}  # slots of earlier firings, with their versions
@@ -144,7 +146,7 @@ class Memory:
         """The tensors that a save brings back, frozen."""
         kept: Env = {}
         for slot in step.uses:
-            tensor = env[slot]
+            tensor = env[slot].detach() if self.detached else env[slot]
             whole = tensor.untyped_storage()
             where = whole._cdata
             if (
@@ -153,9 +155,9 @@ class Memory:
                 or whole.nbytes() > tensor.nbytes  # a slice would hold all of it
                 or self.is_foreign(where)
             ):
-                kept[slot] = tensor.detach().clone()
+                kept[slot] = tensor.clone()
             else:
-                kept[slot] = tensor.detach()
+                kept[slot] = tensor
                 self._shared[where] = (kept, slot, version(tensor))
         return kept
 

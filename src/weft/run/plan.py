@@ -17,18 +17,24 @@ import torch
 
 from weft.errors import GraphError, ReadOnlyError
 from weft.graph.frame import ITEM_SIZES
+from weft.graph.gradients import partners
 from weft.graph.node import (
     EFFECTS,
     AnyNode,
     Apply,
+    Backward,
     Bound,
     Call,
     Const,
+    Grad,
     Graph,
     Log,
     Param,
     Read,
     Ref,
+    Regrad,
+    Skip,
+    Stop,
 )
 from weft.graph.ops import OPS, RANDOM, is_effect
 from weft.kernels.execute import MAKERS
@@ -75,6 +81,7 @@ class _Planner:
         self.steps: list[Step] = []
         self.writers: dict[int, list[int]] = {}  # family -> nodes that write into it
         self.bounds: dict[int, list[Bound]] = {}  # node -> sizes to check
+        self.backwards = False  # whether there are any
 
     def plan(self) -> Plan:
         for index, node in enumerate(self.graph.nodes):
@@ -82,7 +89,10 @@ class _Planner:
         if not self.result.strict:
             for bound in self.graph.bounds:
                 self.bounds.setdefault(bound.value.node, []).append(bound)
-        live = self.live()
+        live = self.live(set())
+        if self.backwards:
+            while not all(live[n] for n in self.partners(live)):
+                live = self.live(self.partners(live))
         Linker(self.result, self.writers).link([s for s in self.steps if live[s.index]])
         return self.result
 
@@ -159,6 +169,33 @@ class _Planner:
     def lower_log(self, step: Step, node: Log) -> None:
         step.args = Args(node.parts, (), self.base, step.uses)
 
+    def lower_skip(self, step: Step, node: Skip) -> None:
+        step.args = Args(node.values, (), self.base, step.uses)
+
+    def lower_stop(self, step: Step, node: Stop) -> None:
+        step.value = lower(node.condition, self.base, step.uses)
+
+    # Gradients
+
+    def lower_backward(self, step: Step, node: Backward) -> None:
+        self.backwards = True
+        step.asked = []
+        seeds = node.seeds or (None,) * len(node.losses)
+        pairs = zip(node.losses, seeds, strict=True)
+        step.losses = tuple([(self.slot(one), seed and self.slot(seed)) for one, seed in pairs])
+        step.uses = [slot for pair in step.losses for slot in pair if slot is not None]
+
+    def lower_gradient(self, step: Step, node: Grad | Regrad) -> None:
+        self.steps[node.backward].asked.append(step.index)  # type: ignore[attr-defined]
+        step.of = self.slot(node.of)
+        if isinstance(node, Regrad):
+            step.uses = [self.slot(node.value)]
+        else:
+            self.add_slots(step, 1)
+
+    def slot(self, ref: Ref) -> int:
+        return self.base[ref.node] + ref.out
+
     def add_slots(self, step: Step, count: int) -> None:
         step.outs = count
         self.result.family += range(step.slot, step.slot + count)
@@ -166,8 +203,12 @@ class _Planner:
 
     # Liveness
 
-    def live(self) -> bytearray:
-        """Which nodes an effect (or, on another input, a size to check) needs."""
+    def partners(self, live: bytearray) -> set[int]:
+        """What gradients among live nodes need beside their arguments."""
+        return partners(self.graph.nodes, {n for n, is_live in enumerate(live) if is_live})
+
+    def live(self, asked: set[int]) -> bytearray:
+        """Which nodes an effect (or, on another input, a size to check) needs; and those asked."""
         live = bytearray(len(self.steps))
         used: set[int] = set()  # families that a later live node uses
         family, maker, bounds = self.result.family, self.result.maker, self.bounds
@@ -175,10 +216,10 @@ class _Planner:
             index = step.index
             if bounds and index in bounds:
                 step.bounds = bounds[index]
-            elif not live[index] and not self.is_wanted(step, used):
+            elif not live[index] and index not in asked and not self.is_wanted(step, used):
                 continue
             live[index] = 1
-            for slot in step.uses:
+            for slot in step.uses if step.of < 0 else (*step.uses, step.of):
                 live[maker[slot]] = 1
                 used.add(family[slot])
         return live
@@ -200,4 +241,9 @@ _LOWER: dict[type, Callable[..., None]] = {
     **dict.fromkeys((Read, Const, Param), _Planner.lower_source),
     **dict.fromkeys(EFFECTS, _Planner.lower_value),
     Log: _Planner.lower_log,
+    Skip: _Planner.lower_skip,
+    Stop: _Planner.lower_stop,
+    Backward: _Planner.lower_backward,
+    Grad: _Planner.lower_gradient,
+    Regrad: _Planner.lower_gradient,
 }

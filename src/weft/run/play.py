@@ -19,7 +19,18 @@ import torch
 
 from weft.errors import GraphError
 from weft.graph.frame import frame_bytes
-from weft.graph.node import Apply, Call, Const, Graph, Guard, Param, Read, Save
+from weft.graph.node import (
+    Apply,
+    Backward,
+    Call,
+    Const,
+    Grad,
+    Graph,
+    Guard,
+    Param,
+    Read,
+    Save,
+)
 from weft.graph.site import Site, Where
 from weft.kernels.abstract import DataDependentError, Outcome
 from weft.kernels.aval import Aval, contiguous
@@ -27,6 +38,7 @@ from weft.kernels.cost import cost
 from weft.kernels.forms import INDEXED, pinned
 from weft.kernels.quick import outcome as abstract_outcome
 
+from .gradplay import Backwards
 from .late import late_edit
 from .lower import lower
 from .plan import plan
@@ -53,6 +65,8 @@ class Play:
         self._left = self.plan.left.copy()
         self._waits = self.plan.waits.copy()
         self._ready: list[int] = []
+        self.fired: dict[int, Site] = {}  # of each invoke the last site that has fired
+        self.backwards = Backwards(self)
 
     def run(self, order: Order) -> None:
         """Plays all steps. Raises `LateEditError` for an edit that would come too late."""
@@ -72,6 +86,7 @@ class Play:
 
     def _fire(self, site: Site) -> None:
         there = self.plan.sites[site]
+        self.fired[site.invoke] = site
         self._wake(there.steps)
         self._drain()
         for index in there.effects:
@@ -89,7 +104,7 @@ class Play:
             step: Any = self.plan.steps[heappop(self._ready)]
             self.step(step)
             self._release(step)
-            self._wake(step.kids)
+            self._wake([*step.kids, *step.arrivals])
 
     def step(self, step: Step) -> None:
         """One step: its results become known."""
@@ -112,7 +127,9 @@ class Play:
             self._left[slot] -= 1
             if not self._left[slot]:
                 del self.env[slot]
-                self.memory.died(slot)
+                self.backwards.drop(slot)
+        if step.kind is Backward:
+            self.backwards.over()
 
     def line(self, step: Step) -> Where | None:
         return line_of(self.graph, step.node)
@@ -131,7 +148,14 @@ class Play:
             return [self.read(step)]
         if kind is Param:
             return [self.param(step)]
+        if kind is Backward:
+            self.backward(step)
+        elif kind is Grad:
+            return [self.backwards.gradient(step)]
         return [self.const(step)] if kind is Const else []
+
+    def backward(self, step: Step) -> None:
+        self.flops += self.backwards.cost(step)
 
     def read(self, step: Step) -> Aval:
         return _declared(step.node)

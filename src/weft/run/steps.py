@@ -31,6 +31,14 @@ class Step:
     direct = False  # a read whose edits may act on the model's own tensor
     watch = False  # its results may be the model's own tensors
     verify = False  # shared storage must be as recorded
+    # Gradients (`gradlink`):
+    of = -1  # of a gradient: the slot that it is the gradient of
+    losses: tuple[tuple[int, int | None], ...] = ()  # of a backward: slots of losses and seeds
+    asked: Sequence[int] = ()  # of a backward: the gradients that name it
+    arrivals: Sequence[int] = ()  # those of them that are live: steps that wait for a gradient
+    taps = False  # whether gradients are replaced while they flow
+    follows: Collection[int] = ()  # slots that must have a history from here on
+    captures: Sequence[tuple[int, int]] = ()  # (backward, slot): what it is the gradient of
 
     def __init__(self, index: int, node: AnyNode, slot: int) -> None:
         self.index = index
@@ -45,17 +53,19 @@ class Step:
 class SitePlan:
     """The steps of one site in program order, and those among them that change it."""
 
-    __slots__ = ("effects", "steps")
+    __slots__ = ("effects", "follow", "steps")
 
     def __init__(self) -> None:
         self.steps: list[int] = []
         self.effects: list[int] = []
+        self.follow = False  # whether what the model does with its tensors is followed from here
 
 
 class Plan:
     """What `Interpreter` runs. See the module's text."""
 
     __slots__ = (
+        "backwards",
         "count",
         "family",
         "fills",
@@ -63,7 +73,9 @@ class Plan:
         "left",
         "maker",
         "members",
+        "params",
         "sites",
+        "skips",
         "steps",
         "strict",
         "waits",
@@ -81,8 +93,11 @@ class Plan:
         self.written: dict[int, int] = {}  # family -> the last node that writes into it
         self.members: dict[int, list[int]] = {}  # families handed to the model -> their slots
         self.sites: dict[Site, SitePlan] = {}
+        self.skips: dict[Site, Site] = {}  # outputs of skipped modules -> where they begin
         self.count = 0
         self.fills = False  # whether anything is copied into the model's own tensors
+        self.backwards: list[int] = []  # live ones
+        self.params: list[str] = []  # weights whose gradients are asked for
 
     def source(self, slot: int) -> AnyNode:
         """The node whose result owns the storage of a slot."""

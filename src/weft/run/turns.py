@@ -53,6 +53,8 @@ def passes(plan: Plan) -> list[list[int]]:
 def check_turns(graph: Graph, order: Callable[[Site], int]) -> None:
     """Raises `LateEditError`, with both lines, where the edits of invokes wait for each other."""
     plan = plan_of(graph)
+    if not any(_needs(plan).values()):
+        return
     waits = plan.waits.copy()
     ready = [step.index for step in plan.steps if step is not None and not step.waits]
     _finish(plan, waits, ready)
@@ -124,7 +126,8 @@ def _waiting(plan: Plan, waits: list[int], there: SitePlan) -> tuple[int, int]:
 def _finish(plan: Plan, waits: list[int], ready: list[int]) -> None:
     """Counts these steps, and all that then wait for nothing, as done."""
     while ready:
-        for kid in _step(plan, ready.pop()).kids:
+        step = _step(plan, ready.pop())
+        for kid in (*step.kids, *step.arrivals):
             waits[kid] -= 1
             if not waits[kid]:
                 ready.append(kid)
@@ -160,6 +163,34 @@ def _needs(plan: Plan) -> dict[int, set[int]]:
                 needs[invoke] |= {n for n in needs if bits >> n & 1 and n != invoke}
             bits |= 1 << invoke
         touched[step.index] = bits
+    return needs
+
+
+def reaches(
+    plan: Plan, order: Callable[[Site], int], known: set[int]
+) -> dict[int, dict[int, bool]]:
+    """For each invoke the others whose values its edits need, and whether they come in step: at an
+    earlier site, or at the same. `known` are the invokes whose sites `order` can tell."""
+    needs: dict[int, dict[int, bool]] = {site.invoke: {} for site in plan.sites}
+    last: dict[int, dict[int, int]] = {}  # step -> of each invoke the last site it depends on
+    effects = {index for there in plan.sites.values() for index in there.effects}
+    when = {site: order(site) if site.invoke in known else -1 for site in plan.sites}
+    for step in plan.steps:
+        if step is None:
+            continue
+        found: dict[int, int] = {}
+        for before in step.deps:
+            for invoke, place in last[before].items():
+                found[invoke] = max(found.get(invoke, -1), place)
+        if _is_at_site(step):
+            site = step.node.site
+            if step.index in effects:
+                for invoke, place in found.items():
+                    if invoke != site.invoke:
+                        mine = needs[site.invoke]
+                        mine[invoke] = mine.get(invoke, True) and place <= when[site]
+            found[site.invoke] = max(found.get(site.invoke, -1), when[site])
+        last[step.index] = found
     return needs
 
 

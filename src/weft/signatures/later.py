@@ -1,27 +1,38 @@
-"""What a model does to a tensor after its site has fired: what a run must know of signatures."""
+"""What a run must know of a pass before it runs: what its sites are, what happens to them later."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from weft.graph.site import Leaf, Site
 
-from .signature import Signature
-
-Overwritten = Callable[[Site, Leaf], bool]
+from .signature import Signature, SiteSignature
 
 
-def overwritten_by(*signatures: Signature) -> Overwritten:
-    """Whether the model changes a leaf's tensor in place after the site has fired.
+class Later:
+    """The signatures of a block, one for each invoke, as a run asks them (`run.host.Told`)."""
 
-    One signature for each invoke.
-    """
+    def __init__(self, signatures: tuple[Signature, ...]) -> None:
+        self._signatures = signatures
 
-    def told(site: Site, leaf: Leaf) -> bool:
+    def __call__(self, site: Site, leaf: Leaf) -> bool:
+        """Whether the model changes a leaf's tensor in place after the site has fired."""
+        found = self.site(site)
+        return found is not None and leaf in found.overwritten
+
+    def site(self, site: Site) -> SiteSignature | None:
+        """What a site looks like; None where it is not known."""
         try:
-            signature = signatures[site.invoke]
-            return leaf in signature.site(site.path, site.port, site.call).overwritten
+            return self._signatures[site.invoke].site(site.path, site.port, site.call)
         except LookupError:
-            return False
+            return None
 
-    return told
+    def inside(self, site: Site) -> dict[str, int]:
+        """How often each module is called inside the call that this is the output of."""
+        return self._signatures[site.invoke].inside(site.path, site.call)
+
+
+Overwritten = Later
+
+
+def overwritten_by(*signatures: Signature) -> Later:
+    """What a run is told: one signature for each invoke."""
+    return Later(signatures)

@@ -1,9 +1,9 @@
 """Where a batch's rows and positions lie in a site: told by its formulas, never by its sizes.
 
-    dims_of(formulas, index, leaf)        # ("B", "S", 0) for [batch, pos, d_model]
+    dims_of(formulas, index, leaf)        # (("B",), ("S",), ()) for [batch, pos, d_model]
 
-Each dimension is "B" (the batch), "S" (the length), or 0 (neither: all of it is everybody's). None
-where a dimension is anything else, such as `B*S` rows of experts.
+Of each dimension its factors in order: "B" (the batch), "S" (the length) and a number; none for a
+dimension that is everybody's. None where a dimension is no such product.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from weft.graph.site import Leaf
 
 from .expressions import Formulas, Layout, Number, Sum
 
-Dims = tuple["str | int", ...]
+Dims = tuple[tuple["str | int", ...], ...]
 
 
 def dims_of(formulas: Formulas, index: int, leaf: Leaf) -> Dims | None:
@@ -31,8 +31,12 @@ def dims_of(formulas: Formulas, index: int, leaf: Leaf) -> Dims | None:
     return None if None in dims else tuple(dims)  # type: ignore[arg-type]
 
 
-def _dim(number: Number) -> str | int | None:
-    return _NAMES.get(number) if isinstance(number, Sum) else 0
-
-
-_NAMES = {Sum(((1, 1, 0),)): "B", Sum(((1, 0, 1),)): "S"}
+def _dim(number: Number) -> tuple[str | int, ...] | None:
+    if not isinstance(number, Sum):
+        return ()
+    if len(number.terms) != 1 or number.divisor != 1:
+        return None
+    ((c, i, j),) = number.terms
+    if i > 1 or j > 1 or c < 1:
+        return None
+    return (*("B",) * i, *("S",) * j, *((c,) if c > 1 else ()))

@@ -75,6 +75,8 @@ class Signature:
         self._row = row
         self._rules = rules
         self._sites: dict[tuple[str, str, int], SiteSignature] = {}
+        self.kept: dict[Any, Any] = {}
+        """A place to keep what is made of this pass by keys of one's own."""
 
     @property
     def order(self) -> tuple[tuple[str, str, int], ...]:
@@ -99,6 +101,20 @@ class Signature:
         while (path, "inputs", count) in self._table.index:
             count += 1
         return count
+
+    def canonical(self, path: str) -> str:
+        """The path by which the pass names a module that stands in the tree more than once."""
+        return self._table.aliases.get(path, path)
+
+    def inside(self, path: str, call: int) -> dict[str, int]:
+        """How often each module, by each of its paths, is called inside this call of a module."""
+        begin, end = [self.site(path, port, call).index for port in ("inputs", "output")]
+        found: dict[str, int] = {}
+        for inner, port, _ in self.order[begin + 1 : end]:
+            if port == "inputs":
+                found[inner] = found.get(inner, 0) + 1
+        names = self._table.aliases.items()
+        return found | {name: found[inner] for name, inner in names if inner in found}
 
     def exact(self) -> Table:
         """All sites as they are, without formulas."""

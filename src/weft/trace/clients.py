@@ -118,7 +118,7 @@ class Clients:
         self._accept(tensor)
         key = f"c{len(self.constants)}"
         aval = contiguous(tuple(tensor.shape), tensor.dtype)
-        self.constants[key] = tensor.detach().contiguous()
+        self.constants[key] = (tensor if self.recorder.grad else tensor.detach()).contiguous()
         at = self.recorder.here()
         node = Const(key=key, shape=tuple(tensor.shape), dtype=dtype_name(tensor.dtype), at=at)
         ref = self.recorder.append(node)

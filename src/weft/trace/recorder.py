@@ -15,7 +15,7 @@ the parts.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,25 +23,31 @@ import torch
 from weft.errors import (
     FailedRunError,
     NotFinishedError,
+    NotReachedError,
     NotSavedError,
     OutsideTraceError,
     RecordingError,
     UnsupportedOperationError,
 )
-from weft.graph.node import AnyNode, Bound, Graph, Guard, Log, Ref, Save
+from weft.graph.node import AnyNode, Backward, Bound, Graph, Guard, Log, Ref, Save, Stop
 from weft.graph.site import Where
 from weft.kernels.table import NAMES, reason
 
 from . import special
 from .arguments import Walk, has
+from .caches import Cache
 from .clients import Clients
 from .current import CURRENT, blocks_here, current, enter_watch, leave_watch
+from .finish import finished
+from .given import inputs_that_ask
+from .grads import Gradients
 from .invokes import Invokes, Outside
 from .lines import frames_within, user_line, where
 from .looks import Looks
 from .operations import KINDS, Operations
 from .saves import Saves
 from .sites import Sites
+from .skips import record_skip, record_stop
 from .times import FIRINGS, last_needed
 from .value import Sizes, Value, make, short
 
@@ -65,6 +71,7 @@ class Recorder:
         was_tuple: frozenset[str] = frozenset(),
         seed: int | None = None,
         owner: object = None,
+        grad: bool = False,
     ) -> None:
         self.signature: Any = signature
         self.invoke: int | None = None if signature is None else 0
@@ -73,6 +80,8 @@ class Recorder:
         self.was_tuple = was_tuple
         self.seed = seed
         self.owner = owner
+        self.grad = grad
+        """Whether what is saved stays connected to the client tensors it was made of."""
         self.open = False
         self.entered = False
         self._blocks: set[Recorder] = set()
@@ -81,6 +90,12 @@ class Recorder:
         self.lines: dict[tuple[str, int], int] = {}
         self.bounds: dict[tuple[Ref, int], Bound] = {}
         self.edits: list[tuple[int, int]] = []
+        self.caches: list[Cache] = []
+        self.stops: list[int] = []
+        """Lines at which the block ends the pass."""
+        self.calls: Sequence[Any] = ()
+        """What the model is called with, for each invoke: `args` and `kwargs`."""
+        self._gradients: Gradients | None = None
         self.operations = Operations(self)
         self.clients = Clients(self)
         self.sites = Sites(self) if signature is not None else Outside(self)
@@ -153,6 +168,8 @@ class Recorder:
             return self.dispatch(func, args, kwargs)
         if func in FACTORIES and self._own_task() and has(Sizes, (args, kwargs)):
             return self.dispatch(func, args, kwargs)
+        if self._gradients is not None and self._gradients.concerns(func, args):
+            return self._gradients.of_client(args[0])
         if self.clients.dirty and self._touches_dirty(args, kwargs):
             return self.dispatch(func, args, kwargs)
         return func(*args, **kwargs)
@@ -195,12 +212,57 @@ class Recorder:
         else:
             self.sites.write(self.sites.state(path, port, call), value)
 
+    def skip(self, path: str, value: Any, call: int | None = None) -> None:
+        """`module.skip(value)`."""
+        record_skip(self, path, value, call)
+
+    def stop(self, condition: Any = True) -> None:
+        """`tracer.stop()`, or with a condition `tracer.stop_if(...)`."""
+        record_stop(self, condition)
+
     def _input(self, path: str, call: int | None) -> Any:
         state = self.sites.state(path, "inputs", call)
         first = state.first()
         if first is None:
             raise self.refusal(f"{path} has no tensor among its inputs", "use .inputs")
         return state.tensors[first]
+
+    # -- gradients ---------------------------------------------------------------------------
+
+    @property
+    def gradients(self) -> Gradients:
+        """The gradients of this recording."""
+        if self._gradients is None:
+            self._gradients = Gradients(self)
+        return self._gradients
+
+    def gradient_of(self, value: Value) -> Any:
+        """`value.grad`."""
+        real = self._real(value)
+        return self.gradients.read(value) if real is None else real.grad
+
+    def set_gradient(self, value: Value, new: Any) -> None:
+        """`value.grad = new`."""
+        real = self._real(value)
+        if real is None:
+            self.gradients.write(value, new)
+        else:
+            real.grad = new
+
+    def backward(self, loss: Value, args: tuple, options: dict) -> Any:
+        """`loss.backward(...)`."""
+        real = self._real(loss)
+        if real is None:
+            return self.gradients.backward(loss, *args, **options)
+        return real.backward(*args, **options)
+
+    def _real(self, value: Value) -> torch.Tensor | None:
+        """The tensor of a value; None while its block is recorded."""
+        if value._real is None and not self.open:
+            raise self._ended(value)
+        if value._real is None:
+            self._refuse_transforms()
+        return value._real
 
     # -- what values ask ---------------------------------------------------------------------
 
@@ -249,6 +311,10 @@ class Recorder:
     def freeze(self) -> tuple[Graph, dict[str, torch.Tensor]]:
         """The finished graph and its constants. Call once, when the block has been left."""
         self.clients.check()
+        if self._gradients is not None:
+            self._gradients.given.close(inputs_that_ask(self.calls))
+        for cache in self.caches:
+            cache.close()
         self.saves.close()
         return self.graph(), self.clients.constants
 
@@ -257,6 +323,8 @@ class Recorder:
         lines = tuple([where(line) for line in self.lines])
         bounds = tuple(self.bounds.values())
         nodes = (*self.nodes, *extra)
+        if self._gradients is not None:
+            nodes, bounds = finished(self._gradients, nodes, bounds)
         return Graph(nodes=nodes, where=lines, bounds=bounds, seed=self.seed)
 
     def unused_edits(self) -> list[Where]:
@@ -272,13 +340,21 @@ class Recorder:
         """When the last site of each invoke fires that is brought back."""
         if self.invokes is None:
             looked = [time for time, _ in self.looks.seen.values()]
-            return {0: max((self.saves.time, *looked))}
-        return last_needed(tuple(self.nodes), self.invokes.time, (Save, Guard, Log))
+            asked = self._gradients.time if self._gradients is not None else -1
+            return {0: max((self.saves.time, asked, *looked))}
+        return last_needed(tuple(self.nodes), self.invokes.time, (Save, Guard, Log, Stop, Backward))
 
     def deliver(self, saved: dict[str, Any]) -> dict[str, Any]:
         """Turns saved handles into the plain tensors of `saved`; returns results by name."""
         self.looks.run_prefix = None  # leads to the tracer, and with it to its results
-        return self.saves.deliver(saved)
+        results = self.saves.deliver(saved)
+        for cache in self.caches:
+            cache.receive(saved.get(cache._name))
+            results[cache._name] = cache
+        self.caches.clear()
+        if self._gradients is not None:
+            self._gradients.given.deliver(saved)
+        return results
 
     def fail(self, cause: BaseException | str) -> None:
         """Marks every handle as never filled."""
@@ -296,6 +372,20 @@ class Recorder:
 
     def _ended(self, value: Value) -> Exception:
         made = where(self.line_of(value._at))
+        if value._missed:
+            return self.not_reached("this value was not reached", made)
+        return self._without_numbers(made)
+
+    def unfilled(self, name: str, at: int) -> Exception:
+        """The error for a cache that is read before it is filled."""
+        if self.open:
+            return self.refusal(
+                f"the cache {name!r} was read inside its block, where it has no tensors yet",
+                "read it after the block; inside it read the sites themselves",
+            )
+        return self._without_numbers(where(self.line_of(at)))
+
+    def _without_numbers(self, made: Where) -> Exception:
         if isinstance(self.failure, NotFinishedError):
             return NotFinishedError(self.failure.message, line=made, fix=self.failure.fix)
         if self.failure is not None:
@@ -308,6 +398,15 @@ class Recorder:
             "this value was used after its block, but it was not saved",
             line=made,
             fix="add .save() to it in the block",
+        )
+
+    def not_reached(self, what: str, line: Any) -> NotReachedError:
+        """The error for what a stop has kept from happening."""
+        lines = [str(where(self.line_of(at))) for at in dict.fromkeys(self.stops)]
+        return NotReachedError(
+            f"{what}: the pass was stopped before it, at {' or '.join(lines) or 'a stop'}",
+            line=line,
+            fix="move the stop below what is needed",
         )
 
     def own(self, value: Value) -> Any:

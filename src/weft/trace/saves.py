@@ -13,7 +13,7 @@ from weakref import getweakrefcount
 
 import torch
 
-from weft.graph.node import Arg, Map, Save, Seq
+from weft.graph.node import Arg, Map, Ref, Save, Seq
 
 from .value import Value
 
@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 class _Record:
     """One name: the node's handles, and the container that the user sees under this name."""
 
-    __slots__ = ("container", "handles", "keys")
+    __slots__ = ("arg", "container", "handles", "keys")
 
-    def __init__(self, handles: list[list[Value]], container: Any) -> None:
+    def __init__(self, handles: list[list[Value]], container: Any, arg: Arg) -> None:
+        self.arg = arg
         self.handles = handles
         self.container = container
         self.keys: set[int] = {id(value) for group in handles for value in group}
@@ -52,11 +53,11 @@ class Saves:
         name = self._name(name)
         at = self.recorder.here()
         self.recorder.append(Save(name=name, value=value._ref, at=at))
-        self._seen(value)
+        self.seen(value)
         handle = self.recorder.handle(value)
         self._forget(value)
         group = self.groups[id(value)] = [handle, value]
-        self.records[name] = _Record([group], handle)
+        self.records[name] = _Record([group], handle, value._ref)
         return handle
 
     def tree(self, container: Any, name: str | None) -> Any:
@@ -68,8 +69,19 @@ class Saves:
         handles: list[list[Value]] = []
         arg = self._lower(container, handles)
         self.recorder.append(Save(name=name, value=arg, at=self.recorder.here()))
-        self.records[name] = _Record(handles, container)
+        self.records[name] = _Record(handles, container, arg)
         return container
+
+    def reserve(self, name: str | None, stem: str) -> str:
+        """A name for a save that is recorded later; `stem`, or the next of its kind, for None."""
+        if name is None:
+            name, number = stem, 2
+            while name in self.records:
+                name, number = f"{stem}.{number}", number + 1
+        else:
+            name = self._name(name)
+        self.records[name] = _Record([], None, None)
+        return name
 
     def close(self) -> None:
         """At the end of the block: what lists gained since, and client tensors written into."""
@@ -79,37 +91,43 @@ class Saves:
             fresh = [group for group in new if id(group[0]) not in record.keys]
             if fresh:
                 for group in fresh:
-                    self._seen(self.recorder.own(group[0]))
+                    self.seen(self.recorder.own(group[0]))
                 items = Seq("list", tuple([group[0]._ref for group in fresh]))
                 self.recorder.append(Save(name=f"{name}+", value=items))
-                self.records[f"{name}+"] = _Record(fresh, None)
+                self.records[f"{name}+"] = _Record(fresh, None, items)
         for number, client in enumerate(self.recorder.clients.dirty.values()):
             name = f"<{number}"
             self.recorder.append(Save(name=name, value=client._ref, at=client._at))
             self.backs[name] = client
-            self._seen(client)
+            self.seen(client)
 
     def deliver(self, saved: dict[str, Any]) -> dict[str, Any]:
         """Fills every handle; returns what the user saved, by name."""
         for name, record in self.records.items():
-            tensors: list[torch.Tensor] = []
-            _tensors_in(saved[name], tensors)
+            tensors: list[torch.Tensor | None] = []
+            _tensors_in(record.arg, saved.get(name), tensors)
             for group, tensor in zip(record.handles, tensors, strict=True):
+                if tensor is None:
+                    _miss(group)
+                    continue
                 for place in range(len(group)):
                     handle = group[place]
                     if place == 0 or sys.getrefcount(handle) > _ONLY_OURS:
                         _fill(handle, tensor)
         clients = self.recorder.clients
         for name, client in self.backs.items():
-            clients.give_back(client, saved[name])
+            if name in saved:
+                clients.give_back(client, saved[name])
         clients.settle()
         results = {n: r.container for n, r in self.records.items() if r.container is not None}
+        if self.recorder.stops:
+            results = {name: kept for name, kept in results.items() if not _is_missed(kept)}
         self.groups.clear()
         self.records.clear()  # a handle that the user keeps leads here, and must not keep results
         self.backs.clear()
         return results
 
-    def _seen(self, value: Any) -> None:
+    def seen(self, value: Any) -> None:
         """Keeps the firing index of the latest site that a save needs."""
         self.time = max(self.time, value._time, value._family.time)
 
@@ -137,7 +155,7 @@ class Saves:
             self._forget(item)
             group = self.groups[id(item)] = [item]
             handles.append(group)
-            self._seen(item)
+            self.seen(item)
             return item._ref
         if isinstance(item, (list, tuple)):
             form = "list" if isinstance(item, list) else "tuple"
@@ -158,21 +176,43 @@ def _values_in(item: Any, found: list[list[Value]]) -> None:
         _values_in(list(item.values()), found)
 
 
-def _tensors_in(item: Any, found: list[torch.Tensor]) -> None:
-    if isinstance(item, torch.Tensor):
-        found.append(item)
-    elif isinstance(item, (list, tuple)):
-        for one in item:
-            _tensors_in(one, found)
-    elif isinstance(item, dict):
-        _tensors_in(list(item.values()), found)
+def _tensors_in(arg: Arg, item: Any, found: list[torch.Tensor | None]) -> None:
+    """The tensors of a save, in the order of its handles; None for what was not reached."""
+    if isinstance(arg, Ref):
+        found.append(item if isinstance(item, torch.Tensor) else None)
+    elif isinstance(arg, Seq):
+        items = item if isinstance(item, (list, tuple)) else (None,) * len(arg.items)
+        for one, part in zip(arg.items, items, strict=True):
+            _tensors_in(one, part, found)
+    elif isinstance(arg, Map):
+        items = item.values() if isinstance(item, dict) else (None,) * len(arg.values)
+        for one, part in zip(arg.values, items, strict=True):
+            _tensors_in(one, part, found)
+
+
+def _miss(group: list[Value]) -> None:
+    """Marks handles on what was not reached."""
+    for handle in group:
+        if type(handle) is Value:
+            handle._missed = True
+
+
+def _is_missed(item: Any) -> bool:
+    """Whether nothing of a save was reached. Lists in it keep what was."""
+    if isinstance(item, list):
+        item[:] = [one for one in item if not _is_missed(one)]
+    elif isinstance(item, (tuple, dict)):
+        for one in item.values() if isinstance(item, dict) else item:
+            _is_missed(one)
+    return isinstance(item, Value) and item._missed
 
 
 def _fill(handle: Value, tensor: torch.Tensor) -> None:
     if type(handle) is not Value:
         return
     try:
-        _swap(handle, tensor.detach())
+        with torch.enable_grad():  # of a run that kept what autograd knows
+            _swap(handle, tensor.view_as(tensor) if tensor.requires_grad else tensor.detach())
     except RuntimeError:
         handle._real = tensor
 

@@ -26,7 +26,9 @@ from weft.kernels.aval import Aval, dtype_name
 from weft.signatures.structure import Opaque, Plain
 
 from .containers import Unreadable, flatten, hand_out
+from .flows import Flow
 from .lines import where
+from .skips import Span, refuse_inside
 from .times import FIRINGS
 from .value import Family, Value, make, short
 
@@ -81,13 +83,14 @@ class Sites:
         self.recorder = recorder
         self.invoke = recorder.invoke or 0
         self.states: dict[tuple[str, str, int | None], SiteState] = {}
+        self.skips: list[Span] = []
 
     def state(self, path: str, port: str, call: int | None) -> SiteState:
         """The site; `call` None means the module's only call."""
         key = (path, port, call)
         found = self.states.get(key)
         if found is None:
-            number = self._only_call(path, port) if call is None else call
+            number = self.only_call(path, port) if call is None else call
             found = self.states.get((path, port, number)) or self._open(path, port, number)
             self.states[key] = self.states[path, port, number] = found
         return found
@@ -128,12 +131,17 @@ class Sites:
         given = dict(flatten(value))
         expected = dict(state.signature.leaves)
         if given.keys() != expected.keys():
-            raise self._other_structure(state, list(expected), list(given))
+            raise self.other_structure(state, list(expected), list(given))
         for leaf, what in expected.items():
             if isinstance(what, Aval):
                 self.write_leaf(state.tensors[leaf], given[leaf])
-            elif not _same_plain(given[leaf], what):
-                raise self._not_a_tensor(state, leaf, given[leaf])
+            else:
+                self.check_plain(state, leaf, given[leaf], what)
+
+    def check_plain(self, state: SiteState, leaf: Leaf, given: Any, what: Any) -> None:
+        """Raises unless what is given for something that is no tensor is what stands there."""
+        if not _same_plain(given, what):
+            raise self._not_a_tensor(state, leaf, given)
 
     def write_leaf(self, state: LeafState, value: Any) -> None:
         """Rebinds one tensor of a site."""
@@ -143,9 +151,9 @@ class Sites:
             if isinstance(value, Value) and self._is_current(value, state):
                 return
         if not isinstance(value, torch.Tensor):
-            raise self._mismatch(state, f"a {type(value).__name__}")
+            raise self.mismatch(state, f"a {type(value).__name__}")
         source = value if isinstance(value, Value) else recorder.clients.use(value)
-        self._check_fit(state, source._aval)
+        self.check_fit(state, source._aval)
         self.check_edit(state, max(source._time, source._family.time), source)
         at = recorder.here()
         ref: Ref = source._ref
@@ -185,6 +193,9 @@ class Sites:
         state = family.leaf
         if state is None:
             return
+        if isinstance(state, Flow):
+            state.check_writable(family)
+            return
         if family.version != state.version:
             recorder = self.recorder
             raise StaleHandleError(
@@ -200,6 +211,9 @@ class Sites:
         state = family.leaf
         if state is None or family.root is None:
             return
+        if isinstance(state, Flow):
+            state.filled(family, at)
+            return
         site = state.site.site
         self.recorder.append(Fill(site=site, leaf=state.leaf, value=family.root, at=at))
         state.version += 1
@@ -213,7 +227,7 @@ class Sites:
         whole = value._ref == family.root
         return family.leaf is state and family.version == state.version and whole
 
-    def _only_call(self, path: str, port: str) -> int:
+    def only_call(self, path: str, port: str) -> int:
         calls = self.recorder.signature.calls(path)
         if calls > 1:
             raise self.recorder.refusal(
@@ -227,7 +241,7 @@ class Sites:
         recorder = self.recorder
         site = Site(path, port, call, invoke=self.invoke)
         try:
-            return SiteState(site, recorder.signature.site(path, port, call))
+            found = SiteState(site, recorder.signature.site(path, port, call))
         except LookupError:
             calls = recorder.signature.calls(path)
             times = "never called" if not calls else f"called {calls} times"
@@ -236,15 +250,18 @@ class Sites:
                 line=where(recorder.line()),
                 fix="use a module that runs; print(model) shows the tree",
             ) from None
+        if self.skips:
+            refuse_inside(self, found)
+        return found
 
-    def _check_fit(self, state: LeafState, aval: Aval) -> None:
+    def check_fit(self, state: LeafState, aval: Aval) -> None:
         if tuple(aval.shape) != tuple(state.aval.shape):
-            raise self._mismatch(state, short(aval))
+            raise self.mismatch(state, short(aval))
         floats = aval.dtype.is_floating_point and state.aval.dtype.is_floating_point
         if aval.dtype != state.aval.dtype and not floats:
-            raise self._mismatch(state, short(aval))
+            raise self.mismatch(state, short(aval))
 
-    def _mismatch(self, state: LeafState, got: str) -> WriteMismatchError:
+    def mismatch(self, state: LeafState, got: str) -> WriteMismatchError:
         return WriteMismatchError(
             f"{state} holds {short(state.aval)}, but {got} is written to it",
             line=where(self.recorder.line()),
@@ -252,7 +269,7 @@ class Sites:
             "to change a part of it use site[...] = value",
         )
 
-    def _other_structure(self, state: SiteState, want: list, got: list) -> WriteMismatchError:
+    def other_structure(self, state: SiteState, want: list, got: list) -> WriteMismatchError:
         return WriteMismatchError(
             f"{state.site} holds {_shape_of(want)}, but {_shape_of(got)} is written to it",
             line=where(self.recorder.line()),

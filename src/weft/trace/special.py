@@ -151,6 +151,22 @@ def _compare(recorder: Recorder, func: Any, args: tuple, kwargs: dict) -> Any:
     return recorder.operations.record(name, func, args, kwargs)
 
 
+def _gradients(recorder: Recorder, func: Any, args: tuple, kwargs: dict) -> Any:
+    """`torch.autograd.grad` and `Tensor.backward` on values."""
+    gradients = recorder.gradients
+    kwargs = {key: value for key, value in kwargs.items() if value is not None}
+    if func is torch.autograd.grad:
+        return gradients.autograd_grad(*args, **kwargs)
+    return gradients.backward(*args, **kwargs)
+
+
+def _wanted(recorder: Recorder, func: Any, args: tuple, kwargs: dict) -> Any:
+    """`requires_grad_()` and `retain_grad()`: every value has a gradient for who asks."""
+    if not isinstance(args[0], Value):
+        return func(*args, **kwargs)
+    return args[0] if func is torch.Tensor.requires_grad_ else None
+
+
 Handler = Callable[["Recorder", Any, tuple, dict], Any]
 
 HANDLERS: dict[Any, Handler] = {
@@ -163,6 +179,11 @@ HANDLERS: dict[Any, Handler] = {
     torch.Tensor.__iter__: _iter,
     torch.Tensor.__eq__: _compare,
     torch.Tensor.__ne__: _compare,
+    torch.autograd.grad: _gradients,
+    torch.Tensor.backward: _gradients,
+    torch.Tensor.requires_grad_: _wanted,
+    torch.Tensor.retain_grad: _wanted,
+    torch.Tensor.requires_grad.__set__: _wanted,  # type: ignore[attr-defined]
 }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from weft.graph.node import AnyNode, Call, Fill, Read, Ref, Write, inputs_of
+from weft.graph.node import AnyNode, Call, Fill, Read, Ref, Skip, Write, inputs_of
 from weft.graph.passes import roots
 from weft.graph.site import Site
 
@@ -40,7 +40,7 @@ def last_needed(
         elif isinstance(node, Call):
             for ref in node.writes:
                 _join(written.setdefault(owner.get(ref, ref), {}), found)
-        elif isinstance(node, (Write, Fill)):
+        elif isinstance(node, (Write, Fill, Skip)):
             found.pop(node.site.invoke, None)
             _join(last, found)
         elif isinstance(node, effects):

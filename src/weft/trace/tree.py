@@ -61,6 +61,7 @@ class Module:
             for name, child in module._modules.items()  # named_children leaves out second names
             if child is not None
         }
+        state["_aliases"] = {}  # further names of modules below: see `aliases`
         state.update(
             {k: v for k, v in self._children.items() if k not in PORTS and k.isidentifier()}
         )
@@ -99,6 +100,14 @@ class Module:
         """The single calls of a module that runs several times in one pass: `.calls[1].output`."""
         return Calls(self)
 
+    def skip(self, value: Any) -> None:
+        """The module does not run: its output is `value`, in the structure that it returns.
+
+        `value` may be made from the module's `.input` and all that comes before it. Sites inside
+        the module do not fire. Raises `LateEditError` for a value that comes later.
+        """
+        self._root.recorder(self._path, "skip").skip(self._path, value)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """In a block: the module applied to given values (a logit lens). Else: the real call."""
         recorder = current()
@@ -121,6 +130,11 @@ class Module:
         for child in self._children.values():
             yield from child.modules()
 
+    def named_modules(self) -> Iterator[tuple[str, Module]]:
+        """`(path, module)` of this module and all below it; "" is the root."""
+        for module in self.modules():
+            yield module._path, module
+
     @property
     def path(self) -> str:
         """The dotted path of the module; "" for the root."""
@@ -138,7 +152,7 @@ class Module:
         raise AttributeError(f"{self._path or 'the model'} has no site {name!r} to assign to")
 
     def _step(self, name: str) -> Any:
-        child = self._children.get(name)
+        child = self._children.get(name) or self._aliases.get(name)
         if child is not None:
             return child
         module = self._find(self._root.skeleton())
@@ -176,7 +190,8 @@ class Module:
         )
 
     def _nearest(self, name: str, wanted: str) -> list[str]:
-        children = difflib.get_close_matches(name, list(self._children), 3, 0.5)
+        names = [*self._aliases, *self._children]
+        children = difflib.get_close_matches(name, names, 3, 0.5)
         own = [f"{self._path}.{child}" if self._path else child for child in children]
         same = [path for path in self._root.paths if path.rpartition(".")[2] == name]
         far = difflib.get_close_matches(wanted, self._root.paths, 3, 0.5)
@@ -185,7 +200,7 @@ class Module:
     def __dir__(self) -> list[str]:
         module = self._find(self._root.skeleton())
         weights = [*module._parameters, *module._buffers]
-        return sorted({*object.__dir__(self), *self._children, *weights})
+        return sorted({*object.__dir__(self), *self._children, *self._aliases, *weights})
 
     def __repr__(self) -> str:
         return repr(self._find(self._root.skeleton()))
@@ -265,6 +280,11 @@ class Call:
     output = _port("output")
     input = _port("input")
     inputs = _port("inputs")
+
+    def skip(self, value: Any) -> None:
+        """As `Module.skip`, of this call."""
+        module = self._module
+        module._root.recorder(module._path, "skip").skip(module._path, value, self._index)
 
 
 def make_tree(root: Root, path: str, module: torch.nn.Module) -> Module:

@@ -18,6 +18,7 @@ from weft.graph.node import Ref
 from weft.kernels.aval import Aval, dtype_name
 
 if TYPE_CHECKING:
+    from .flows import Flow
     from .recorder import Recorder
     from .sites import LeafState
 
@@ -36,7 +37,7 @@ class Family:
         self.root = root
         self.time = time
         self.made = made
-        self.leaf: LeafState | None = None
+        self.leaf: LeafState | Flow | None = None
         self.version = 0
         self.written: int | None = None
         self.readonly: str | None = None
@@ -95,6 +96,7 @@ class Value(torch.Tensor):
     _time: int
     _at: int
     _bare: str | None = None
+    _missed: bool = False  # saved, but a stop came first
     _part: tuple[Ref, Any] | None = None
     _real: torch.Tensor | None = None
 
@@ -133,6 +135,24 @@ class Value(torch.Tensor):
     def device(self) -> torch.device:  # type: ignore[override]
         """Where results will live; never meta."""
         return self._rec.device
+
+    @property
+    def grad(self) -> Any:  # type: ignore[override]
+        """The gradient of this value: see `grads`."""
+        return self._rec.gradient_of(self)
+
+    @grad.setter
+    def grad(self, new: Any) -> None:
+        self._rec.set_gradient(self, new)
+
+    def backward(self, *args: Any, **options: Any) -> Any:  # type: ignore[override]
+        """As `Tensor.backward`; `with loss.backward():` has the gradients of this one as they flow.
+
+        gradient: that of the value itself, where it is not one number. create_graph: gradients can
+        be differentiated again. inputs: the client tensors that get a `.grad` (default: all that
+        require one). retain_graph: accepted; the history is kept while a later backward needs it.
+        """
+        return self._rec.backward(self, args, options)
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         if self._real is not None:

@@ -23,6 +23,7 @@ from torch import nn
 from weft.engine.draw import Drawn, draw, overwritten_by
 from weft.engine.kept import Kept
 from weft.engine.known import Known
+from weft.engine.merging import merger_of
 from weft.engine.opened import Opened, open_submit
 from weft.engine.weights import refuse_other_weights
 from weft.errors import CancelledError, ServerError, WeftError
@@ -162,6 +163,7 @@ class Worker:
                 self._net,
                 opened,
                 overwritten=told,
+                merger=merger_of(self._known),
                 limits=self._limits,
                 strict=strict,
                 on_log=pulse.log,

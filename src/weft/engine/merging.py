@@ -1,0 +1,240 @@
+"""Which invokes may share a forward of a language model, and where their rows lie in it.
+
+    run_all(graph, constants, net, calls, merger=merger_of(known))
+
+Two things must agree before rows of different prompts stand in one batch:
+
+- *facts*: the model is a causal decoder of a type that was verified, with an attention kernel, a
+  rope and weights that treat rows and positions alone, in eval mode; the prompts are plain tokens;
+- *a trial* (`engine.trial`): once for each model, prompts beside over-long ones and beside NaN,
+  infinities and 1e30 gave what they give alone, at every site that is offered.
+
+Where a row lies in a site comes from the signature's formulas. A site without a batch dimension, or
+without a formula, is not offered: an invoke that uses one runs alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import cache
+from typing import Any
+from weakref import WeakKeyDictionary, ref
+
+import torch
+from torch import Tensor, nn
+
+from weft.families.forward import PADDING_EXACT, LanguageFacts
+from weft.graph.site import Leaf, Site
+from weft.kernels.aval import Aval
+from weft.run.part import ModuleCall
+from weft.run.rows import Lot, Piece
+from weft.signatures.rows import dims_of
+from weft.signatures.signature import Signature, Signatures
+
+from .known import Known
+from .trial import Refused, trial
+
+LARGEST = 1 << 15
+"""Tokens of one shared forward, padding included; more invokes share several."""
+
+_KERNELS = ("eager", "sdpa")
+_ROPES = frozenset(("default", "linear", "llama3", "yarn", "proportional"))
+_KEYWORDS = frozenset(("input_ids", "use_cache"))
+
+
+class Merger:
+    """See the module's text and `run.rows.Merger`."""
+
+    def __init__(self, signatures: Signatures, facts: LanguageFacts) -> None:
+        self._their = ref(signatures)  # who knows a merger by its signatures must let go of them
+        self._facts = facts
+        self._trials: WeakKeyDictionary[nn.Module, tuple[Any, Refused | None]] = WeakKeyDictionary()
+
+    @property
+    def _signatures(self) -> Signatures:
+        found = self._their()
+        assert found is not None  # a model that is in use has them
+        return found
+
+    def keys(self, calls: Sequence[ModuleCall], module: nn.Module) -> list[Hashable | None]:
+        if not may_share(self._facts, module):
+            return [None] * len(calls)
+        return ["tokens" if _is_plain(call) else None for call in calls]
+
+    def order(self, calls: Sequence[ModuleCall]) -> Callable[[Site], int]:
+        signature = cache(lambda invoke: self._signature(calls[invoke]))
+        return lambda s: signature(s.invoke).site(s.path, s.port, s.call).index
+
+    def lot(
+        self,
+        invokes: Sequence[int],
+        calls: Sequence[ModuleCall],
+        leaves: Mapping[Site, Sequence[Leaf]],
+        module: nn.Module,
+    ) -> tuple[Lot | None, set[int]]:
+        refused = self._refused(module)
+        if refused is None:
+            return None, set(invokes)
+        return self.offered(invokes, calls, leaves, refused)
+
+    def offered(
+        self,
+        invokes: Sequence[int],
+        calls: Sequence[ModuleCall],
+        leaves: Mapping[Site, Sequence[Leaf]],
+        refused: Refused,
+    ) -> tuple[Lot | None, set[int]]:
+        """A lot without the sites that were refused."""
+        together = _together(invokes, calls, self._facts.pad)
+        if together is None:
+            return None, set(invokes)
+        call, places = together
+        found = self._signatures.formulas(call[0], dict(call[1]))
+        if found is None:
+            return None, set(invokes)
+        formulas, (batch, width) = found
+        whole = self._signature(call)
+        signatures = {one: self._signature(calls[one]) for one in invokes}
+        pieces: dict[tuple[Site, Leaf], Piece] = {}
+        alone: set[int] = set()
+        for site, named in leaves.items():
+            own = signatures[site.invoke]
+            for leaf in named:
+                key = site.path, site.port, site.call, leaf
+                piece = None
+                if key not in refused:
+                    size = (*places[site.invoke], batch, width)
+                    piece = _piece(formulas, site, leaf, whole, own, size)
+                if piece is None:
+                    alone.add(site.invoke)
+                else:
+                    pieces[site, leaf] = piece
+        left = [one for one in invokes if one not in alone]
+        if len(left) < 2:
+            return None, set(invokes)
+        if alone:
+            return self.offered(left, calls, _of(leaves, left), refused)[0], alone
+        return Lot(tuple(left), call, pieces), set()
+
+    def _signature(self, call: ModuleCall) -> Signature:
+        return self._signatures.for_call(call[0], dict(call[1]))
+
+    def _refused(self, module: nn.Module) -> Refused | None:
+        """The sites that the model's trial has refused; None where it must not be shared."""
+        state = _state(module, self._facts)
+        known = self._trials.get(module)
+        if known is None or known[0] != state:
+            known = self._trials[module] = state, trial(self, module, self._facts)
+        return known[1]
+
+
+def merger_of(known: Known) -> Merger | None:
+    """Who merges for a model; None where nobody does."""
+    return None if known.facts is None else merger(known.signatures, known.facts)
+
+
+def merger(signatures: Signatures, facts: LanguageFacts) -> Merger:
+    """The one merger of a model: it remembers the model's trial."""
+    found = _MERGERS.get(signatures)
+    if found is None:
+        found = _MERGERS[signatures] = Merger(signatures, facts)
+    return found
+
+
+_MERGERS: WeakKeyDictionary[Signatures, Merger] = WeakKeyDictionary()
+
+
+# -- facts ---------------------------------------------------------------------------------------
+
+
+def may_share(facts: LanguageFacts, module: nn.Module) -> bool:
+    """Whether all that is known of the model speaks for it."""
+    config = facts.config
+    return (
+        facts.model_type in PADDING_EXACT
+        and facts.attention in _KERNELS
+        and not any(one.training for one in module.modules())
+        and getattr(config, "quantization_config", None) is None
+        and _rope_kinds(config) <= _ROPES
+    )
+
+
+def _rope_kinds(config: Any) -> set[str]:
+    """The kinds of rotary embedding. Dynamic ones keep state, and follow the longest row."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope] if "rope_type" in rope else [v for v in rope.values() if isinstance(v, dict)]
+    return {kind.get("rope_type", "default") for kind in kinds}
+
+
+def _is_plain(call: ModuleCall) -> bool:
+    """Whether a call is nothing but tokens, none of them padding."""
+    args, kwargs = call
+    ids = kwargs.get("input_ids")
+    plain = not args and kwargs.keys() <= _KEYWORDS and not kwargs.get("use_cache")
+    return plain and isinstance(ids, Tensor) and ids.dim() == 2
+
+
+def _state(module: nn.Module, facts: LanguageFacts) -> Any:
+    first = next(module.parameters(), None)
+    where = None if first is None else (first.dtype, first.device)
+    return where, facts.attention, id(type(module).forward)
+
+
+# -- the call of all, and the pieces ---------------------------------------------------------------
+
+
+def _together(
+    invokes: Sequence[int], calls: Sequence[ModuleCall], pad: int
+) -> tuple[ModuleCall, dict[int, tuple[tuple[int, int], int]]] | None:
+    """The call for these invokes, and the (rows, length) of each; None where it is too large."""
+    ids: list[Any] = [calls[one][1]["input_ids"] for one in invokes]
+    width, batch = max([one.shape[1] for one in ids]), sum([len(one) for one in ids])
+    if batch * width > LARGEST:
+        return None
+    whole = torch.full((batch, width), pad, dtype=ids[0].dtype, device=ids[0].device)
+    places, start = {}, 0
+    for invoke, rows in zip(invokes, ids, strict=True):
+        stop = start + len(rows)
+        whole[start:stop, : rows.shape[1]] = rows
+        places[invoke] = (start, stop), rows.shape[1]
+        start = stop
+    return ((), {**calls[invokes[0]][1], "input_ids": whole}), places
+
+
+def _piece(
+    formulas: Any,
+    site: Site,
+    leaf: Leaf,
+    whole: Signature,
+    own: Signature,
+    size: tuple[tuple[int, int], int, int, int],
+) -> Piece | None:
+    """Where an invoke's part lies in a tensor; None where that is not certain."""
+    try:
+        there = whole.site(site.path, site.port, site.call)
+        here = own.site(site.path, site.port, site.call)
+    except LookupError:
+        return None
+    dims = dims_of(formulas, there.index, leaf)
+    aval = dict(here.tensors).get(leaf)
+    if dims is None or aval is None or here.tree != there.tree or here.index != there.index:
+        return None
+    if not any("B" in factors for factors in dims) or _overlaps(aval):
+        return None
+    rows, length, batch, width = size
+    sizes = {"B": rows[1] - rows[0], "S": length}
+    for factors, got in zip(dims, aval.shape, strict=True):
+        expected = 1
+        for factor in factors:
+            expected *= sizes.get(factor, factor)  # type: ignore[arg-type, operator]
+        if factors and expected != got:
+            return None
+    return Piece(dims, rows, length, batch, width, tuple(aval.shape), tuple(aval.stride))
+
+
+def _overlaps(aval: Aval) -> bool:
+    return any(n > 1 and s == 0 for n, s in zip(aval.shape, aval.stride, strict=True))
+
+
+def _of(leaves: Mapping[Site, Sequence[Leaf]], invokes: list[int]) -> dict[Site, Sequence[Leaf]]:
+    return {site: named for site, named in leaves.items() if site.invoke in invokes}

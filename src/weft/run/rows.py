@@ -1,0 +1,270 @@
+"""One forward for several invokes: each keeps its own rows, padded on the right.
+
+A causal model cannot see what stands to the right, so no mask is needed and the call is of the kind
+that each invoke has alone. What is handed out at a site is a private copy of the invoke's rows and
+positions, with the strides that they have alone; edits are written back to exactly these. Nothing
+that one invoke holds can reach a neighbour's memory.
+
+Which invokes may share a forward, and where their rows lie in each site, is not decided here: a
+`Merger` is asked (`engine.merging`), and what it does not offer runs alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+
+from weft.graph.node import Fill
+from weft.graph.site import Leaf, Site
+
+from .hooks import Drive
+from .part import ModuleCall, Part
+from .steps import Plan
+from .structure import at, replaced
+from .turns import reaches
+
+Dims = tuple[tuple["str | int", ...], ...]
+"""Of each dimension its factors: `B` (rows), `S` (positions), and numbers."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Where the rows of one invoke lie in a tensor of a shared forward.
+
+    `rows` and `length` are the invoke's own, `batch` and `width` those of the forward; `shape` and
+    `stride` are what the tensor has where the invoke runs alone.
+    """
+
+    dims: Dims
+    rows: tuple[int, int]
+    length: int
+    batch: int
+    width: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    def cut(self, whole: torch.Tensor) -> torch.Tensor:
+        """A private copy of the invoke's part."""
+        part = self._part(whole).reshape(self.shape)
+        extent = 1 + sum([(n - 1) * s for n, s in zip(self.shape, self.stride, strict=True)])
+        make = torch.empty_strided if extent == part.numel() else _zeros_strided
+        return make(self.shape, self.stride, dtype=whole.dtype, device=whole.device).copy_(part)
+
+    def put(self, whole: torch.Tensor, value: torch.Tensor) -> None:
+        """Writes the invoke's part."""
+        part = self._part(whole)
+        part.copy_(value.reshape(part.shape))
+
+    def _part(self, whole: torch.Tensor) -> torch.Tensor:
+        """A view of `whole`, with a dimension for each factor."""
+        sizes: list[int] = []
+        index: list[slice] = []
+        for factors, size in zip(self.dims, whole.shape, strict=True):
+            for factor in factors or (size,):
+                sizes.append({"B": self.batch, "S": self.width}.get(factor, factor))  # type: ignore[arg-type]
+                index.append(self._slice(factor))
+        return whole.view(sizes)[tuple(index)] if len(sizes) == whole.dim() else (
+            _split(whole, self.dims, sizes)[tuple(index)]
+        )  # fmt: skip
+
+    def _slice(self, factor: str | int) -> slice:
+        if factor == "B":
+            return slice(*self.rows)
+        return slice(0, self.length) if factor == "S" else slice(None)
+
+
+def _split(whole: torch.Tensor, dims: Dims, sizes: list[int]) -> torch.Tensor:
+    """`whole` with a dimension for each factor; splitting one is always a view."""
+    place = 0
+    for factors in dims:
+        count = max(len(factors), 1)
+        if count > 1:
+            whole = whole.unflatten(place, sizes[place : place + count])
+        place += count
+    return whole
+
+
+def _zeros_strided(shape: Any, stride: Any, **options: Any) -> torch.Tensor:
+    """As `empty_strided`, and what lies between its elements holds nobody's old numbers."""
+    extent = 1 + sum([(n - 1) * s for n, s in zip(shape, stride, strict=True)])
+    return torch.zeros(extent, **options).as_strided(shape, stride)
+
+
+@dataclass(frozen=True)
+class Lot:
+    """Invokes that share a forward, its call, and their pieces at each of their sites.
+
+    `linked`: an edit of one needs a value of another.
+    """
+
+    invokes: tuple[int, ...]
+    call: ModuleCall
+    pieces: Mapping[tuple[Site, Leaf], Piece]
+    linked: bool = True
+
+
+class Merger(Protocol):
+    """Says which invokes may share a forward."""
+
+    def keys(
+        self, calls: Sequence[ModuleCall], module: torch.nn.Module
+    ) -> Sequence[Hashable | None]:
+        """For each call: those of equal keys may share a forward; None runs alone."""
+        ...
+
+    def order(self, calls: Sequence[ModuleCall]) -> Callable[[Site], int]:
+        """Tells when a site fires, in forwards of its key."""
+        ...
+
+    def lot(
+        self,
+        invokes: Sequence[int],
+        calls: Sequence[ModuleCall],
+        leaves: Mapping[Site, Sequence[Leaf]],
+        module: torch.nn.Module,
+    ) -> tuple[Lot | None, set[int]]:
+        """The forward for these invokes, at whose sites these leaves are used, and those of them
+        that must run alone after all. No lot where fewer than two are left."""
+        ...
+
+
+class SharedPart(Part):
+    """The forward of a lot."""
+
+    def __init__(self, whole: Drive, lot: Lot) -> None:
+        super().__init__(whole, lot.invokes, *lot.call)
+        self._pieces = lot.pieces
+        self._linked = lot.linked
+        self._there: dict[tuple[str, str, int], list[Site]] = {}
+        for site in self._left:
+            self._there.setdefault((site.path, site.port, site.call), []).append(site)
+
+    def sites(self) -> list[Site]:
+        return [sites[0] for sites in self._there.values()]
+
+    def become(self, site: Site, structure: Any) -> Any:
+        """Lets each invoke see and change its rows; who needs another's comes after it."""
+        interpreter = self.interpreter
+        waiting = self._there.pop((site.path, site.port, site.call), [])
+        if not self._linked:
+            self.open.difference_update(waiting)
+            for one in waiting:
+                structure = self._one(one, structure)
+            return structure
+        while waiting:
+            free = [one for one in waiting if not interpreter.is_blocked(one)]
+            one = free[0] if free else waiting[0]  # the interpreter says why it cannot
+            waiting.remove(one)
+            self.open.discard(one)
+            structure = self._one(one, structure)
+        return structure
+
+    def _one(self, site: Site, structure: Any) -> Any:
+        plan = self.interpreter.plan
+        changes = changed_leaves(plan, site)
+        own = structure
+        wholes = {}
+        for leaf in leaves_of(plan, site):
+            whole = wholes[leaf] = at(structure, leaf)
+            own = replaced(own, leaf, self._pieces[site, leaf].cut(whole))
+        new = self.interpreter.fire(site, own)
+        for leaf, in_place in changes.items():
+            whole = wholes[leaf] if in_place else wholes[leaf].clone()
+            self._pieces[site, leaf].put(whole, at(new, leaf))
+            if not in_place:
+                structure = replaced(structure, leaf, whole)
+        return structure
+
+
+def leaves_of(plan: Plan, site: Site) -> list[Leaf]:
+    """The leaves of a site that a graph uses."""
+    steps: list[Any] = [plan.steps[index] for index in plan.sites[site].steps]
+    return list(dict.fromkeys([step.node.leaf for step in steps]))
+
+
+def changed_leaves(plan: Plan, site: Site) -> dict[Leaf, bool]:
+    """The leaves of a site that a graph changes, and whether all of it is done in place."""
+    found: dict[Leaf, bool] = {}
+    for index in plan.sites[site].effects:
+        step: Any = plan.steps[index]
+        leaf = step.node.leaf
+        found[leaf] = found.get(leaf, True) and step.kind is Fill
+    return found
+
+
+# -- which forwards there are ----------------------------------------------------------------------
+
+
+def lots(
+    plan: Plan,
+    groups: list[list[int]],
+    calls: Sequence[ModuleCall],
+    merger: Merger,
+    module: torch.nn.Module,
+) -> list[list[int] | Lot]:
+    """The forwards of a run, in order: lots, and groups of `turns.passes` that run by themselves.
+
+    A group joins others where it can go in step with them: every value it takes from one of them
+    comes at an earlier site, or at the same.
+    """
+    keys = merger.keys(calls, module)
+    known = {number for number, key in enumerate(keys) if key is not None}
+    try:
+        needs = reaches(plan, merger.order(calls), known)
+    except LookupError:  # a site that does not fire: the run says so
+        return list(groups)
+    found: list[list[int] | Lot] = []
+    levels = _levels(groups, keys, needs)
+    for (_, key), together in sorted(levels.items(), key=lambda item: item[0][0]):
+        if key in keys and sum(map(len, together)) > 1:
+            found += _lots_of(plan, together, calls, merger, module, needs)
+        else:
+            found += together
+    return found
+
+
+def _lots_of(
+    plan: Plan,
+    groups: list[list[int]],
+    calls: Sequence[ModuleCall],
+    merger: Merger,
+    module: torch.nn.Module,
+    needs: _Needs,
+) -> list[list[int] | Lot]:
+    invokes = [invoke for group in groups for invoke in group]
+    leaves = {s: leaves_of(plan, s) for s in plan.sites if s.invoke in invokes}
+    lot, alone = merger.lot(invokes, calls, leaves, module)
+    linked = any(needs[one].keys() & set(invokes) for one in invokes)
+    if lot is None or (alone and linked):
+        return list(groups)  # in their order, which is right for forwards of their own
+    return [*[[one] for one in alone], replace(lot, linked=linked)]
+
+
+_Needs = Mapping[int, Mapping[int, bool]]
+"""`turns.reaches`."""
+
+
+def _levels(
+    groups: list[list[int]], keys: Sequence[Hashable | None], needs: _Needs
+) -> dict[tuple[int, Hashable], list[list[int]]]:
+    """(level, key) -> groups that go in step. A level needs values of lower ones only."""
+    level: dict[int, int] = {}
+    found: dict[tuple[int, Hashable], list[list[int]]] = {}
+    for number, group in enumerate(groups):
+        key: Hashable = keys[group[0]]
+        same = all(keys[one] == key for one in group)
+        inside = all(ok for one in group for other, ok in needs[one].items() if other in group)
+        if key is None or not same or not inside:
+            key = ("alone", number)
+        mine = 0
+        for one in group:
+            for other, in_step in needs[one].items():
+                if other not in group:
+                    joins = in_step and keys[other] == key
+                    mine = max(mine, level[other] + (not joins))
+        level.update(dict.fromkeys(group, mine))
+        found.setdefault((mine, key), []).append(group)
+    return found

@@ -1,0 +1,166 @@
+"""Skips: modules that do not run in this call, whose output is a value of the graph.
+
+A skip acts when the module is about to begin, after the reads and edits of its arguments. Then the
+module's hooks fire as ever, so its output is a site like any other; only its `forward` is not
+called. No hook can prevent that, so while a run with skips is on its way, a `StandIn` stands in
+the `forward` of each module concerned. It asks whose call this is: any other run's, and anybody
+else's, goes through to the module's own forward. The last run that needs it takes it away.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from msgspec.structs import replace
+from torch.nn import Module
+
+from weft.errors import GraphError, WriteMismatchError
+from weft.graph.site import Leaf, Site, leaf_text
+
+from .frame import Frame, Held
+from .host import Told
+from .memory import Memory
+from .steps import Plan, Step
+from .structure import tensors
+
+NOTHING: Any = object()
+Hand = Callable[[Held], torch.Tensor]
+
+
+def begin_of(site: Site) -> Site:
+    """Where a module begins, of the site of its output."""
+    return replace(site, port="inputs")
+
+
+# -- values --------------------------------------------------------------------------------------
+
+
+def held_by(step: Step, memory: Memory, plan: Plan) -> list[Held]:
+    """The values of a skip as they are at this place in the program."""
+    env = memory.inputs(step)
+    found = []
+    for _, slot in step.args.slots:  # type: ignore[union-attr]
+        value = env[slot]
+        later = plan.is_written_after(slot, step.index)
+        found.append(Held(value.clone(), None) if later else Held(value, slot))
+    return found
+
+
+def output_of(step: Step, frame: Frame, hand: Hand, told: Told | None, line: object) -> Any:
+    """What the module gives in place of what it would: in its own structure, kinds and devices."""
+    node = step.node
+    device = next((tensor.device for tensor in tensors(frame.structure)), None)
+    values = {leaf: hand(held) for leaf, held in zip(node.leaves, frame.skipped, strict=True)}
+    signature = None if told is None else told.site(node.site)
+    if signature is None:
+        if tuple(values) != ((),):
+            raise GraphError(f"the structure of {node.site} is not known", line=line)
+        return values[()]
+    leaves = signature.leaves
+    if [leaf for leaf, what in leaves if hasattr(what, "dtype")] != list(values):
+        raise GraphError(f"a skip gives other tensors than {node.site} has", line=line)
+    found = [_leaf(node.site, leaf, what, values.get(leaf), device, line) for leaf, what in leaves]
+    return signature.rebuild(found)
+
+
+def _leaf(
+    site: Site, leaf: Leaf, what: Any, value: Any, device: torch.device | None, line: object
+) -> Any:
+    if value is None:
+        if not hasattr(what, "value"):
+            raise GraphError(f"{site}{leaf_text(leaf)} is a {what}; a graph cannot make it")
+        return what.value
+    floating = value.is_floating_point() and what.dtype.is_floating_point
+    if tuple(value.shape) != tuple(what.shape) or (value.dtype != what.dtype and not floating):
+        raise WriteMismatchError(
+            f"{site}{leaf_text(leaf)} is {what!r}, but {str(value.dtype)[6:]}{list(value.shape)} "
+            "is given for it",
+            line=line,
+        )
+    return value.to(device=device or value.device, dtype=what.dtype)
+
+
+# -- modules -------------------------------------------------------------------------------------
+
+
+class StandIn:
+    """In the place of a module's `forward`: `ask` gives what a call is to return, or `NOTHING`."""
+
+    def __init__(self, module: Module, ask: Callable[[Module], Any]) -> None:
+        self.users = 0
+        self._module = module
+        self._ask = ask
+        self.before = module.__dict__.get("forward")  # of accelerate, say
+        """What stood in the module itself; None where its class has the forward."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        found = self._ask(self._module)
+        if found is not NOTHING:
+            return found
+        if self.before is not None:
+            return self.before(*args, **kwargs)
+        return type(self._module).forward(self._module, *args, **kwargs)
+
+
+_LOCK = threading.Lock()
+
+
+def stand_in(module: Module, ask: Callable[[Module], Any]) -> None:
+    """From here on `ask` decides what calls of the module give, until `stand_down`."""
+    with _LOCK:
+        there = module.__dict__.get("forward")
+        if not isinstance(there, StandIn):
+            there = module.__dict__["forward"] = StandIn(module, ask)
+        there.users += 1
+
+
+def stand_down(module: Module) -> None:
+    """Undoes one `stand_in`; the last leaves the module as it was."""
+    with _LOCK:
+        there = module.__dict__.get("forward")
+        if not isinstance(there, StandIn):
+            return
+        there.users -= 1
+        if not there.users:
+            del module.__dict__["forward"]
+            if there.before is not None:
+                module.__dict__["forward"] = there.before
+
+
+class Skipping:
+    """The modules that one forward may skip. `calls` are its hooks, by path."""
+
+    def __init__(self, calls: Mapping[str, Any], told: Told | None) -> None:
+        self._calls = calls
+        self._told = told
+        self._skips: dict[int, list[tuple[Any, dict[int, Site]]]] = {}
+        self._modules: list[Module] = []
+
+    def add(self, module: Module, path: str, sites: Mapping[int, Site], ask: Any) -> None:
+        """Calls of a module, by number, that may be skipped."""
+        self._skips.setdefault(id(module), []).append((self._calls[path], dict(sites)))
+        stand_in(module, ask)
+        self._modules.append(module)
+
+    def remove(self) -> None:
+        while self._modules:
+            stand_down(self._modules.pop())
+
+    def instead(self, module: Module, given: dict[Site, Any]) -> Any:
+        """What the call of a module that has just begun is to give; or `NOTHING`."""
+        for calls, sites in self._skips.get(id(module), ()):
+            site = sites.get(calls.current)
+            if site in given:
+                self._pass_over(site)
+                return given.pop(site)
+        return NOTHING
+
+    def _pass_over(self, skipped: Site) -> None:
+        """Counts the calls that would have happened inside, so that later ones keep their names."""
+        inside = {} if self._told is None else self._told.inside(skipped)
+        for path, count in inside.items():
+            if path in self._calls:
+                self._calls[path].started += count
