@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from weft.errors import RemoteError, ServerAwayError, WeftError
     from weft.graph.node import Graph
     from weft.handles.anything import Model
+    from weft.handles.block import UnusedEditWarning
     from weft.handles.experiment import Experiment
     from weft.handles.language import LanguageModel
     from weft.handles.save import save
-    from weft.handles.tracer import Tracer, UnusedEditWarning
+    from weft.handles.tracer import Tracer
 
 __version__ = "0.1.0"
 
@@ -37,7 +38,7 @@ _HOMES = {
     "RemoteError": "weft.errors",
     "ServerAwayError": "weft.errors",
     "Tracer": "weft.handles.tracer",
-    "UnusedEditWarning": "weft.handles.tracer",
+    "UnusedEditWarning": "weft.handles.block",
     "WeftError": "weft.errors",
     "models": "weft.client.catalog",
     "save": "weft.handles.save",

@@ -20,18 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from weft.errors import (
-    FailedRunError,
-    NotFinishedError,
-    NotReachedError,
-    NotSavedError,
-    OutsideTraceError,
-    RecordingError,
-    UnsupportedOperationError,
-)
-from weft.graph.node import AnyNode, Backward, Bound, Graph, Guard, Log, Ref, Save, Stop
+from weft.errors import OutsideTraceError, RecordingError
+from weft.graph.node import Backward, Bound, Graph, Guard, Log, Save, Stop
 from weft.graph.site import Where
-from weft.kernels.table import NAMES, reason
+from weft.kernels.table import NAMES
 
 from . import special
 from .arguments import Walk, has
@@ -45,11 +37,12 @@ from .invokes import Invokes, Outside
 from .lines import frames_within, user_line, where
 from .looks import Looks
 from .operations import KINDS, Operations
+from .recording import Recording
 from .saves import Saves
 from .sites import Sites
 from .skips import record_skip, record_stop
 from .times import FIRINGS, last_needed
-from .value import Sizes, Value, make, short
+from .value import Sizes, Value, make
 
 if TYPE_CHECKING:
     from weft.signatures.signature import Signature
@@ -59,7 +52,7 @@ FACTORIES = frozenset(func for func, name in NAMES.items() if "factory" in KINDS
 RunPrefix = Callable[[Graph, dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 
 
-class Recorder:
+class Recorder(Recording):
     """Records one block. `device` is where results will live."""
 
     def __init__(
@@ -73,6 +66,7 @@ class Recorder:
         owner: object = None,
         grad: bool = False,
     ) -> None:
+        super().__init__()
         self.signature: Any = signature
         self.invoke: int | None = None if signature is None else 0
         """The invoke whose sites are meant now; None outside of all."""
@@ -82,17 +76,9 @@ class Recorder:
         self.owner = owner
         self.grad = grad
         """Whether what is saved stays connected to the client tensors it was made of."""
-        self.open = False
         self.entered = False
         self._blocks: set[Recorder] = set()
-        self.failure: BaseException | str | None = None
-        self.nodes: list[AnyNode] = []
-        self.lines: dict[tuple[str, int], int] = {}
-        self.bounds: dict[tuple[Ref, int], Bound] = {}
-        self.edits: list[tuple[int, int]] = []
         self.caches: list[Cache] = []
-        self.stops: list[int] = []
-        """Lines at which the block ends the pass."""
         self.calls: Sequence[Any] = ()
         """What the model is called with, for each invoke: `args` and `kwargs`."""
         self._gradients: Gradients | None = None
@@ -133,30 +119,6 @@ class Recorder:
         finally:
             if CURRENT.get() is self:
                 CURRENT.set(None)
-
-    # -- nodes and lines ---------------------------------------------------------------------
-
-    def append(self, node: AnyNode) -> Ref:
-        """Adds a node; returns the reference to its first result."""
-        self.nodes.append(node)
-        return Ref(len(self.nodes) - 1)
-
-    def line(self) -> tuple[str, int]:
-        return user_line()
-
-    def here(self) -> int:
-        """The index of the user's current line."""
-        line = user_line()
-        found = self.lines.get(line)
-        if found is None:
-            found = self.lines[line] = len(self.lines)
-        return found
-
-    def line_of(self, at: int) -> tuple[str, int]:
-        return list(self.lines)[at]
-
-    def refusal(self, message: str, fix: str) -> RecordingError:
-        return RecordingError(message, line=where(user_line()), fix=fix)
 
     # -- operations --------------------------------------------------------------------------
 
@@ -298,14 +260,6 @@ class Recorder:
         walk = Walk(self, "log")
         self.append(Log(parts=tuple([walk.lower(part) for part in parts]), at=self.here()))
 
-    def describe(self, value: Value) -> str:
-        node = self.nodes[value._ref.node]
-        origin = str(
-            getattr(node, "site", "") or getattr(node, "op", "") or node.__class__.__name__
-        )
-        state = "" if self.open else " (not saved)"
-        return f"{short(value._aval)} from {origin}{state}, {where(self.line_of(value._at))}"
-
     # -- the end -----------------------------------------------------------------------------
 
     def freeze(self) -> tuple[Graph, dict[str, torch.Tensor]]:
@@ -360,7 +314,7 @@ class Recorder:
         """Marks every handle as never filled."""
         self.failure = cause
 
-    # -- refusals ----------------------------------------------------------------------------
+    # -- what it does not record -------------------------------------------------------------
 
     def _after(self, func: Any, args: tuple, kwargs: dict) -> Any:
         """A torch call on handles of a block that has ended."""
@@ -369,72 +323,6 @@ class Recorder:
         if left is not None:
             raise left._rec._ended(left)
         return func(*reals[0], **reals[1])
-
-    def _ended(self, value: Value) -> Exception:
-        made = where(self.line_of(value._at))
-        if value._missed:
-            return self.not_reached("this value was not reached", made)
-        return self._without_numbers(made)
-
-    def unfilled(self, name: str, at: int) -> Exception:
-        """The error for a cache that is read before it is filled."""
-        if self.open:
-            return self.refusal(
-                f"the cache {name!r} was read inside its block, where it has no tensors yet",
-                "read it after the block; inside it read the sites themselves",
-            )
-        return self._without_numbers(where(self.line_of(at)))
-
-    def _without_numbers(self, made: Where) -> Exception:
-        if isinstance(self.failure, NotFinishedError):
-            return NotFinishedError(self.failure.message, line=made, fix=self.failure.fix)
-        if self.failure is not None:
-            return FailedRunError(
-                f"this value has no numbers, because its block did not finish: {self.failure}",
-                line=made,
-                fix="mend the cause and run the block again",
-            )
-        return NotSavedError(
-            "this value was used after its block, but it was not saved",
-            line=made,
-            fix="add .save() to it in the block",
-        )
-
-    def not_reached(self, what: str, line: Any) -> NotReachedError:
-        """The error for what a stop has kept from happening."""
-        lines = [str(where(self.line_of(at))) for at in dict.fromkeys(self.stops)]
-        return NotReachedError(
-            f"{what}: the pass was stopped before it, at {' or '.join(lines) or 'a stop'}",
-            line=line,
-            fix="move the stop below what is needed",
-        )
-
-    def own(self, value: Value) -> Any:
-        """`value` as this block may use it: the tensor, where an earlier block has filled it."""
-        if value._rec is self:
-            return value
-        if value._real is None:
-            raise self._foreign(value)
-        return value._real
-
-    def _foreign(self, value: Value) -> Exception:
-        other = value._rec
-        if not other.open:
-            return other._ended(value)
-        return self.refusal("a value of another open block was used", "save it there first")
-
-    def _unsupported(self, func: Any) -> Exception:
-        shown = getattr(func, "__qualname__", None) or getattr(func, "__name__", repr(func))
-        why = reason(func) or "it is not in the operation table"
-        return UnsupportedOperationError(
-            f"{shown} cannot be recorded: {why}",
-            line=where(user_line()),
-            fix="use another operation, or save the value and go on after the block",
-        )
-
-    def at_line(self, error: UnsupportedOperationError) -> Exception:
-        """A refusal of the kernels, which know no lines, with the user's."""
-        return UnsupportedOperationError(error.message, line=where(user_line()), fix=error.fix)
 
     def _refuse_transforms(self) -> None:
         what = special.active_transform()

@@ -1,0 +1,137 @@
+"""What is recorded, and whose line it was: nodes, lines, and the errors that name them.
+
+`Recorder` adds to it whatever makes nodes; a `Recording` alone says what has become of a value.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from weft.errors import (
+    FailedRunError,
+    NotFinishedError,
+    NotReachedError,
+    NotSavedError,
+    RecordingError,
+    UnsupportedOperationError,
+)
+from weft.graph.node import AnyNode, Bound, Ref
+from weft.graph.site import Where
+from weft.kernels.table import reason
+
+from .lines import user_line, where
+from .value import Value, short
+
+
+class Recording:
+    """See the module's text. `failure` says why its values will have no numbers."""
+
+    def __init__(self) -> None:
+        self.open = False
+        self.failure: BaseException | str | None = None
+        self.nodes: list[AnyNode] = []
+        self.lines: dict[tuple[str, int], int] = {}
+        self.bounds: dict[tuple[Ref, int], Bound] = {}
+        self.edits: list[tuple[int, int]] = []
+        self.stops: list[int] = []
+        """Lines at which the block ends the pass."""
+
+    # -- nodes and lines ---------------------------------------------------------------------
+
+    def append(self, node: AnyNode) -> Ref:
+        """Adds a node; returns the reference to its first result."""
+        self.nodes.append(node)
+        return Ref(len(self.nodes) - 1)
+
+    def line(self) -> tuple[str, int]:
+        return user_line()
+
+    def here(self) -> int:
+        """The index of the user's current line."""
+        line = user_line()
+        found = self.lines.get(line)
+        if found is None:
+            found = self.lines[line] = len(self.lines)
+        return found
+
+    def line_of(self, at: int) -> tuple[str, int]:
+        return list(self.lines)[at]
+
+    def refusal(self, message: str, fix: str) -> RecordingError:
+        return RecordingError(message, line=where(user_line()), fix=fix)
+
+    def describe(self, value: Value) -> str:
+        node = self.nodes[value._ref.node]
+        origin = str(
+            getattr(node, "site", "") or getattr(node, "op", "") or node.__class__.__name__
+        )
+        state = "" if self.open else " (not saved)"
+        return f"{short(value._aval)} from {origin}{state}, {where(self.line_of(value._at))}"
+
+    # -- errors ------------------------------------------------------------------------------
+
+    def _ended(self, value: Value) -> Exception:
+        made = where(self.line_of(value._at))
+        if value._missed:
+            return self.not_reached("this value was not reached", made)
+        return self._without_numbers(made)
+
+    def unfilled(self, name: str, at: int) -> Exception:
+        """The error for a cache that is read before it is filled."""
+        if self.open:
+            return self.refusal(
+                f"the cache {name!r} was read inside its block, where it has no tensors yet",
+                "read it after the block; inside it read the sites themselves",
+            )
+        return self._without_numbers(where(self.line_of(at)))
+
+    def _without_numbers(self, made: Where) -> Exception:
+        if isinstance(self.failure, NotFinishedError):
+            return NotFinishedError(self.failure.message, line=made, fix=self.failure.fix)
+        if self.failure is not None:
+            return FailedRunError(
+                f"this value has no numbers, because its block did not finish: {self.failure}",
+                line=made,
+                fix="mend the cause and run the block again",
+            )
+        return NotSavedError(
+            "this value was used after its block, but it was not saved",
+            line=made,
+            fix="add .save() to it in the block",
+        )
+
+    def not_reached(self, what: str, line: Any) -> NotReachedError:
+        """The error for what a stop has kept from happening."""
+        lines = [str(where(self.line_of(at))) for at in dict.fromkeys(self.stops)]
+        return NotReachedError(
+            f"{what}: the pass was stopped before it, at {' or '.join(lines) or 'a stop'}",
+            line=line,
+            fix="move the stop below what is needed",
+        )
+
+    def own(self, value: Value) -> Any:
+        """`value` as this block may use it: the tensor, where an earlier block has filled it."""
+        if value._rec is self:
+            return value
+        if value._real is None:
+            raise self._foreign(value)
+        return value._real
+
+    def _foreign(self, value: Value) -> Exception:
+        other = value._rec
+        if not other.open:
+            return other._ended(value)
+        return self.refusal("a value of another open block was used", "save it there first")
+
+    def _unsupported(self, func: Any) -> Exception:
+        shown = getattr(func, "__qualname__", None) or getattr(func, "__name__", repr(func))
+        why = reason(func) or "it is not in the operation table"
+        return UnsupportedOperationError(
+            f"{shown} cannot be recorded: {why}",
+            line=where(user_line()),
+            fix="use another operation, or save the value and go on after the block",
+        )
+
+    def at_line(self, error: UnsupportedOperationError) -> Exception:
+        """A refusal of the kernels, which know no lines, with the user's."""
+        return UnsupportedOperationError(error.message, line=where(user_line()), fix=error.fix)
