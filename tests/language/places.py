@@ -45,9 +45,9 @@ class Place:
     def tidy(self) -> None:
         """Forgets the models that a test has made itself."""
 
-    def language(self, net: Any, tokenizer: Any = None) -> Any:
+    def language(self, net: Any, tokenizer: Any = None, **options: Any) -> Any:
         """A handle on a language model."""
-        return weft.LanguageModel(net, tokenizer=tokenizer)
+        return weft.LanguageModel(net, tokenizer=tokenizer, **options)
 
 
 class OnServer(Place):
@@ -80,10 +80,10 @@ class OnServer(Place):
             self._server.remove(id)
         self._made.clear()
 
-    def language(self, net: Any, tokenizer: Any = None) -> Any:
-        id = self._deploy(net, tokenizer)
-        self._kept[net] = id
-        return LanguageModel(id, remote=self._server.url)
+    def language(self, net: Any, tokenizer: Any = None, **options: Any) -> Any:
+        if net not in self._kept:
+            self._kept[net] = self._deploy(net, tokenizer)
+        return LanguageModel(self._kept[net], remote=self._server.url, **options)
 
     def _deploy(self, net: Any, tokenizer: Any = None) -> str:
         id = f"net-{next(self._numbers)}"

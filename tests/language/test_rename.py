@@ -15,9 +15,9 @@ NAMES = {"transformer.h": "layers", "lm_head": "head", "mlp": ["ffn", "feed"], "
 
 
 @pytest.fixture
-def named(gpt2):
+def named(place, gpt2):
     """The same model under other names."""
-    return weft.LanguageModel(gpt2.net, rename=NAMES)
+    return place.language(gpt2.net, rename=NAMES)
 
 
 def test_sites_under_other_names(gpt2, named):
