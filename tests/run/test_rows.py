@@ -64,6 +64,14 @@ def test_what_is_put_changes_nothing_else(name):
     assert torch.equal(whole, before)
 
 
+def test_a_tensor_of_other_sizes_is_refused():
+    """Rows are not cut out of what the formulas do not describe."""
+    one = piece((("B",), ("S",), ()), (2, 3, 4))
+    for size in ((B + 1, S, 4), (B, S - 1, 4), (B * S, 4)):
+        with pytest.raises((ValueError, RuntimeError)):
+            one.cut(torch.randn(size))
+
+
 def test_a_cut_has_the_strides_that_it_has_alone():
     """Heads that alone are a transposed view of a contiguous tensor."""
     alone = torch.randn(2, 4, 2, 3).transpose(1, 2)

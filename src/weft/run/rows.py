@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from math import prod
 from typing import Any, Protocol
 
 import torch
@@ -46,12 +48,21 @@ class Piece:
     shape: tuple[int, ...]
     stride: tuple[int, ...]
 
+    @cached_property
+    def _make(self) -> Callable[..., torch.Tensor]:
+        extent = 1 + sum([(n - 1) * s for n, s in zip(self.shape, self.stride, strict=True)])
+        return torch.empty_strided if extent == prod(self.shape) else _zeros_strided
+
+    @cached_property
+    def _index(self) -> tuple[slice, ...]:
+        """The part, in a view with a dimension for each factor."""
+        return tuple([self._slice(factor) for factors in self.dims for factor in factors or (-1,)])
+
     def cut(self, whole: torch.Tensor) -> torch.Tensor:
         """A private copy of the invoke's part."""
         part = self._part(whole).reshape(self.shape)
-        extent = 1 + sum([(n - 1) * s for n, s in zip(self.shape, self.stride, strict=True)])
-        make = torch.empty_strided if extent == part.numel() else _zeros_strided
-        return make(self.shape, self.stride, dtype=whole.dtype, device=whole.device).copy_(part)
+        own = self._make(self.shape, self.stride, dtype=whole.dtype, device=whole.device)
+        return own.copy_(part)
 
     def put(self, whole: torch.Tensor, value: torch.Tensor) -> None:
         """Writes the invoke's part."""
@@ -60,15 +71,18 @@ class Piece:
 
     def _part(self, whole: torch.Tensor) -> torch.Tensor:
         """A view of `whole`, with a dimension for each factor."""
-        sizes: list[int] = []
-        index: list[slice] = []
-        for factors, size in zip(self.dims, whole.shape, strict=True):
-            for factor in factors or (size,):
-                sizes.append({"B": self.batch, "S": self.width}.get(factor, factor))  # type: ignore[arg-type]
-                index.append(self._slice(factor))
-        return whole.view(sizes)[tuple(index)] if len(sizes) == whole.dim() else (
-            _split(whole, self.dims, sizes)[tuple(index)]
-        )  # fmt: skip
+        sizes = self._sizes
+        view = whole if len(sizes) == whole.dim() else _split(whole, self.dims, sizes)
+        for size, got in zip(sizes, view.shape, strict=True):
+            if size not in (got, -1):
+                raise ValueError(f"a tensor of {list(whole.shape)} is not of the sizes {sizes}")
+        return view[self._index]
+
+    @cached_property
+    def _sizes(self) -> list[int]:
+        """The size of each factor; -1 where a dimension is everybody's."""
+        named = {"B": self.batch, "S": self.width}
+        return [named.get(factor, factor) for factors in self.dims for factor in factors or (-1,)]  # type: ignore[arg-type, misc]
 
     def _slice(self, factor: str | int) -> slice:
         if factor == "B":
