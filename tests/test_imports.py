@@ -31,7 +31,7 @@ LAYERS: dict[str, set[str]] = {
     "client/loopback": {"settings", "graph", "wire", "kernels/frames", "engine"},
     "handles": {
         *("settings", "graph", "kernels", "wire", "signatures", "trace", "families", "client"),
-        *("run/price", "run/turns", "engine"),
+        *("run/estimate", "run/turns", "engine"),
     },
     "service": set(),
     "service/jobs": {"graph"},

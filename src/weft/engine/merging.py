@@ -16,6 +16,7 @@ without a formula, is not offered: an invoke that uses one runs alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from copy import copy
 from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary, ref
@@ -119,11 +120,21 @@ class Merger:
     def _signature(self, call: ModuleCall) -> Signature:
         return self._signatures.for_call(call[0], dict(call[1]))
 
+    tries = True
+
+    def untried(self) -> Merger:
+        """As this one, but where the model has had no trial it is taken to pass it."""
+        found = copy(self)
+        found.tries = False
+        return found
+
     def _refused(self, module: nn.Module) -> Refused | None:
         """The sites that the model's trial has refused; None where it must not be shared."""
         state = _state(module, self._facts)
         known = self._trials.get(module)
         if known is None or known[0] != state:
+            if not self.tries:
+                return set()
             known = self._trials[module] = state, trial(self, module, self._facts)
         return known[1]
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import itertools
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -26,7 +25,7 @@ from weft.errors import (
 from weft.graph.node import Apply, Backward, Fill, Graph, Param, Read, Write
 from weft.graph.site import Leaf, Site, Where, leaf_text
 from weft.kernels.aval import Aval, aval_of, dtype_name
-from weft.kernels.forms import avals_in
+from weft.kernels.cost import module_flops
 from weft.signatures.signature import Signature, SiteSignature
 
 from .known import Known
@@ -207,9 +206,8 @@ class Places:
         return [what for _, what in found.leaves if isinstance(what, Aval)]
 
     def flops_of(self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-        """What applying a module costs, nearly: each parameter meets each row of the argument."""
-        rows = [_rows(aval) for aval in avals_in((args, kwargs))]
-        return 2 * self._tree.size(path) * max(rows, default=1)
+        """What applying a module costs, nearly."""
+        return module_flops(self._tree.size(path), args, kwargs)
 
     def _unknown(
         self, what: str, path: str, paths: dict[str, Any], line: Where | None
@@ -217,12 +215,6 @@ class Places:
         near = difflib.get_close_matches(path, paths, 3, 0.5) if len(path) <= _NEAR else []
         fix = f"the nearest are {', '.join(near)}" if near else "print(model) shows the tree"
         return UnknownPathError(f"the model has no {what} {text_of(path)}", line=line, fix=fix)
-
-
-def _rows(aval: Aval) -> int:
-    """Vectors in an argument; integers are ids of vectors."""
-    floating = aval.dtype.is_floating_point or aval.dtype.is_complex
-    return math.prod(aval.shape[:-1] if floating else aval.shape)
 
 
 def _nbytes(what: Any) -> int:

@@ -14,7 +14,13 @@ import torch
 
 from weft.client.backend import Reply, Request
 from weft.client.core import Traffic
-from weft.errors import LookError, NotFinishedError, RemoteLookWarning, WeftError
+from weft.errors import (
+    FailedRunError,
+    LookError,
+    NotFinishedError,
+    RemoteLookWarning,
+    WeftError,
+)
 from weft.families.call import ModelCall
 from weft.graph.node import Const, Graph
 from weft.graph.passes import asks_nothing, prune
@@ -142,7 +148,7 @@ class Block:
         if len(self._calls) > 1:
             check_turns(graph, firing_index(self._signatures))
         if not self._runs:
-            recorder.fail("the block was recorded without being run")
+            recorder.fail(_scanned())
             return None
         self._warn_unused()
         request = self._request(graph, constants)
@@ -264,6 +270,13 @@ def lean(
 def firing_index(signatures: Sequence[Signature]) -> Callable[[Site], int]:
     """The position of a site in the firing order of its invoke."""
     return lambda site: signatures[site.invoke].site(site.path, site.port, site.call).index
+
+
+def _scanned() -> FailedRunError:
+    return FailedRunError(
+        "this value has no numbers: its block was only scanned",
+        fix="use model.trace(...), which runs the block",
+    )
 
 
 def _refuse_look(graph: Graph, constants: dict[str, torch.Tensor]) -> dict[str, Any]:

@@ -9,14 +9,14 @@ import torch
 
 from weft.errors import UnknownOptionError
 from weft.families.call import ModelCall
-from weft.graph.passes import prune
-from weft.run.price import Price, price
+from weft.run.estimate import Estimate
 from weft.trace.caches import Cache, Spec, paths_of
 from weft.trace.lines import user_line, where
 
-from .block import Block, firing_index, lean
+from .block import Block, lean
 from .experiment import Experiment
 from .invoke import Invoke, mask_of
+from .planning import estimated
 
 
 class Tracer(Block):
@@ -170,7 +170,11 @@ class Tracer(Block):
         graph, constants = lean(graph, constants)
         return Experiment(graph, {key: tensor.clone() for key, tensor in constants.items()})
 
-    def plan(self) -> Price:
-        """What the recorded graph costs, before it runs: sites, operations, bytes, peak memory."""
+    def plan(self) -> Estimate:
+        """What the recorded graph costs, before it runs: by line, by site, and in all.
+
+        `print` shows it, a notebook too: sites, operations, flops, bytes, peak memory, where the
+        pass ends, and which invokes share one.
+        """
         graph = self._frozen[0] if self._frozen is not None else self._recorder.graph()
-        return price(prune(graph), firing_index(self._signatures))
+        return estimated(self._handle, graph, self._calls, self._signatures, self._alone)

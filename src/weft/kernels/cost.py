@@ -45,6 +45,17 @@ class Sizes(NamedTuple):
 Rule = Callable[[Sizes], int]
 
 
+def module_flops(parameters: int, args: Any, kwargs: Any) -> int:
+    """What applying a module costs, nearly: each parameter meets each row of the argument."""
+    return 2 * parameters * max(map(_rows, avals_in((args, kwargs))), default=1)
+
+
+def _rows(aval: Aval) -> int:
+    """Vectors in an argument; integers are ids of vectors."""
+    floating = aval.dtype.is_floating_point or aval.dtype.is_complex
+    return prod(aval.shape[:-1] if floating else aval.shape)
+
+
 def cost(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], outcome: Outcome) -> Cost:
     """The cost of a call, whose arguments have `Aval`s in place of tensors."""
     avals = avals_in((args, kwargs))

@@ -33,6 +33,7 @@ from weft.graph.site import Leaf, Site
 from .hooks import Drive, Results, normal_mode, run
 from .part import ModuleCall, Part
 from .rows import Lot, Merger, SharedPart, lots
+from .steps import Plan
 from .structure import mapped
 from .turns import passes
 from .watch import Watch
@@ -85,6 +86,18 @@ _MERGED = frozenset((Read, Write, Fill, Call, Apply, Param, Const, Guard, Save, 
 """Nodes that mean the same where a forward is shared. A gradient is of one's own forward."""
 
 
+def forwards(
+    plan: Plan, calls: Sequence[ModuleCall], merger: Merger | None, module: Module
+) -> Sequence[list[int] | Lot]:
+    """The forwards of a run, in order: lots, and groups whose forwards take turns."""
+    groups = passes(plan)
+    if merger is None or len({site.invoke for site in plan.sites}) < 2:
+        return groups
+    if any(step is not None and step.kind not in _MERGED for step in plan.steps):
+        return groups
+    return lots(plan, groups, calls, merger, module)
+
+
 class _Block:
     """One run of several forwards."""
 
@@ -106,13 +119,8 @@ class _Block:
 
     def _forwards(self) -> Sequence[list[int] | Lot]:
         """The forwards to run, in order."""
-        plan = self._whole.interpreter.plan
-        groups = passes(plan)
-        if self._merger is None or len({site.invoke for site in plan.sites}) < 2:
-            return groups
-        if any(step is not None and step.kind not in _MERGED for step in plan.steps):
-            return groups
-        return lots(plan, groups, self._calls, self._merger, self._whole.module)
+        whole = self._whole
+        return forwards(whole.interpreter.plan, self._calls, self._merger, whole.module)
 
     def _forward(self, group: list[int] | Lot) -> Site | None:
         """Runs the forwards of these invokes; says where the last could stop."""

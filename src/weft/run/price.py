@@ -30,8 +30,9 @@ class Price(NamedTuple):
     peak_bytes: int
     ends: Site | None
 
-    def __str__(self) -> str:
-        rows = [
+    def rows(self) -> list[tuple[str, str]]:
+        """What it says, as (name, text)."""
+        return [
             ("sites", f"{self.sites}"),
             ("operations", f"{self.operations}"),
             ("flops", short(self.flops, 1000, "")),
@@ -40,7 +41,9 @@ class Price(NamedTuple):
             ("peak memory", short(self.peak_bytes, 1024, "B")),
             ("ends at", "no site is needed" if self.ends is None else str(self.ends)),
         ]
-        return "\n".join(f"{name:<12} {text}" for name, text in rows)
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name:<12} {text}" for name, text in self.rows())
 
 
 def price(graph: Graph, order: Order) -> Price:

@@ -86,8 +86,8 @@ class Recording:
         return self._without_numbers(where(self.line_of(at)))
 
     def _without_numbers(self, made: Where) -> Exception:
-        if isinstance(self.failure, NotFinishedError):
-            return NotFinishedError(self.failure.message, line=made, fix=self.failure.fix)
+        if isinstance(self.failure, (NotFinishedError, FailedRunError)):
+            return type(self.failure)(self.failure.message, line=made, fix=self.failure.fix)
         if self.failure is not None:
             return FailedRunError(
                 f"this value has no numbers, because its block did not finish: {self.failure}",
