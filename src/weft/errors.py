@@ -139,6 +139,12 @@ class SiteMismatchError(WeftError, RuntimeError):
     code = "site-mismatch"
 
 
+class SamplingError(WeftError, RuntimeError):
+    """Logits from which no token can be drawn."""
+
+    code = "sampling"
+
+
 class OverwrittenError(WeftError, RuntimeError):
     """The model changed a tensor in place after it was read, before it was used."""
 
