@@ -35,7 +35,15 @@ _OTHERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "mamba": (
         "MambaForCausalLM",
         "Mamba",
-        {"hidden_size": 32, "num_hidden_layers": LAYERS, "state_size": 8, "time_step_rank": 4},
+        {
+            "hidden_size": 32,
+            "num_hidden_layers": LAYERS,
+            "state_size": 8,
+            "time_step_rank": 4,
+            # Hidden states of float32 beside layers of bfloat16 are exact but for few numbers, and
+            # the largest error of few numbers is chance.
+            "residual_in_fp32": False,
+        },
     ),
     "bert": (
         "BertForMaskedLM",
@@ -170,15 +178,4 @@ def _build(name: str, dtype: torch.dtype) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         net = getattr(transformers, kind)(config)
     zoo.randomize(net, seed=0)
-    if name == "mamba":
-        _widen(net)
     return net.to(dtype).eval()
-
-
-@torch.no_grad()
-def _widen(net: nn.Module) -> None:
-    """Makes what mixers add as large as what they add it to: a product of five small matrices would
-    else vanish in the residual stream, which is in float32, and rounding with it."""
-    for path, module in net.named_modules():
-        if path.endswith(("in_proj", "out_proj")):
-            module.weight.mul_(3)  # type: ignore[operator]
