@@ -134,6 +134,7 @@ def test_arguments_are_passed_on():
     assert run.command_plan("test", []) == [[run.PYTHON, "-m", "pytest", *run.SIDE_BY_SIDE]]
     assert run.command_plan("test", ["-k", "x"]) == [[run.PYTHON, "-m", "pytest", "-k", "x"]]
     assert run.command_plan("bench", ["a"]) == [[run.PYTHON, "-m", "benchmarks", "a"]]
+    assert run.command_plan("conformance", []) == [[run.PYTHON, "-m", "tests.conformance"]]
     assert run.command_plan("python", ["-V"]) == [[run.PYTHON, "-V"]]
     assert run.command_plan("demo", [])[0][1:] == ["demo"]
 
@@ -149,7 +150,7 @@ def test_an_unknown_command_is_refused_before_anything_is_installed():
 def test_help_shows_every_command():
     done = subprocess.run([sys.executable, str(ROOT / "run")], capture_output=True, text=True)
     assert done.returncode == 0
-    for name in ("demo", "test", "bench", "lint", "python", "help"):
+    for name in ("demo", "test", "bench", "conformance", "lint", "python", "help"):
         assert f"./run {name}" in done.stdout
         if name != "help":
             assert run.command_plan(name, [])

@@ -51,6 +51,7 @@ LATENT |= {"n_group": 2, "topk_group": 1}
 MORE: dict[str, dict] = {
     "apertus": {},
     "arcee": {},
+    "bert": {},
     "biogpt": {},
     "codegen": {},
     "cohere": {},
@@ -70,6 +71,7 @@ MORE: dict[str, dict] = {
     "granite": {},
     "granitemoe": {},
     "helium": {},
+    "mamba": {"state_size": 8, "time_step_rank": 4},
     "ministral3": {},
     "mpt": {},
     "nemotron": {},
@@ -93,7 +95,8 @@ def small(model_type):
     arguments = {name: value for name, value in SMALL.items() if hasattr(known, name)}
     if getattr(known, "sliding_window", None) is None:
         arguments.pop("sliding_window", None)
-    if kinds := getattr(known, "layer_types", None):
+    settable = not isinstance(getattr(cls, "layer_types", None), property)
+    if (kinds := getattr(known, "layer_types", None)) and settable:
         arguments["layer_types"] = (sorted(set(kinds)) * 3)[:3]
     arguments |= MORE[model_type]
     config = cls(**{name: value for name, value in arguments.items() if value is not None})

@@ -24,7 +24,7 @@ from weakref import WeakKeyDictionary, ref
 import torch
 from torch import Tensor, nn
 
-from weft.families.forward import PADDING_EXACT, LanguageFacts
+from weft.families.forward import PADDING_EXACT, SEES_BOTH_SIDES, LanguageFacts
 from weft.graph.site import Leaf, Site
 from weft.kernels.aval import Aval
 from weft.run.part import ModuleCall
@@ -162,7 +162,7 @@ def may_share(facts: LanguageFacts, module: nn.Module) -> bool:
     """Whether all that is known of the model speaks for it."""
     config = facts.config
     return (
-        facts.model_type in PADDING_EXACT
+        facts.model_type in PADDING_EXACT - SEES_BOTH_SIDES
         and facts.attention in _KERNELS
         and not _trains(module)
         and getattr(config, "quantization_config", None) is None

@@ -128,19 +128,33 @@ DEFAULT_OPTIONS = ForwardOptions()
 
 # Tables of learned or precomputed positions: an index past the end fails in the middle of a model.
 _TABLE_OF_POSITIONS = frozenset(
-    {"gpt2", "opt", "gpt_neo", "gpt_bigcode", "gptj", "codegen", "biogpt", "openai-gpt", "ctrl"}
+    {
+        "bert",
+        "biogpt",
+        "codegen",
+        "ctrl",
+        "gpt2",
+        "gpt_bigcode",
+        "gpt_neo",
+        "gptj",
+        "openai-gpt",
+        "opt",
+    }
 )
 
 # Types whose padded rows were shown to equal the row alone, one test each (tests/families). bloom
 # and mpt take no position ids: their alibi is found in the mask, or needs none.
 _PADDING_EXACT = """
-    apertus arcee biogpt bloom codegen cohere cohere2 deepseek_v2 deepseek_v3 ernie4_5 exaone4
+    apertus arcee bert biogpt bloom codegen cohere cohere2 deepseek_v2 deepseek_v3 ernie4_5 exaone4
     falcon gemma gemma2 gemma3_text glm glm4 glm4_moe gpt2 gpt_bigcode gpt_neo gpt_neox gpt_oss
-    gptj granite granitemoe helium llama ministral3 mistral mixtral mpt nemotron olmo olmo2
+    gptj granite granitemoe helium llama mamba ministral3 mistral mixtral mpt nemotron olmo olmo2
     olmo3 olmoe opt persimmon phi phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_moe seed_oss smollm3
     stablelm starcoder2 xglm
 """
 PADDING_EXACT = frozenset(_PADDING_EXACT.split())
+
+SEES_BOTH_SIDES = frozenset({"bert"})
+"""Types whose tokens see what stands to their right: without a mask, no padding may stand there."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -175,6 +189,11 @@ def language_facts(config: Any, model_class: type) -> LanguageFacts:
     Raises InputError for a model that does not take token ids.
     """
     takes, takes_any = forward_parameters(model_class)
+    if getattr(config, "is_encoder_decoder", False):
+        raise InputError(
+            f"{model_class.__name__} is an encoder with a decoder: it takes inputs for both",
+            fix="use weft.Model(net): trace(input_ids=..., decoder_input_ids=...)",
+        )
     text = config.get_text_config()
     vocab = getattr(text, "vocab_size", None)
     if "input_ids" not in takes or vocab is None:

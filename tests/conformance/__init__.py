@@ -1,0 +1,1 @@
+"""Conformance: the acceptance cases on every family, dtype and lane; see docs/conformance.md."""

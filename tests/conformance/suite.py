@@ -1,0 +1,77 @@
+"""The suite: every cell of families x cases x dtypes x lanes, or some of them.
+
+for cell in run(families=("gpt2",), lanes=("local",)):
+    print(cell.key, cell.verdict)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .cases import CASES, Case
+from .lanes import NAMES, Places
+from .models import DTYPES, FAMILIES, Subject, make
+from .verdicts import ABSENT, FAILED, REFUSED, Cell, Judge, judged
+
+MUST_WORK = Path(__file__).parent / "must_work.txt"
+MOST_REFUSED = 0.05
+"""The part of all cells that may be refused."""
+
+
+def run(
+    places: Places,
+    families: Sequence[str] = FAMILIES,
+    dtypes: Sequence[torch.dtype] = DTYPES,
+    lanes: Sequence[str] = NAMES,
+    cases: Sequence[Case] = CASES,
+) -> Iterator[Cell]:
+    """The verdicts, family by family."""
+    for family in families:
+        for dtype in dtypes:
+            subject = make(family, dtype)
+            for lane in lanes:
+                for case in cases:
+                    yield cell(places, subject, lane, case)
+            places.close(subject)
+
+
+def cell(places: Places, subject: Subject, lane: str, case: Case) -> Cell:
+    """One verdict."""
+
+    def verdict() -> str:
+        judge = Judge(subject)
+        case.run(places.lane(subject, lane), judge)
+        return judge.verdict
+
+    return judged(subject.name, case.number, str(subject.dtype)[6:], lane, verdict)
+
+
+def must_work() -> list[str]:
+    """Patterns of cells whose refusal is a failure: `family case dtype lane`, with `*`."""
+    lines = [line.partition("#")[0].split() for line in MUST_WORK.read_text().splitlines()]
+    return [" ".join(line) for line in lines if line]
+
+
+def faults(cells: Sequence[Cell], patterns: Sequence[str]) -> list[str]:
+    """What is not as it should be; nothing where the suite is passed."""
+    found = [f"{one.key}: failed: {one.reason}" for one in cells if one.verdict == FAILED]
+    refused = [one for one in cells if one.verdict == REFUSED]
+    for one in refused:
+        if any(fnmatchcase(one.key, pattern) for pattern in patterns):
+            found.append(f"{one.key}: refused, and must work: {one.reason}")
+    counted = [one for one in cells if one.verdict != ABSENT]
+    if len(refused) > MOST_REFUSED * len(counted):
+        found.append(f"{len(refused)} of {len(counted)} cells are refused, more than 5 %")
+    return found
+
+
+def served(**settings: Any) -> Any:
+    """The server of the remote lane, for a `with` block."""
+    from weft.testing.service import serve
+
+    return serve({}, **settings)
