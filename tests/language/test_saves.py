@@ -344,7 +344,7 @@ def test_handles_of_a_scan_say_that_nothing_ran(model, ids):
     with model.scan(ids):
         h = model.transformer.h[1].output.save()
         assert tuple(h.shape) == (1, 9, 32)
-    with pytest.raises(FailedRunError, match="without being run"):
+    with pytest.raises(FailedRunError, match="only scanned"):
         h + 1
 
 
