@@ -121,6 +121,18 @@ class GraphError(WeftError, ValueError):
     code = "graph"
 
 
+class SourceError(WeftError, TypeError):
+    """The source of a function cannot be read, so no operation inside it can be named."""
+
+    code = "source"
+
+
+class OtherSourceError(GraphError):
+    """A graph names operations inside a function whose source is another one here."""
+
+    code = "other-source"
+
+
 class GuardError(WeftError, RuntimeError):
     """A guard came out differently: the recording took a branch that this run would not take."""
 

@@ -15,6 +15,8 @@ from weft.wire.messages import (
     ModelList,
     ServerStatus,
     SignatureQuery,
+    SourceQuery,
+    SourceText,
     Tables,
     Tokens,
     TokensQuery,
@@ -160,6 +162,11 @@ def tables(talk: Talk, model: str) -> Steps[bytes]:
 def signature(talk: Talk, query: SignatureQuery) -> Steps[bytes]:
     """What the sites look like for one call."""
     return (yield from talk.ask("POST", "/api/signature", Tables, query)).data
+
+
+def source(talk: Talk, query: SourceQuery) -> Steps[SourceText]:
+    """The source of a forward, and its operations."""
+    return (yield from talk.ask("POST", "/api/source", SourceText, query))
 
 
 def applied(talk: Talk, query: ApplyQuery) -> Steps[bytes]:

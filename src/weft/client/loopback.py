@@ -60,7 +60,7 @@ class LoopbackBackend:
         drawn = draw(
             self._loaded(),
             job,
-            overwritten=overwritten_by(known, *job.calls),
+            overwritten=overwritten_by(known, *job.calls, graph=job.graph),
             merger=merger_of(known),
             limits=limits,
             strict=submit.strict,

@@ -22,6 +22,7 @@ from weft.errors import GraphError, LimitError, ResultTooLargeError, WeftError
 from weft.families.call import ModelCall
 from weft.graph.check import check
 from weft.graph.frame import ITEM_SIZES, frame_bytes
+from weft.graph.inside import inside_of_graph
 from weft.graph.node import Bound, Const, Graph, Guard, Log, Ref, Regrad, Skip, Stop, Write, outs_of
 from weft.graph.ops import is_effect
 from weft.graph.passes import invokes_of
@@ -65,6 +66,7 @@ def admit(
     check(graph)
     _check_size(graph, limits)
     calls = (call, *further)
+    known.signatures.inside.check(graph, calls)
     places = Places(tree_of(known), _signatures(graph, calls, known, limits), strict)
     places.check(graph)
     admission = Admission(graph, places, limits, strict)
@@ -85,14 +87,18 @@ def _signatures(
     """What the sites of each invoke look like, of those that the graph names."""
     until = time.monotonic() + limits.price_seconds
     found: dict[int, Signature] = {}
+    named, seconds = inside_of_graph(graph), f"{limits.price_seconds:g} s"
     for invoke in sorted(invokes_of(graph) | {0}):
         if invoke >= len(calls):
             raise GraphError(f"the graph has an invoke {invoke}, for which there is no input")
         if found and time.monotonic() > until:
-            seconds = f"{limits.price_seconds:g} s"
             raise over("price_seconds", seconds, "the invokes take longer to price")
         call = calls[invoke]
         found[invoke] = known.signatures.for_call(call.args, dict(call.kwargs))
+        for path, way in named.get(invoke, ()):
+            if time.monotonic() > until:
+                raise over("price_seconds", seconds, "the sources take longer to price")
+            known.signatures.inside.learn(found[invoke], call, path, way)
     return found
 
 

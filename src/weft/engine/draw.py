@@ -60,10 +60,11 @@ class Drawn:
     frames: dict[str, Frame]
 
 
-def overwritten_by(known: Known, *calls: ModelCall) -> Overwritten:
-    """Whether the model changes a leaf's tensor in place after its site has fired."""
-    signatures = [known.signatures.for_call(call.args, dict(call.kwargs)) for call in calls]
-    return later.overwritten_by(*signatures)
+def overwritten_by(known: Known, *calls: ModelCall, graph: Graph | None = None) -> Overwritten:
+    """Whether the model changes a leaf's tensor in place after its site has fired; of a graph that
+    goes inside forwards, also there."""
+    signatures = known.signatures
+    return later.overwritten_by(*signatures.inside.seen(signatures, graph, calls))
 
 
 def draw(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import floor
 from typing import Any
 
 from weft.errors import GraphError, WriteMismatchError
@@ -87,7 +88,8 @@ class KeptForBackward:
         return sum([self._of(site) for site in fired.values()])
 
     def _index(self, site: Site) -> int:
-        return self._signatures[site.invoke].site(site.path, site.port, site.call).index
+        index = self._signatures[site.invoke].site(site.path, site.port, site.call).index
+        return floor(index)  # an operation inside a forward stands between two sites of modules
 
     def _of(self, last: Site) -> int:
         key = last.invoke, self._index(last)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from weft.families.forward import PADDING_EXACT, SEES_BOTH_SIDES, LanguageFacts
-from weft.graph.site import Leaf, Site
+from weft.graph.site import Leaf, Site, is_inside
 from weft.kernels.aval import Aval
 from weft.run.part import ModuleCall
 from weft.run.rows import Lot, Piece
@@ -231,7 +231,12 @@ def _piece(
     own: Signature,
     size: tuple[tuple[int, int], int, int, int],
 ) -> Piece | None:
-    """Where an invoke's part lies in a tensor; None where that is not certain."""
+    """Where an invoke's part lies in a tensor; None where that is not certain.
+
+    Of operations inside a forward the trial has said nothing.
+    """
+    if is_inside(site.port):
+        return None
     try:
         there = whole.site(site.path, site.port, site.call)
         here = own.site(site.path, site.port, site.call)

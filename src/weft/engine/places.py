@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -23,7 +24,7 @@ from weft.errors import (
     WriteMismatchError,
 )
 from weft.graph.node import Apply, Backward, Fill, Graph, Param, Read, Write
-from weft.graph.site import Leaf, Site, Where, leaf_text
+from weft.graph.site import Leaf, Site, Where, is_inside, leaf_text
 from weft.kernels.aval import Aval, aval_of, dtype_name
 from weft.kernels.cost import module_flops
 from weft.signatures.signature import Signature, SiteSignature
@@ -154,9 +155,9 @@ class Places:
                 raise LookupError
             return self.signatures[site.invoke].site(site.path, site.port, site.call)
         except LookupError:
-            calls = self.signatures[site.invoke].calls(site.path)
+            calls = self.signatures[site.invoke].calls(site.path, site.port)
             raise NotReachedError(
-                f"{site} does not fire: the module is called {calls} times in this pass",
+                f"{site} does not fire: {_what(site)} is called {calls} times in this pass",
                 line=line,
                 fix="use a module that runs, and a call that happens",
             ) from None
@@ -169,7 +170,7 @@ class Places:
             rows = signature.exact().rows
             each = [max([_nbytes(what) for what in row.what], default=0) for row in rows]
             sizes = _SIZES[signature] = list(itertools.accumulate(each, max))
-        return sizes[self.index(last)]
+        return sizes[math.floor(self.index(last))]
 
     def check_write(self, node: Write, value: Aval, line: Where | None) -> None:
         """Raises unless a value fits a leaf: its shape exactly, its dtype if not both floating."""
@@ -215,6 +216,10 @@ class Places:
         near = difflib.get_close_matches(path, paths, 3, 0.5) if len(path) <= _NEAR else []
         fix = f"the nearest are {', '.join(near)}" if near else "print(model) shows the tree"
         return UnknownPathError(f"the model has no {what} {text_of(path)}", line=line, fix=fix)
+
+
+def _what(site: Site) -> str:
+    return "the operation" if is_inside(site.port) else "the module"
 
 
 def _nbytes(what: Any) -> int:

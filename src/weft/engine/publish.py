@@ -32,6 +32,8 @@ from weft.wire.messages import (
     ApplyQuery,
     Layout,
     SignatureQuery,
+    SourceQuery,
+    SourceText,
     Tables,
     Tokens,
     TokensQuery,
@@ -41,6 +43,7 @@ from weft.wire.structures import build
 from .cards import card
 from .fingerprint import fingerprint
 from .inputs import call_of
+from .insides import source_text
 from .known import Known
 from .speaking import tokens_of
 
@@ -95,8 +98,8 @@ def _tokenizer(place: Source, given: Any, options: LoadOptions = DEFAULT_LOADING
 
 
 def answer(
-    known: Known, query: SignatureQuery | ApplyQuery | TokensQuery
-) -> Tables | Applied | Tokens:
+    known: Known, query: SignatureQuery | ApplyQuery | TokensQuery | SourceQuery
+) -> Tables | Applied | Tokens | SourceText:
     """What a client asks of a model that it has not got.
 
     Raises a `WeftError` where the model cannot take what the question names.
@@ -105,6 +108,8 @@ def answer(
         return tokens_of(known.tokenizer, query)
     if isinstance(query, ApplyQuery):
         return Applied(data=_applied(known, query))
+    if isinstance(query, SourceQuery):
+        return source_text(known, query)
     given, _ = frames.read(query.tensors) if query.tensors else ({}, {})
     call = call_of(query.inputs, given, known)
     return Tables(data=known.signatures.answer(call.args, dict(call.kwargs)))

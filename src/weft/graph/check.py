@@ -14,6 +14,7 @@ from weft.errors import GraphError
 
 from .frame import ITEM_SIZES
 from .gradients import odd, odd_one
+from .inside import is_port, odd_marks
 from .node import (
     SEQ_FORMS,
     VERSION,
@@ -49,7 +50,7 @@ from .node import (
 )
 from .ops import IN_GRAPHS, OPS, is_effect, is_random
 from .passes import roots
-from .site import PORTS, Site
+from .site import Site, split_port
 
 MAX_NODES = 1_000_000
 MAX_DEPTH = 32
@@ -103,6 +104,8 @@ def check(graph: Graph) -> None:
     _check_constants(graph)
     for bound in graph.bounds:
         _check_bound(graph, bound)
+    if (unmarked := odd_marks(graph)) is not None:
+        _refuse(graph, None, unmarked)
     if gradients:
         wrong = odd_one(graph, roots(graph.nodes))
         if wrong is not None:
@@ -273,7 +276,7 @@ def _check_fill(graph: Graph, number: int, node: Fill) -> None:
 
 def _check_skip(graph: Graph, number: int, node: Skip) -> None:
     _check_site(graph, number, node.site)
-    if node.site.port != "output":
+    if split_port(node.site.port)[1] != "output":
         _refuse(graph, number, "what is skipped is named by its output")
     if len(node.leaves) != len(node.values) or len(set(node.leaves)) < len(node.leaves):
         _refuse(graph, number, "a skip needs different leaves, and a value for each")
@@ -303,7 +306,7 @@ def _is_numbers(arg: Arg) -> bool:
 
 
 def _check_site(graph: Graph, number: int, site: Site) -> None:
-    if site.port not in PORTS:
+    if not is_port(site.port):
         _refuse(graph, number, f"unknown port {site.port[:40]!r}")
     if not _is_size(site.call) or not _is_size(site.step):
         _refuse(graph, number, "a site needs call and step from 0")

@@ -282,10 +282,20 @@ class Bound(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True)
     at: int = 0
 
 
+class Mark(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """The hash of a source whose operations the graph names: of the `forward` of the module at
+    `path`, or of what is called inside it, by operation after operation."""
+
+    path: str
+    digest: str
+    inside: tuple[str, ...] = ()
+
+
 class Graph(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """An experiment: nodes in program order, and the lines they came from.
 
     `seed` keys the random draws: the same graph with the same seed draws the same numbers.
+    `sources` has a mark for every source that a site is inside of.
     """
 
     nodes: tuple[AnyNode, ...]
@@ -293,6 +303,7 @@ class Graph(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True)
     bounds: tuple[Bound, ...] = ()
     seed: int | None = None
     version: int = VERSION
+    sources: tuple[Mark, ...] = ()
 
 
 def refs(arg: object) -> list[Ref]:

@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from .node import (
     AnyNode,
     Apply,
@@ -35,7 +37,7 @@ from .node import (
     Write,
     outs_of,
 )
-from .site import Site, Where, leaf_text
+from .site import Site, Where, leaf_text, split_port
 
 
 def show(graph: Graph) -> str:
@@ -105,14 +107,16 @@ def _body(node: AnyNode) -> str:
 def _skip(node: Skip) -> str:
     pairs = zip(node.leaves, node.values, strict=True)
     given = [f"{leaf_text(leaf)}{': ' if leaf else ''}{_arg(value)}" for leaf, value in pairs]
-    return f"skip {str(node.site).replace('.output', '', 1)} = {', '.join(given) or 'nothing'}"
+    site = str(node.site).replace(".output", "", 1)
+    return f"skip {site} = {', '.join(given) or 'nothing'}"
 
 
 def site_text(node: Read | Write | Fill) -> str:
     """The site and leaf of a node; the first positional or a keyword input by its own name."""
-    if node.site.port == "inputs" and len(node.leaf) == 2:
+    inside, last = split_port(node.site.port)
+    if last == "inputs" and len(node.leaf) == 2:
         part, key = node.leaf
-        site = str(node.site).replace(".inputs", ".input", 1)
+        site = str(replace(node.site, port=f"{inside}input"))
         return site if (part, key) == (0, 0) else f"{site}[{key!r}]"
     return f"{node.site}{leaf_text(node.leaf)}"
 

@@ -65,6 +65,8 @@ class Handle(Module):
         module = weights.skeleton()
         super().__init__(Root(weights.skeleton, weights.loaded), "", module)
         signatures = Signatures(weights.skeleton, weights.loaded, state=weights.state)
+        inside = (signatures if served is None else served.known.signatures).inside
+        self._root.listing, self._root.learn = inside.listing, inside.learn
         wanted = self._wanted if served is None else served.wanted
         self.__dict__.update(
             _weights=weights,
@@ -203,7 +205,7 @@ class Handle(Module):
         graph = _seeded(experiment.graph, own.seed)
         if place.kind == "here":
             vet(graph, calls, self._known())
-        seen = [self._signatures.for_call(one.args, dict(one.kwargs)) for one in calls]
+        seen = self._signatures.inside.seen(self._signatures, graph, calls)
         request = Request(
             graph,
             experiment.constants,

@@ -15,13 +15,25 @@ from weft.client.core import Talk
 from weft.client.find import is_configured
 from weft.client.servers import Server, server_at
 from weft.client.travel import pack_inputs
+from weft.engine.insides import listing_of
 from weft.engine.known import Known
 from weft.errors import UnknownOptionError, WeftError
+from weft.families.call import ModelCall
 from weft.graph.node import Ref
 from weft.kernels.aval import Aval, dtype_name
 from weft.settings import load
+from weft.sources.listing import Listing
 from weft.wire import frames
-from weft.wire.messages import ApplyQuery, Layout, ModelCard, SignatureQuery, Tokens, TokensQuery
+from weft.wire.messages import (
+    ApplyQuery,
+    Layout,
+    ModelCard,
+    SignatureQuery,
+    SourceQuery,
+    SourceText,
+    Tokens,
+    TokensQuery,
+)
 from weft.wire.structures import lower
 
 
@@ -97,6 +109,35 @@ class Asking:
             tensors=frames.write(tensors),
         )
         return sync.run(self._server, catalog.signature(Talk(self._server), query))
+
+    def source(
+        self, path: str, way: tuple[str, ...], call: ModelCall | None
+    ) -> tuple[Listing, tuple[str, ...]]:
+        """A source, and the other modules for which it is the same."""
+        found = self._source(path, way, call if way else None, sites=False)
+        return listing_of(found), found.kin
+
+    def inside(self, path: str, way: tuple[str, ...], args: tuple, kwargs: dict[str, Any]) -> bytes:
+        """What the sites look like for a call, with the operations of a source."""
+        return self._source(path, way, ModelCall(args, kwargs), sites=True).data
+
+    def _source(
+        self, path: str, way: tuple[str, ...], call: ModelCall | None, sites: bool
+    ) -> SourceText:
+        inputs, tensors = None, b""
+        if call is not None:
+            inputs, given = pack_inputs(self._info.family, call.args, call.kwargs)
+            tensors = frames.write(given)
+        query = SourceQuery(
+            model=self._info.id,
+            fingerprint=self._info.fingerprint,
+            path=path,
+            inside=way,
+            inputs=inputs,
+            tensors=tensors,
+            sites=sites,
+        )
+        return sync.run(self._server, catalog.source(Talk(self._server), query))
 
     def apply(self, path: str, args: tuple, kwargs: dict[str, Any]) -> bytes:
         """What a module gives for arguments with avals as tensors."""

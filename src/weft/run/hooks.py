@@ -20,11 +20,13 @@ from torch.nn import Module
 
 from weft.errors import UnknownPathError
 from weft.graph.node import Graph
-from weft.graph.site import Leaf, Site
+from weft.graph.site import Leaf, Site, is_inside
+from weft.sources.stand import NOTHING
 
 from .backward import interpreter
 from .memory import storage
-from .skips import NOTHING, Skipping
+from .skips import Skipping
+from .sources import Insides
 from .structure import mapped, tensors
 from .watch import Watch
 from .weights import is_still_weight, weights_of
@@ -92,6 +94,7 @@ class Drive:
     """One forward with hooks; the `Host` of its interpreter."""
 
     skipping: Skipping | None = None  # the modules that it may skip
+    insides: Insides | None = None  # the forwards inside of which it has sites
 
     def __init__(
         self,
@@ -237,12 +240,21 @@ def find(module: Module, path: str) -> Module:
     return found
 
 
-def _instead(module: Module) -> Any:
+def _instead(module: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What the run that this call belongs to gives in place of the module's forward, if it does."""
     drive = _RUNNING.get()
-    if drive is None or drive.skipping is None or drive.error is not None:
+    if drive is None or drive.error is not None:
         return NOTHING
-    return drive.skipping.instead(module, drive.interpreter.given)
+    found = NOTHING
+    if drive.skipping is not None:
+        found = drive.skipping.instead(module, drive.interpreter.given)
+    if found is NOTHING and drive.insides is not None:
+        found = drive.insides.instead(module, args, kwargs)
+    return found
+
+
+def _running() -> Drive | None:
+    return _RUNNING.get()
 
 
 class _Hooks:
@@ -254,12 +266,15 @@ class _Hooks:
 
     def __init__(self, drive: Drive) -> None:
         self._drive = drive
-        self._calls: dict[str, _Calls] = {}
+        self._calls: dict[str, Any] = {}  # `_Calls` by path, `sources.Runs` by operation
         self._skipping: Skipping | None = None
 
     def add(self, sites: Iterable[Site]) -> None:
         skips = self._drive.interpreter.plan.skips
         for site in sites:
+            if is_inside(site.port):
+                self._inside(site)
+                continue
             there = self._calls.get(site.path)
             if there is None:
                 module = find(self._drive.module, site.path)
@@ -270,13 +285,23 @@ class _Hooks:
             self._skipping = Skipping(self._calls, self._drive.told)
             self._drive.skipping = self._skipping
             for output, begin in skips.items():
-                if begin in sites:
+                if begin in sites and not is_inside(begin.port):
                     module = find(self._drive.module, begin.path)
                     self._skipping.add(module, begin.path, {begin.call: output}, _instead)
+
+    def _inside(self, site: Site) -> None:
+        """A site of an operation inside the forward of a module."""
+        drive = self._drive
+        if drive.insides is None:
+            drive.insides = Insides(drive, _running, _instead, self._calls)
+        drive.insides.add(find(drive.module, site.path), site)
 
     def remove(self) -> None:
         if self._skipping is not None:
             self._skipping.remove()
+        if self._drive.insides is not None:
+            self._drive.insides.remove()
+            self._drive.insides = None
         for calls in self._calls.values():
             calls.unhook()
 

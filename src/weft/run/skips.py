@@ -2,14 +2,12 @@
 
 A skip acts when the module is about to begin, after the reads and edits of its arguments. Then the
 module's hooks fire as ever, so its output is a site like any other; only its `forward` is not
-called. No hook can prevent that, so while a run with skips is on its way, a `StandIn` stands in
-the `forward` of each module concerned. It asks whose call this is: any other run's, and anybody
-else's, goes through to the module's own forward. The last run that needs it takes it away.
+called: while a run with skips is on its way, a `sources.stand.StandIn` stands in the `forward` of
+each module concerned. An operation inside a forward is skipped in the same way (`run.sources`).
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,7 +16,8 @@ from msgspec.structs import replace
 from torch.nn import Module
 
 from weft.errors import GraphError, WriteMismatchError
-from weft.graph.site import Leaf, Site, leaf_text
+from weft.graph.site import Leaf, Site, begin_port, leaf_text
+from weft.sources.stand import NOTHING, Ask, stand_down, stand_in
 
 from .frame import Frame, Held
 from .host import Told
@@ -26,13 +25,12 @@ from .memory import Memory
 from .steps import Plan, Step
 from .structure import tensors
 
-NOTHING: Any = object()
 Hand = Callable[[Held], torch.Tensor]
 
 
 def begin_of(site: Site) -> Site:
-    """Where a module begins, of the site of its output."""
-    return replace(site, port="inputs")
+    """Where a module or an operation begins, of the site of its output."""
+    return replace(site, port=begin_port(site.port))
 
 
 # -- values --------------------------------------------------------------------------------------
@@ -86,50 +84,6 @@ def _leaf(
 # -- modules -------------------------------------------------------------------------------------
 
 
-class StandIn:
-    """In the place of a module's `forward`: `ask` gives what a call is to return, or `NOTHING`."""
-
-    def __init__(self, module: Module, ask: Callable[[Module], Any]) -> None:
-        self.users = 0
-        self._module = module
-        self._ask = ask
-        self.before = module.__dict__.get("forward")  # of accelerate, say
-        """What stood in the module itself; None where its class has the forward."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        found = self._ask(self._module)
-        if found is not NOTHING:
-            return found
-        if self.before is not None:
-            return self.before(*args, **kwargs)
-        return type(self._module).forward(self._module, *args, **kwargs)
-
-
-_LOCK = threading.Lock()
-
-
-def stand_in(module: Module, ask: Callable[[Module], Any]) -> None:
-    """From here on `ask` decides what calls of the module give, until `stand_down`."""
-    with _LOCK:
-        there = module.__dict__.get("forward")
-        if not isinstance(there, StandIn):
-            there = module.__dict__["forward"] = StandIn(module, ask)
-        there.users += 1
-
-
-def stand_down(module: Module) -> None:
-    """Undoes one `stand_in`; the last leaves the module as it was."""
-    with _LOCK:
-        there = module.__dict__.get("forward")
-        if not isinstance(there, StandIn):
-            return
-        there.users -= 1
-        if not there.users:
-            del module.__dict__["forward"]
-            if there.before is not None:
-                module.__dict__["forward"] = there.before
-
-
 class Skipping:
     """The modules that one forward may skip. `calls` are its hooks, by path."""
 
@@ -137,28 +91,28 @@ class Skipping:
         self._calls = calls
         self._told = told
         self._skips: dict[int, list[tuple[Any, dict[int, Site]]]] = {}
-        self._modules: list[Module] = []
+        self._modules: list[tuple[Module, Ask]] = []
 
-    def add(self, module: Module, path: str, sites: Mapping[int, Site], ask: Any) -> None:
+    def add(self, module: Module, path: str, sites: Mapping[int, Site], ask: Ask) -> None:
         """Calls of a module, by number, that may be skipped."""
         self._skips.setdefault(id(module), []).append((self._calls[path], dict(sites)))
         stand_in(module, ask)
-        self._modules.append(module)
+        self._modules.append((module, ask))
 
     def remove(self) -> None:
         while self._modules:
-            stand_down(self._modules.pop())
+            stand_down(*self._modules.pop())
 
     def instead(self, module: Module, given: dict[Site, Any]) -> Any:
         """What the call of a module that has just begun is to give; or `NOTHING`."""
         for calls, sites in self._skips.get(id(module), ()):
             site = sites.get(calls.current)
             if site in given:
-                self._pass_over(site)
+                self.pass_over(site)
                 return given.pop(site)
         return NOTHING
 
-    def _pass_over(self, skipped: Site) -> None:
+    def pass_over(self, skipped: Site) -> None:
         """Counts the calls that would have happened inside, so that later ones keep their names."""
         inside = {} if self._told is None else self._told.inside(skipped)
         for path, count in inside.items():

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 import torch
 
+from weft.sources.listing import Listing
+
 from .structure import put_together, take_apart
 
 
@@ -17,6 +19,14 @@ class Asker(Protocol):
 
     def signature(self, args: tuple, kwargs: dict) -> bytes:
         """What the sites look like for this call: `Signatures.answer`."""
+        ...
+
+    def inside(self, path: str, way: tuple[str, ...], args: tuple, kwargs: dict) -> bytes:
+        """As `signature`, with the operations of a source: `Inside.answer`."""
+        ...
+
+    def source(self, path: str, way: tuple[str, ...], call: Any) -> tuple[Listing, tuple[str, ...]]:
+        """A source, and the other modules for which it is the same."""
         ...
 
     def apply(self, path: str, args: tuple, kwargs: dict) -> bytes:

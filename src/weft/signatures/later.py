@@ -26,8 +26,9 @@ class Later:
             return None
 
     def inside(self, site: Site) -> dict[str, int]:
-        """How often each module is called inside the call that this is the output of."""
-        return self._signatures[site.invoke].inside(site.path, site.call)
+        """How often each module, and each operation inside a forward, is called inside the call
+        that this is the output of."""
+        return self._signatures[site.invoke].inside(site.path, site.call, site.port)
 
 
 Overwritten = Later

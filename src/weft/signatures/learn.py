@@ -25,9 +25,11 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from weft.graph.site import Leaf
 from weft.kernels.aval import Aval
+from weft.sources.stand import StandIn
 
 from .shapes import Look, Shapes, storage_of
 from .structure import PLAIN, Tree, abstract, put_together, take_apart, tensors_inside
+from .telling import Telling
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -122,6 +124,10 @@ class _Watch:
             for handle in handles:
                 handle.remove()
 
+    def told(self, path: str, port: str, call: int, structure: Any) -> None:
+        """An operation inside a forward."""
+        self.events.append(_Event(path, port, call, structure))
+
     def _enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         if threading.get_ident() != self._thread:
             return
@@ -159,10 +165,11 @@ def learn(
     device: torch.device,
     integers: bool = True,
     contrary: int | None = None,
+    telling: Telling | None = None,
 ) -> Table:
     """A fake pass. `device` is where tensors pretend to be; weights may be on meta or real.
 
-    `integers` and `contrary` are those of `Shapes`.
+    `integers` and `contrary` are those of `Shapes`. `telling` asks for operations, too.
     """
     weights = weights_of(module)
     mode = Shapes(weights, device, integers, contrary)
@@ -171,28 +178,34 @@ def learn(
     with _quiet():
         stand_ins = mode.inputs(tensors)
         args, kwargs = put_together(tree, _replaced(leaves, stand_ins, mode))
-        events = _pass(module, args, kwargs, mode)
+        events = _pass(module, args, kwargs, mode, telling)
     return _table(module, events, [*weights, *stand_ins], mode.origin, mode.looks)
 
 
 @_unseen
-def learn_by_running(module: nn.Module, args: tuple, kwargs: dict) -> Table:
+def learn_by_running(
+    module: nn.Module, args: tuple, kwargs: dict, telling: Telling | None = None
+) -> Table:
     """A real pass; the activations of the whole pass are alive at its end."""
     tree, _, leaves = take_apart((args, kwargs))
     tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
     with _quiet(), torch.random.fork_rng(devices=[]), _values_kept(module):
         copies = _copies(tensors)
         args, kwargs = put_together(tree, _replaced(leaves, copies, None))
-        events = _pass(module, args, kwargs, None)
+        events = _pass(module, args, kwargs, None, telling)
     everything = Look(frozenset(range(len(tensors))), truth=False)
     return _table(module, events, [*weights_of(module), *copies], {}, [everything])
 
 
-def _pass(module: nn.Module, args: tuple, kwargs: dict, mode: Shapes | None) -> list[_Event]:
+def _pass(
+    module: nn.Module, args: tuple, kwargs: dict, mode: Shapes | None, telling: Telling | None
+) -> list[_Event]:
     watch = _Watch(module)
     with ExitStack() as stack:
         stack.enter_context(_state_kept(module))
         stack.enter_context(watch.installed())
+        if telling is not None:
+            stack.enter_context(telling.heard(module, watch.told))
         if mode is not None:
             stack.enter_context(mode)
         module(*args, **kwargs)
@@ -295,7 +308,7 @@ def _spaces(module: nn.Module) -> list[dict[str, Any]]:
 
 def _put_back(space: dict[str, Any], was: dict[str, Any]) -> None:
     for name, value in was.items():
-        if space.get(name, space) is not value:
+        if space.get(name, space) is not value and type(value) is not StandIn:
             space[name] = value
     for name in [name for name in space if name not in was]:
         if any(isinstance(leaf, torch.Tensor) for leaf in take_apart(space[name])[2]):

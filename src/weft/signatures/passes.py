@@ -13,13 +13,14 @@ from weft.errors import RecordingError
 
 from .ghost import without_hooks
 from .learn import Table, learn, learn_by_running, weights_of
+from .telling import Telling
 
 
 class Passes:
     """Runs the module that `provider()` gives. `real()` gives it with weights, or there is none.
 
     `device` is where the model will run (default: where the weights are, or the CPU for weights on
-    meta).
+    meta). `telling` asks for operations inside forwards, too.
     """
 
     def __init__(
@@ -27,8 +28,10 @@ class Passes:
         provider: Callable[[], nn.Module],
         real: Callable[[], nn.Module] | None = None,
         device: torch.device | str | None = None,
+        telling: Telling | None = None,
     ) -> None:
         self._module = provider
+        self._telling = telling
         self._real = real
         self._device = None if device is None else torch.device(device)
         self.count = 0
@@ -47,9 +50,9 @@ class Passes:
             place = self.device_of(self._module())
             module = without_hooks(self._module())
             if contrary is None:
-                return learn(module, args, kwargs, place)
+                return learn(module, args, kwargs, place, telling=self._telling)
             with _without_logs():
-                return learn(module, args, kwargs, place, contrary=contrary)
+                return learn(module, args, kwargs, place, True, contrary, self._telling)
         except Exception:  # noqa: BLE001 (sizes that nobody asked for may well be refused)
             return None
 
@@ -61,13 +64,13 @@ class Passes:
         for integers in (True, False):
             self.count += 1
             try:
-                return learn(module, args, kwargs, place, integers)
+                return learn(module, args, kwargs, place, integers, None, self._telling)
             except Exception as error:  # noqa: BLE001 (a model may raise anything)
                 reasons.append(error)
         if self._real is None:
             raise _unlearnable(reasons[0]) from reasons[0]
         try:
-            return learn_by_running(self._real(), args, kwargs)
+            return learn_by_running(self._real(), args, kwargs, self._telling)
         except Exception as error:
             raise _unlearnable(error) from error
 

@@ -17,6 +17,7 @@ import msgspec
 import torch
 
 from weft.errors import GraphError
+from weft.graph.inside import is_port
 from weft.graph.site import Leaf
 from weft.kernels.aval import Aval
 
@@ -31,7 +32,6 @@ MOST_LEAVES = 4_000_000
 """Leaves of all rows together: rows are written once and may be named often."""
 
 _PLAIN = {kind.__name__: kind for kind in (type(None), bool, int, float, str)}
-_PORTS = ("inputs", "output")
 
 
 def decode(data: bytes) -> Said:
@@ -82,7 +82,7 @@ class _Reader:
         self, port: str, call: int, tree: int, keys: list, what: list | None, facts: list
     ) -> tuple[Row, list, bool]:
         """(a row but for path and facts, its facts as written, whether its leaves are known)"""
-        _require(port in _PORTS and _is_count(call), "an unknown port")
+        _require(is_port(port) and _is_count(call), "an unknown port")
         known = self._at(self._keys, tree)
         _require(known == tuple([tuple(key) for key in keys]), "keys of another structure")
         leaves = tuple([self._at(self._leaves, n) for n in what or ()])

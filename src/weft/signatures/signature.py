@@ -16,6 +16,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from copy import copy
 from functools import cache
 from typing import Any
 
@@ -23,11 +24,12 @@ import torch
 from torch import nn
 
 from weft.errors import GraphError
-from weft.graph.site import Leaf
+from weft.graph.site import Leaf, begin_port
 from weft.kernels.aval import Aval
 
 from .asking import Asker, at_hand
 from .expressions import Formulas
+from .inside import Inside, counts_between, inner_of
 from .layouts import Family, Point, family_of, kind_of, layout_of
 from .learn import Facts, Row, Table
 from .passes import Passes
@@ -37,6 +39,7 @@ from .rules import Result, Rules
 from .shapes import Look
 from .structure import Opaque, Plain, put_together
 from .tables import Area, Exact, Kind, Said, Span, encode
+from .telling import Telling
 
 __all__ = ["Facts", "Opaque", "Plain", "Signature", "Signatures", "SiteSignature"]
 
@@ -54,13 +57,19 @@ class SiteSignature:
     __slots__ = ("facts", "index", "leaves", "overwritten", "tensors", "tree")
 
     def __init__(self, index: int, row: Row) -> None:
-        self.index = index
+        self.index: Any = index  # of an operation inside a forward a fraction
         self.leaves: tuple[tuple[Leaf, Any], ...] = tuple(zip(row.keys, row.what, strict=True))
         self.facts = row.facts
         self.tree = row.tree
         self.tensors = tuple([(leaf, what) for leaf, what in self.leaves if type(what) is Aval])
         changed = [fact is not None and fact.overwritten for fact in row.facts]
         self.overwritten = frozenset([k for k, c in zip(row.keys, changed, strict=True) if c])
+
+    def at(self, index: Any) -> SiteSignature:
+        """The same site at another place in the firing order."""
+        made = copy(self)
+        made.index = index
+        return made
 
     def rebuild(self, values: list) -> Any:
         """The site's Python structure with `values` as its leaves, in the order of `leaves`."""
@@ -89,16 +98,27 @@ class Signature:
         found = self._sites.get(key)
         if found is None:
             index = self._table.index.get((self._table.aliases.get(path, path), port, call))
-            if index is None:
-                raise LookupError(f"{path or '<root>'}.{port} call {call} does not fire")
-            found = self._sites[key] = SiteSignature(index, self._row(index))
+            found = self._sites[key] = (
+                self._inside(path, port, call)
+                if index is None
+                else SiteSignature(index, self._row(index))
+            )
         return found
 
-    def calls(self, path: str) -> int:
-        """How often the module is called in this pass."""
-        path = self._table.aliases.get(path, path)
-        count = 0
-        while (path, "inputs", count) in self._table.index:
+    def _inside(self, path: str, port: str, call: int) -> SiteSignature:
+        """A site of an operation, which `Inside.learn` must have brought."""
+        inner = inner_of(self, path, port)
+        if inner is None:
+            raise LookupError(f"{path or '<root>'}.{port} call {call} does not fire")
+        return inner.site(path, port, call)
+
+    def calls(self, path: str, port: str = "inputs") -> int:
+        """How often the module is called in this pass, or the operation that has this port."""
+        inner = inner_of(self, path, port)
+        if inner is not None:
+            return inner.calls(path, port)
+        path, port, count = self._table.aliases.get(path, path), begin_port(port), 0
+        while (path, port, count) in self._table.index:
             count += 1
         return count
 
@@ -106,13 +126,10 @@ class Signature:
         """The path by which the pass names a module that stands in the tree more than once."""
         return self._table.aliases.get(path, path)
 
-    def inside(self, path: str, call: int) -> dict[str, int]:
-        """How often each module, by each of its paths, is called inside this call of a module."""
-        begin, end = [self.site(path, port, call).index for port in ("inputs", "output")]
-        found: dict[str, int] = {}
-        for inner, port, _ in self.order[begin + 1 : end]:
-            if port == "inputs":
-                found[inner] = found.get(inner, 0) + 1
+    def inside(self, path: str, call: int, port: str = "output") -> dict[str, int]:
+        """How often each module, by each of its paths, is called inside this call of a module (or
+        an operation), and each operation that is known, by `path.source.name.`."""
+        found = counts_between(self, path, port, call)
         names = self._table.aliases.items()
         return found | {name: found[inner] for name, inner in names if inner in found}
 
@@ -170,8 +187,15 @@ class Signatures:
         device: torch.device | str | None = None,
         state: Callable[[], object] = lambda: None,
         asker: Asker | None = None,
+        telling: Telling | None = None,
     ) -> None:
-        self._passes = Passes(module_provider, real, device)
+        self._passes = Passes(module_provider, real, device, telling)
+
+        def made(telling: Telling | None, asker: Asker | None) -> Signatures:
+            return Signatures(module_provider, real, device, state, asker, telling)
+
+        self.inside = Inside(module_provider, made, state, asker)
+        """What is inside the forwards: sources, and the sites of their operations."""
         self._asker = asker
         self._state = state
         # Who asks, waits: the lock of all passes must not be held meanwhile, nor may others of
@@ -221,6 +245,7 @@ class Signatures:
             self._known.clear()
             self._kin.clear()
             self.rules.clear()
+            self.inside.clear()
 
     # -- bytes -----------------------------------------------------------------------------------
 

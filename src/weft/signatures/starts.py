@@ -16,9 +16,10 @@ from collections.abc import Iterator
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from weft.graph.site import Leaf
+from weft.graph.site import Leaf, Site, split_port
 from weft.kernels.aval import Aval
 
+from .inside import inner_of
 from .learn import Row
 from .signature import Signature
 
@@ -72,24 +73,40 @@ class Starts:
     def _children(self, call: int, until: int) -> Iterator[int]:
         """What the calls directly within a call have given, until a site fires."""
         for index in range(call + 1, until):
-            if self.rows[index].port == "output" and self._within[self._within[index]] == call:
+            if (
+                split_port(self.rows[index].port)[1] == "output"
+                and self._within[self._within[index]] == call
+            ):
                 yield index
 
 
+def starts_of(signature: Signature, site: Site) -> tuple[Starts, int]:
+    """The starts that know a site, and its place among their rows. For an operation inside a
+    forward they are those of a pass that shows operations, too."""
+    inner = inner_of(signature, site.path, site.port)
+    if inner is not None:
+        signature = inner.signature
+    return Starts.of(signature), signature.site(site.path, site.port, site.call).index
+
+
 _KNOWN: WeakKeyDictionary[Signature, Starts] = WeakKeyDictionary()
+
+
+def _place(row: Row) -> tuple[str, str, int]:
+    return row.path, split_port(row.port)[0], row.call
 
 
 def _within(rows: tuple[Row, ...]) -> Iterator[int]:
     """For each site: the site at which the call began that made what it shows; -1 for none."""
     opened: list[int] = []
     for index, row in enumerate(rows):
-        if row.port == "inputs":
+        if split_port(row.port)[1] == "inputs":
             yield opened[-1] if opened else -1
             opened.append(index)
             continue
         while opened:
             begun = opened.pop()
-            if (rows[begun].path, rows[begun].call) == (row.path, row.call):
+            if _place(rows[begun]) == _place(row):
                 yield begun
                 break
         else:

@@ -13,12 +13,13 @@ from msgspec.structs import replace
 from weft.errors import GradientError
 from weft.graph.node import AnyNode, Bound, Const, Grad, Graph, Read, Regrad
 from weft.graph.passes import live_nodes, renumbered
-from weft.graph.site import Site
-from weft.signatures.starts import Starts
+from weft.graph.site import Site, is_inside
+from weft.signatures.starts import starts_of
 
 from .flows import Pass
 from .lines import where
 from .reorder import CircleError, is_ordered, ordered
+from .sources import known_inside
 
 if TYPE_CHECKING:
     from .grads import Gradients
@@ -92,10 +93,11 @@ def _starts(grads: Gradients, node: Read) -> Iterator[Site]:
     recorder, site = grads.recorder, node.site
     invokes = recorder.invokes
     signature = recorder.signature if invokes is None else invokes.signatures[site.invoke]
-    starts = Starts.of(signature)
-    own = signature.site(site.path, site.port, site.call).index
+    starts, own = starts_of(signature, site)
     for index in starts.before(own, node.leaf):
         row = starts.rows[index]
+        if is_inside(row.port):
+            known_inside(recorder, signature, site.invoke, row.path, row.port)
         yield Site(row.path, row.port, row.call, invoke=site.invoke)
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from weft.errors import OutsideTraceError, RecordingError
-from weft.graph.node import Backward, Bound, Graph, Guard, Log, Save, Stop
+from weft.graph.node import Backward, Bound, Graph, Guard, Log, Mark, Save, Stop
 from weft.graph.site import Where
 from weft.kernels.table import NAMES
 
@@ -79,6 +79,8 @@ class Recorder(Recording):
         self.entered = False
         self._blocks: set[Recorder] = set()
         self.caches: list[Cache] = []
+        self.sources: dict[tuple[str, tuple[str, ...]], Mark] = {}
+        """The sources inside of which the block names operations."""
         self.calls: Sequence[Any] = ()
         """What the model is called with, for each invoke: `args` and `kwargs`."""
         self._gradients: Gradients | None = None
@@ -160,7 +162,7 @@ class Recorder(Recording):
     def read(self, path: str, port: str, call: int | None = None) -> Any:
         """What a site holds (`port` is `input`, `inputs` or `output`), as handles."""
         if port == "input":
-            return self.sites.read_leaf(self._input(path, call))
+            return self.sites.read_leaf(self.first_input(path, "inputs", call))
         state = self.sites.state(path, port, call)
         got = self.sites.read(state)
         if path in self.was_tuple and isinstance(got, Value) and port == "output":
@@ -170,20 +172,21 @@ class Recorder(Recording):
     def write(self, path: str, port: str, value: Any, call: int | None = None) -> None:
         """`module.<port> = value`."""
         if port == "input":
-            self.sites.write_leaf(self._input(path, call), value)
+            self.sites.write_leaf(self.first_input(path, "inputs", call), value)
         else:
             self.sites.write(self.sites.state(path, port, call), value)
 
-    def skip(self, path: str, value: Any, call: int | None = None) -> None:
-        """`module.skip(value)`."""
-        record_skip(self, path, value, call)
+    def skip(self, path: str, value: Any, call: int | None = None, port: str = "output") -> None:
+        """`module.skip(value)`; `port` is the output of what is skipped."""
+        record_skip(self, path, value, call, port)
 
     def stop(self, condition: Any = True) -> None:
         """`tracer.stop()`, or with a condition `tracer.stop_if(...)`."""
         record_stop(self, condition)
 
-    def _input(self, path: str, call: int | None) -> Any:
-        state = self.sites.state(path, "inputs", call)
+    def first_input(self, path: str, port: str, call: int | None) -> Any:
+        """The leaf that `.input` means."""
+        state = self.sites.state(path, port, call)
         first = state.first()
         if first is None:
             raise self.refusal(f"{path} has no tensor among its inputs", "use .inputs")
@@ -279,7 +282,8 @@ class Recorder(Recording):
         nodes = (*self.nodes, *extra)
         if self._gradients is not None:
             nodes, bounds = finished(self._gradients, nodes, bounds)
-        return Graph(nodes=nodes, where=lines, bounds=bounds, seed=self.seed)
+        sources = tuple(self.sources.values())
+        return Graph(nodes=nodes, where=lines, bounds=bounds, seed=self.seed, sources=sources)
 
     def unused_edits(self) -> list[Where]:
         """Lines of edits at sites that fire after all that is brought back."""

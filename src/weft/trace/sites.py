@@ -21,7 +21,7 @@ from weft.errors import (
     WriteMismatchError,
 )
 from weft.graph.node import Fill, Read, Ref, Write
-from weft.graph.site import Leaf, Site, leaf_text
+from weft.graph.site import Leaf, Site, is_inside, leaf_text, operations_of, split_port
 from weft.kernels.aval import Aval, dtype_name
 from weft.signatures.structure import Opaque, Plain
 
@@ -29,6 +29,7 @@ from .containers import Unreadable, flatten, hand_out
 from .flows import Flow
 from .lines import where
 from .skips import Span, refuse_inside
+from .sources import learn
 from .times import FIRINGS
 from .value import Family, Value, make, short
 
@@ -67,8 +68,9 @@ class SiteState:
 
     def shown(self, leaf: Leaf) -> str:
         """The leaf as the user writes it: `.input` for the first tensor of `inputs`."""
-        if self.site.port == "inputs" and leaf == self.first():
-            return str(replace(self.site, port="input"))
+        inside, last = split_port(self.site.port)
+        if last == "inputs" and leaf == self.first():
+            return str(replace(self.site, port=f"{inside}input"))
         return f"{self.site}{leaf_text(leaf)}"
 
     def first(self) -> Leaf | None:
@@ -90,6 +92,8 @@ class Sites:
         key = (path, port, call)
         found = self.states.get(key)
         if found is None:
+            if is_inside(port):
+                learn(self.recorder, path, operations_of(port)[:-1])
             number = self.only_call(path, port) if call is None else call
             found = self.states.get((path, port, number)) or self._open(path, port, number)
             self.states[key] = self.states[path, port, number] = found
@@ -228,12 +232,13 @@ class Sites:
         return family.leaf is state and family.version == state.version and whole
 
     def only_call(self, path: str, port: str) -> int:
-        calls = self.recorder.signature.calls(path)
+        calls = self.recorder.signature.calls(path, port)
         if calls > 1:
+            last = split_port(port)[1]
             raise self.recorder.refusal(
-                f"{path or 'the root'} is called {calls} times in this pass, "
-                f"so .{port} is ambiguous",
-                f"choose one: .calls[0].{port} to .calls[{calls - 1}].{port}",
+                f"{_named(path, port)} is called {calls} times in this pass, "
+                f"so .{last} is ambiguous",
+                f"choose one: .calls[0].{last} to .calls[{calls - 1}].{last}",
             )
         return 0
 
@@ -243,10 +248,10 @@ class Sites:
         try:
             found = SiteState(site, recorder.signature.site(path, port, call))
         except LookupError:
-            calls = recorder.signature.calls(path)
+            calls = recorder.signature.calls(path, port)
             times = "never called" if not calls else f"called {calls} times"
             raise NotReachedError(
-                f"{site} does not exist: {path or 'the root'} is {times} in this forward pass",
+                f"{site} does not exist: {_named(path, port)} is {times} in this forward pass",
                 line=where(recorder.line()),
                 fix="use a module that runs; print(model) shows the tree",
             ) from None
@@ -282,6 +287,12 @@ class Sites:
             line=where(self.recorder.line()),
             fix="leave it as it is, and write only its tensors",
         )
+
+
+def _named(path: str, port: str) -> str:
+    """A module, or an operation inside one, for messages."""
+    inside = split_port(port)[0].removesuffix(".")
+    return f"{path}.{inside}".strip(".") if inside else path or "the root"
 
 
 def _same_plain(given: Any, what: Any) -> bool:

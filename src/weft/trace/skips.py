@@ -16,11 +16,13 @@ import torch
 
 from weft.errors import LateEditError, NotReachedError, RecordingError
 from weft.graph.node import Ref, Skip, Stop
+from weft.graph.site import begin_port, is_inside, operations_of, split_port
 from weft.kernels.aval import Aval
 from weft.signatures.structure import Opaque
 
 from .containers import flatten
 from .lines import where
+from .sources import learn
 from .times import FIRINGS
 from .value import Value
 
@@ -32,22 +34,30 @@ if TYPE_CHECKING:
 class Span(NamedTuple):
     """A skipped call: between these firing indices nothing happens."""
 
-    begin: int
-    end: int
+    begin: Any
+    end: Any
     path: str
     at: int
 
 
-def record_skip(recorder: Recorder, path: str, value: Any, call: int | None) -> None:
-    """`module.skip(value)`."""
+def record_skip(
+    recorder: Recorder, path: str, value: Any, call: int | None, port: str = "output"
+) -> None:
+    """`module.skip(value)`; of what is skipped `port` is the output."""
+    first = begin_port(port)
     if recorder.invoke is None:
-        recorder.sites.state(path, "inputs", call)  # says what is missing, or makes it
+        recorder.sites.state(path, first, call)  # says what is missing, or makes it
     sites: Sites = recorder.sites
-    number = sites.only_call(path, "skip") if call is None else call
-    begin = sites.state(path, "inputs", number).index
-    end = begin - begin % FIRINGS + recorder.signature.site(path, "output", number).index
-    _refuse_touched(sites, begin, end, path)
-    output = sites.state(path, "output", number)
+    if is_inside(port):
+        learn(recorder, path, operations_of(port)[:-1])
+        path_and = f"{path}.{split_port(port)[0][:-1]}"
+    else:
+        path_and = path
+    number = sites.only_call(path, f"{port[: -len('output')]}skip") if call is None else call
+    begin = sites.state(path, first, number).index
+    end = begin // FIRINGS * FIRINGS + recorder.signature.site(path, port, number).index
+    _refuse_touched(sites, begin, end, path_and)
+    output = sites.state(path, port, number)
     values = _values(sites, output, value, begin)
     at = recorder.here()
     recorder.append(Skip(site=output.site, values=values, leaves=tuple(output.tensors), at=at))
@@ -55,7 +65,7 @@ def record_skip(recorder: Recorder, path: str, value: Any, call: int | None) -> 
         leaf.version += 1
         leaf.edited = at
     recorder.edits.append((end, at))
-    sites.skips.append(Span(begin, end, path, at))
+    sites.skips.append(Span(begin, end, path_and, at))
 
 
 def refuse_inside(sites: Sites, state: SiteState) -> None:
@@ -143,7 +153,7 @@ def _value(sites: Sites, output: SiteState, leaf: Any, value: Any, begin: int) -
 
 def _check_time(recorder: Recorder, output: SiteState, begin: int, source: Any) -> None:
     """A skip comes in time if its value exists when the module begins, and nobody has looked."""
-    name = output.site.path or "the root"
+    name = str(output.site).replace(".output", "", 1).replace("<root>", "the root")
     line = where(recorder.line())
     time = max(source._time, source._family.time)
     if time > begin and time // FIRINGS == begin // FIRINGS:

@@ -19,8 +19,9 @@ from weft.kernels.aval import aval_of
 from .current import current
 from .lines import user_line, where
 from .recorder import Recorder
+from .sources import Source
 
-PORTS = ("output", "input", "inputs")
+PORTS = ("output", "input", "inputs", "source")
 
 
 class Root:
@@ -33,6 +34,10 @@ class Root:
     ) -> None:
         self.skeleton = skeleton
         self.loaded = loaded
+        self.listing: Callable[..., Any] = _unknown_source
+        """Tells the source of a module's forward: `signatures.Inside.listing`."""
+        self.learn: Callable[..., None] = _unknown_source
+        """Teaches a signature the sites inside one: `signatures.Inside.learn`."""
         self.paths = [path for path, _ in skeleton().named_modules(remove_duplicate=False)]
 
     def recorder(self, path: str, port: str) -> Recorder:
@@ -46,6 +51,10 @@ class Root:
                 fix="use it inside `with model.trace(...):`",
             )
         return recorder
+
+
+def _unknown_source(*_: Any) -> Any:
+    raise OutsideTraceError("the sources of this tree are not known")
 
 
 class Module:
@@ -99,6 +108,12 @@ class Module:
     def calls(self) -> Calls:
         """The single calls of a module that runs several times in one pass: `.calls[1].output`."""
         return Calls(self)
+
+    @property
+    def source(self) -> Source:
+        """The source of the module's forward, with names for the operations in it. Each is a
+        site: `module.source.self_c_proj_0.output`. (A child of that name: `get("source")`.)"""
+        return Source(self._root, self._path, ())
 
     def skip(self, value: Any) -> None:
         """The module does not run: its output is `value`, in the structure that it returns.

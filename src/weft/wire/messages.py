@@ -128,6 +128,26 @@ class SignatureQuery(Ask, frozen=True):
     tensors: bytes = b""
 
 
+Operations = Annotated[
+    tuple[Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,255}(?!\n)$")], ...],
+    Meta(max_length=7),
+]
+
+
+class SourceQuery(Ask, frozen=True):
+    """What is the source of this module's forward, or of what is called `inside` it, operation by
+    operation? What those call is known for a call of the model only: `inputs`. With `sites` it is
+    also asked what the operations of the source look like for this call."""
+
+    model: ModelId
+    fingerprint: Digest
+    path: Annotated[str, Meta(max_length=4096)]
+    inside: Operations = ()
+    inputs: Inputs | None = None
+    tensors: bytes = b""
+    sites: bool = False
+
+
 class Layout(Ask, frozen=True):
     """A tensor without its numbers."""
 
@@ -272,6 +292,18 @@ class Tables(Tell, frozen=True):
     """Signatures as bytes of `signatures.tables`."""
 
     data: bytes
+
+
+class SourceText(Tell, frozen=True):
+    """A source: the SHA-256 of its text, the text, and its operations: name, line from 0, and the
+    end of the name by which it may be called, too. `kin` are the modules for which it is the same.
+    `data` is as in `Tables`, with the sites of operations among the others."""
+
+    digest: Digest
+    text: str
+    operations: tuple[tuple[str, int, str], ...]
+    kin: tuple[str, ...] = ()
+    data: bytes = b""
 
 
 class Applied(Tell, frozen=True):

@@ -42,6 +42,7 @@ from weft.wire.messages import (
     ApplyQuery,
     Limits,
     SignatureQuery,
+    SourceQuery,
     TokensQuery,
     decode,
     encode,
@@ -53,7 +54,7 @@ from .bounds import Bounds, Unbounded
 POLL = 0.5
 """How long a lost ring may cost."""
 QUERIES: dict[str, type] = {
-    kind.__name__: kind for kind in (SignatureQuery, ApplyQuery, TokensQuery)
+    kind.__name__: kind for kind in (SignatureQuery, SourceQuery, ApplyQuery, TokensQuery)
 }
 
 LOG = logging.getLogger("weft.checker")

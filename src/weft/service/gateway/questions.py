@@ -16,6 +16,8 @@ from weft.wire.messages import (
     ApplyQuery,
     ErrorReport,
     SignatureQuery,
+    SourceQuery,
+    SourceText,
     Tables,
     Tokens,
     TokensQuery,
@@ -33,6 +35,7 @@ from .state import Gateway, Visit
 
 ANSWERS: dict[type[Struct], type[Struct]] = {
     SignatureQuery: Tables,
+    SourceQuery: SourceText,
     ApplyQuery: Applied,
     TokensQuery: Tokens,
 }
@@ -42,6 +45,10 @@ KEPT_SECONDS = 600.0
 
 async def signature(gateway: Gateway, visit: Visit) -> Response:
     return await asked(gateway, visit, SignatureQuery)
+
+
+async def source(gateway: Gateway, visit: Visit) -> Response:
+    return await asked(gateway, visit, SourceQuery)
 
 
 async def apply(gateway: Gateway, visit: Visit) -> Response:

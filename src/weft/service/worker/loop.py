@@ -157,7 +157,7 @@ class Worker:
 
     def _draw(self, opened: Opened, strict: bool, pulse: Pulse) -> Drawn:
         """Raises `WeftError` only: what torch or the model raised is a `RunError`."""
-        told = overwritten_by(self._known, *opened.calls)
+        told = overwritten_by(self._known, *opened.calls, graph=opened.graph)
         try:
             return draw(
                 self._net,
