@@ -16,7 +16,7 @@ from weft.graph.node import Skip, Stop
 from weft.graph.site import Site
 from weft.run import run
 from weft.run.interpreter import Interpreter
-from weft.run.skips import NOTHING, stand_down, stand_in
+from weft.sources.stand import NOTHING, stand_down, stand_in
 
 X = example()
 
@@ -162,14 +162,15 @@ def test_a_forward_of_the_modules_own_comes_back():
     net = nn.Linear(2, 2)
     own = lambda x: x + 1
     net.forward = own
-    stand_in(net, lambda module: NOTHING)
-    stand_in(net, lambda module: NOTHING)
+    ask = lambda *call: NOTHING
+    stand_in(net, ask)
+    stand_in(net, ask)
     assert torch.equal(net(torch.ones(2)), torch.full((2,), 2.0))
-    stand_down(net)
+    stand_down(net, ask)
     assert net.forward is not own
-    stand_down(net)
+    stand_down(net, ask)
     assert net.forward is own
-    stand_down(net)
+    stand_down(net, ask)
     assert net.forward is own
 
 
@@ -182,11 +183,12 @@ def test_many_threads_put_it_in_and_take_it_away():
 
     def work():
         for _ in range(300):
-            stand_in(net, lambda module: NOTHING)
+            ask = lambda *call: NOTHING
+            stand_in(net, ask)
             with torch.no_grad():
                 if not torch.equal(net(x), expected):
                     wrong.append(1)
-            stand_down(net)
+            stand_down(net, ask)
 
     threads = [threading.Thread(target=work) for _ in range(8)]
     for thread in threads:

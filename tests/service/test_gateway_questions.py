@@ -18,6 +18,8 @@ from weft.wire.messages import (
     ApplyQuery,
     LanguageInputs,
     SignatureQuery,
+    SourceQuery,
+    SourceText,
     Tables,
     Tokens,
     TokensQuery,
@@ -31,11 +33,13 @@ QUERIES: dict[str, Struct] = {
         model=MODEL, fingerprint=PRINT, inputs=LanguageInputs(given=("input_ids",))
     ),
     "apply": ApplyQuery(model=MODEL, fingerprint=PRINT, path="layer", layouts=()),
+    "source": SourceQuery(model=MODEL, fingerprint=PRINT, path="layer"),
     "tokens": TokensQuery(model=MODEL, texts=("a b",)),
 }
 ANSWERS = {
     "signature": Tables(data=b"\x01"),
     "apply": Applied(data=b"\x02"),
+    "source": SourceText(digest="0" * 64, text="def f(): a()", operations=(("a_0", 0, ""),)),
     "tokens": Tokens(rows=((1, 2),)),
 }
 

@@ -13,7 +13,7 @@ from starlette.routing import compile_path
 
 from weft.errors import WeftError
 from weft.graph.check import MAX_DEPTH, MAX_TEXT
-from weft.graph.node import AnyNode, Arg, Bound, Graph
+from weft.graph.node import AnyNode, Arg, Bound, Graph, Mark
 from weft.graph.site import Site, Where
 from weft.service.gateway import constants, events, jobs, protocol, server
 from weft.service.gateway.app import ROUTES
@@ -164,7 +164,7 @@ def test_parts_of_a_graph() -> None:
     parts = listed(table("Graphs"))
     at = ("at", "`0`")
     assert {name: [f for f in fields if f != at] for name, fields in parts.items()} == {
-        kind.__name__: had(kind) for kind in (Graph, Site, Where, Bound)
+        kind.__name__: had(kind) for kind in (Graph, Mark, Site, Where, Bound)
     }
     assert at in parts["Bound"]
 

@@ -22,6 +22,7 @@ from weft.graph.node import (
     Guard,
     Log,
     Map,
+    Mark,
     Name,
     Param,
     Read,
@@ -240,11 +241,37 @@ INSTANCES: dict[str, Struct] = {
         ),
         inputs=LANGUAGE,
     ),
+    "Submit-6": m.Submit(
+        protocol=1,
+        request_id="Req_6-f",
+        model="tiny",
+        fingerprint=MARK,
+        graph=Graph(
+            nodes=(
+                Read(site=Site("h.2", "source.a_0.source.b_1.output", call=3), shape=(1, 2)),
+                Save(name="h", value=Ref(0)),
+            ),
+            sources=(
+                Mark(path="h.2", digest=MARK),
+                Mark(path="h.2", digest=DIGEST, inside=("a_0",)),
+            ),
+        ),
+        inputs=LANGUAGE,
+    ),
     "MissingQuery": m.MissingQuery(digests=(DIGEST, MARK)),
     "SignatureQuery": m.SignatureQuery(
         model="tiny", fingerprint=MARK, inputs=PLAIN, tensors=TENSORS
     ),
     "Layout": LAYOUT,
+    "SourceQuery": m.SourceQuery(
+        model="tiny",
+        fingerprint=MARK,
+        path="model.layers.0.self_attn",
+        inside=("attention_interface_0",),
+        inputs=PLAIN,
+        tensors=TENSORS,
+        sites=True,
+    ),
     "ApplyQuery": m.ApplyQuery(
         model="tiny",
         fingerprint=MARK,
@@ -287,6 +314,13 @@ INSTANCES: dict[str, Struct] = {
         source="def forward(self, x): ...",
     ),
     "Tables": m.Tables(data=b"\0\1\xfe\xff"),
+    "SourceText": m.SourceText(
+        digest=MARK,
+        text="def forward(self, x):\n    return self.act(x)",
+        operations=(("self_act_0", 1, "act"),),
+        kin=("mlp", "other.mlp"),
+        data=b"\0\xff",
+    ),
     "Applied": m.Applied(data=b"\xff\0"),
     "Missing": m.Missing(digests=(DIGEST,)),
     "Tokens": m.Tokens(rows=((5, 7), ()), texts=("Paris", "")),

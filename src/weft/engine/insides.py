@@ -35,7 +35,7 @@ def source_text(known: Known, query: SourceQuery) -> SourceText:
     return SourceText(
         digest=listing.digest,
         text=listing.text,
-        operations=tuple([tuple(one) for one in listing.operations]),
+        operations=tuple([(one.name, one.line, one.tail) for one in listing.operations]),
         kin=tuple(inside.kin(query.path, query.inside)),
         data=data,
     )

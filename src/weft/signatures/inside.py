@@ -227,13 +227,14 @@ class Inside:
     ) -> list[Signature]:
         """The signature of each call, with all that a graph names inside forwards."""
         found = [signatures.for_call(one.args, dict(one.kwargs)) for one in calls]
-        for site, _ in () if graph is None else sites_inside(graph):
+        inside = sites_inside(graph) if graph is not None and graph.sources else ()
+        for site, _ in inside:
             way = operations_of(site.port)[:-1]
             self.learn(found[site.invoke], calls[site.invoke], site.path, way)
         return found
 
 
-class _Asking(Asker):
+class _Asking:
     """An `Asker` about the operations of one source."""
 
     def __init__(self, asker: Asker, path: str, way: Way) -> None:
@@ -242,6 +243,12 @@ class _Asking(Asker):
 
     def signature(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         return self._asker.inside(self._path, self._way, args, kwargs)
+
+    def inside(self, path: str, way: Way, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+        return self._asker.inside(path, way, args, kwargs)
+
+    def source(self, path: str, way: Way, call: Any) -> tuple[Listing, tuple[str, ...]]:
+        return self._asker.source(path, way, call)
 
     def apply(self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         return self._asker.apply(path, args, kwargs)

@@ -1,0 +1,94 @@
+"""Models with eager attention for the tests of sources, and the same patched by hand."""
+
+from __future__ import annotations
+
+import importlib
+from functools import cache
+from typing import Any
+
+import torch
+
+from tests.families import zoo
+
+ATTENTION = {
+    "gpt2": "transformer.h.{}.attn",
+    "llama": "model.layers.{}.self_attn",
+    "qwen3": "model.layers.{}.self_attn",
+    "gemma2": "model.layers.{}.self_attn",
+    "gpt_neox": "gpt_neox.layers.{}.attention",
+    "mixtral": "model.layers.{}.self_attn",
+    "opt": "model.decoder.layers.{}.self_attn",
+}
+IDS = torch.tensor(zoo.tokens(9, seed=1))
+
+
+@cache
+def eager(name):
+    net: Any = zoo.build(name)
+    net.set_attn_implementation("eager")
+    return net
+
+
+_OPENED: dict[tuple[str, int], Any] = {}
+
+
+def opened(place, net):
+    """A handle on a model, in the place where a test runs."""
+    key = str(place), id(net)
+    if key not in _OPENED:
+        _OPENED[key] = place.language(net)
+    return _OPENED[key]
+
+
+def logits_of(net, ids=IDS):
+    with torch.no_grad():
+        return net(ids).logits
+
+
+def patterns(net):
+    with torch.no_grad():
+        return net(IDS, output_attentions=True).attentions
+
+
+class patched:
+    """`net` in which the softmax of layer `number` is followed by `change`, by hand."""
+
+    def __init__(self, net, number, change):
+        self._home: Any = importlib.import_module(type(net).__module__)
+        self._net, self._number, self._change = net, number, change
+
+    def __enter__(self):
+        self._real = self._home.nn
+        self._seen = 0
+        self._home.nn = self._Stand(self)
+        return self._net
+
+    def __exit__(self, *error):
+        self._home.nn = self._real
+
+    class _Stand:
+        """`torch.nn`, but for one function."""
+
+        def __init__(self, patch):
+            self._patch = patch
+            self.functional = self
+
+        def softmax(self, x, **options):
+            patch = self._patch
+            made = patch._real.functional.softmax(x, **options)
+            patch._seen += 1
+            return patch._change(made) if patch._seen == patch._number + 1 else made
+
+        def __getattr__(self, name):
+            real = self._patch._real
+            return getattr(real.functional, name, None) or getattr(real, name)
+
+
+def attention_of(model, family, number=1):
+    return model.get(ATTENTION[family].format(number)).source.attention_interface_0
+
+
+def no_first(pattern):
+    pattern = pattern.clone()
+    pattern[:, 0] = 0
+    return pattern
