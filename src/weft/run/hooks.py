@@ -186,14 +186,14 @@ class Drive:
 
     def fire(self, site: Site, structure: Any) -> Any:
         """What a hook does."""
-        if self.error is not None or self.is_over():
+        if self.error is not None:
             return structure
         try:
             structure = self.become(site, structure)
         except BaseException as error:
             self.error = error
             raise
-        if self.can_stop and self.is_over() and (site.path or site.port != "output"):
+        if self.is_over() and self.can_stop and (site.path or site.port != "output"):
             self.ended = site
             raise Stop
         return structure
@@ -255,15 +255,21 @@ class _Hooks:
     def __init__(self, drive: Drive) -> None:
         self._drive = drive
         self._calls: dict[str, _Calls] = {}
+        self._single: list[_Single] = []
+        self._modules = {"": drive.module}
         self._skipping: Skipping | None = None
 
     def add(self, sites: Iterable[Site]) -> None:
-        skips = self._drive.interpreter.plan.skips
+        drive = self._drive
+        skips, told = drive.interpreter.plan.skips, drive.told
+        single = told.is_single if told is not None and not skips else _never
         for site in sites:
+            if single(site):
+                self._single.append(_Single(drive, self._find(site.path), site))
+                continue
             there = self._calls.get(site.path)
             if there is None:
-                module = find(self._drive.module, site.path)
-                there = self._calls[site.path] = _Calls(self._drive, module)
+                there = self._calls[site.path] = _Calls(drive, self._find(site.path))
                 there.hook()
             (there.inputs if site.port == "inputs" else there.outputs)[site.call] = site
         if skips:
@@ -274,11 +280,68 @@ class _Hooks:
                     module = find(self._drive.module, begin.path)
                     self._skipping.add(module, begin.path, {begin.call: output}, _instead)
 
+    def _find(self, path: str) -> Module:
+        """As `find`, by way of the module above."""
+        found = self._modules.get(path)
+        if found is None:
+            above, _, name = path.rpartition(".")
+            found = self._find(above)._modules.get(name) or find(self._drive.module, path)
+            self._modules[path] = found
+        return found
+
     def remove(self) -> None:
+        for one in self._single:
+            one.unhook()
         if self._skipping is not None:
             self._skipping.remove()
         for calls in self._calls.values():
             calls.unhook()
+
+
+def _never(site: Site) -> bool:
+    return False
+
+
+class _Single:
+    """The hook at a site of a module that is called once: there is nothing to count."""
+
+    __slots__ = ("_drive", "_module", "_site")
+
+    def __init__(self, drive: Drive, module: Module, site: Site) -> None:
+        self._drive = drive
+        self._module = module
+        self._site = site
+        key: Any = self
+        if site.port == "inputs":
+            module._forward_pre_hooks_with_kwargs[key] = True
+            module._forward_pre_hooks[key] = self.before
+        else:
+            module._forward_hooks[key] = self.after
+
+    def unhook(self) -> None:
+        key: Any = self
+        if self._site.port == "inputs":
+            self._module._forward_pre_hooks.pop(key, None)
+            self._module._forward_pre_hooks_with_kwargs.pop(key, None)
+        else:
+            self._module._forward_hooks.pop(key, None)
+
+    def before(self, module: Module, args: tuple[Any, ...], *rest: Any) -> Any:
+        """The forward pre-hook. Without `rest`, another thread's run was just being removed."""
+        if _RUNNING.get() is not self._drive:
+            return None
+        given = (args, rest[0])
+        new = self._drive.fire(self._site, given)
+        return None if new is given else new
+
+    def after(self, module: Module, args: tuple[Any, ...], *rest: Any) -> Any:
+        """The forward hook: `rest` ends with the output."""
+        drive = self._drive
+        if _RUNNING.get() is not drive:
+            return None
+        output = rest[-1]
+        new = drive.fire(self._site, output)
+        return None if new is output else new
 
 
 class _Calls:

@@ -46,6 +46,10 @@ class Told(Protocol):
         """The site's `leaves` (key path, what it is), and `rebuild(values)`; None: not known."""
         ...
 
+    def is_single(self, site: Site) -> bool:
+        """Whether the module of a site is called exactly once in this pass."""
+        ...
+
     def inside(self, site: Site) -> Mapping[str, int]:
         """How often each module, by each of its paths, is called inside the call that `site` is
         the output of."""

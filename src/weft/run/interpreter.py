@@ -16,7 +16,7 @@ A step runs as soon as what it needs exists; steps that are ready run in program
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from heapq import heappop, heappush
 from typing import Any
@@ -64,6 +64,7 @@ from .plan import plan
 from .steps import Step, line_of
 from .stops import left_out, reached, stops
 from .structure import tensors
+from .taken import Take
 from .turns import blocker
 from .watch import Watch
 
@@ -73,6 +74,7 @@ class Interpreter:
 
     table: Mapping[type, Callable[[Any, Step], None]]
     """What runs each kind of node."""
+    takes = True  # whether what is only read and saved may be copied at once
 
     def __init__(
         self,
@@ -133,6 +135,9 @@ class Interpreter:
             return structure
         if self._watch is not None:
             self._watch.look()
+        if there.taken is not None and self.takes:
+            self._take(there.taken, site, structure)
+            return structure
         frame = self._frame = Frame(site, structure)
         try:
             self._wake(there.steps)
@@ -148,6 +153,27 @@ class Interpreter:
         if self._watch is not None:
             self._watch.fired(len(self._pending))
         return structure
+
+    def _take(self, takes: Iterable[Take], site: Site, structure: Any) -> None:
+        """What `fire` does at a site that is only read and saved."""
+        memory, waits = self._memory, self._waits
+        for index, slot, leaf, shape, dtype, save in takes:
+            tensor = structure
+            if leaf or not isinstance(tensor, torch.Tensor):
+                tensor = Frame(site, structure).own(leaf, self._line(self.plan.steps[index]))
+            if tensor.shape != shape or tensor.dtype != dtype:
+                self._at.check_type(self.plan.steps[index], tensor)
+            memory.env[slot] = tensor.clone()
+            memory.taken.add(slot)
+            waits[index] = 0
+            waits[save] -= 1
+            if not waits[save]:
+                heappush(self._ready, save)
+            self._undone -= 1
+        if self._ready:
+            self._drain()
+        if self._watch is not None:
+            self._watch.fired(len(self._pending))
 
     def is_blocked(self, site: Site) -> bool:
         """Whether an edit of this site waits for a site of another invoke."""

@@ -53,12 +53,13 @@ class Step:
 class SitePlan:
     """The steps of one site in program order, and those among them that change it."""
 
-    __slots__ = ("effects", "follow", "steps")
+    __slots__ = ("effects", "follow", "steps", "taken")
 
     def __init__(self) -> None:
         self.steps: list[int] = []
         self.effects: list[int] = []
         self.follow = False  # whether what the model does with its tensors is followed from here
+        self.taken: Any = None  # where nothing else happens: what is read and saved (`taken`)
 
 
 class Plan:

@@ -25,6 +25,10 @@ class Later:
         except LookupError:
             return None
 
+    def is_single(self, site: Site) -> bool:
+        """Whether the module of a site is called exactly once."""
+        return self._signatures[site.invoke].is_single(site.path)
+
     def inside(self, site: Site) -> dict[str, int]:
         """How often each module is called inside the call that this is the output of."""
         return self._signatures[site.invoke].inside(site.path, site.call)

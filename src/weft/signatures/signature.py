@@ -102,6 +102,10 @@ class Signature:
             count += 1
         return count
 
+    def is_single(self, path: str) -> bool:
+        """Whether the module is called exactly once in this pass."""
+        return path in self._table.single
+
     def canonical(self, path: str) -> str:
         """The path by which the pass names a module that stands in the tree more than once."""
         return self._table.aliases.get(path, path)
