@@ -55,6 +55,10 @@ class SiteSteps:
     def _line(self, step: Step) -> Where | None:
         return line_of(self.graph, step.node)
 
+    def line(self, index: int) -> Where | None:
+        """The user's line of a step, by its number."""
+        return line_of(self.graph, self.plan.nodes[index])
+
     def read(self, step: Step, frame: Frame) -> torch.Tensor:
         """What the leaf is at this place in the program."""
         held = frame.now.get(step.node.leaf) if frame.now else None

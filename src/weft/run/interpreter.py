@@ -16,7 +16,7 @@ A step runs as soon as what it needs exists; steps that are ready run in program
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from heapq import heappop, heappush
 from typing import Any
@@ -64,7 +64,7 @@ from .plan import plan
 from .steps import Step, line_of
 from .stops import left_out, reached, stops
 from .structure import tensors
-from .taken import Take
+from .taken import Takes, take
 from .turns import blocker
 from .watch import Watch
 
@@ -154,22 +154,11 @@ class Interpreter:
             self._watch.fired(len(self._pending))
         return structure
 
-    def _take(self, takes: Iterable[Take], site: Site, structure: Any) -> None:
+    def _take(self, takes: Takes, site: Site, structure: Any) -> None:
         """What `fire` does at a site that is only read and saved."""
-        memory, waits = self._memory, self._waits
-        for index, slot, leaf, shape, dtype, save in takes:
-            tensor = structure
-            if leaf or not isinstance(tensor, torch.Tensor):
-                tensor = Frame(site, structure).own(leaf, self._line(self.plan.steps[index]))
-            if tensor.shape != shape or tensor.dtype != dtype:
-                self._at.check_type(self.plan.steps[index], tensor)
-            memory.env[slot] = tensor.clone()
-            memory.taken.add(slot)
-            waits[index] = 0
-            waits[save] -= 1
-            if not waits[save]:
-                heappush(self._ready, save)
-            self._undone -= 1
+        for save in take(takes, site, structure, self._waits, self._memory, self._at):
+            heappush(self._ready, save)
+        self._undone -= len(takes)
         if self._ready:
             self._drain()
         if self._watch is not None:

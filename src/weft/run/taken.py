@@ -4,20 +4,26 @@ What a `Read` gives is kept for its one `Save` as a copy, which no later change 
 tensor can reach. That costs less than to watch the tensor, as long as it is small; a large one goes
 the usual way, where it is shared with the model if nobody changes it.
 
-    for take in plan.sites[site].taken: ...      # None where more than that happens at the site
+    saves = take(plan.sites[site].taken, ...)    # None where more than that happens at the site
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from weft.graph.node import Read, Save
-from weft.graph.site import Leaf
+from weft.graph.site import Leaf, Site
 
+from .frame import Frame
+from .memory import Memory
 from .steps import Plan, SitePlan, Step
+
+if TYPE_CHECKING:
+    from .firing import SiteSteps
 
 SMALL = 1 << 16
 """Bytes up to which a copy costs less than what a shared tensor needs."""
@@ -34,6 +40,29 @@ class Take(NamedTuple):
     save: int
 
 
+Takes = Sequence[Take]
+
+
+def take(
+    takes: Takes, site: Site, structure: Any, waits: list[int], memory: Memory, at: SiteSteps
+) -> list[int]:
+    """Keeps what stands at a site that fires; gives the saves that wait for nothing any more."""
+    ready = []
+    for index, slot, leaf, shape, dtype, save in takes:
+        tensor = structure
+        if leaf or not isinstance(tensor, torch.Tensor):
+            tensor = Frame(site, structure).own(leaf, at.line(index))
+        if tensor.shape != shape or tensor.dtype != dtype:
+            at.check_type(at.plan.steps[index], tensor)  # type: ignore[arg-type]
+        memory.env[slot] = tensor.clone()
+        memory.taken.add(slot)
+        waits[index] = 0
+        waits[save] -= 1
+        if not waits[save]:
+            ready.append(save)
+    return ready
+
+
 def mark_taken(plan: Plan) -> None:
     """Finds the sites of a plan that are only read and saved."""
     for there in plan.sites.values():
@@ -41,7 +70,7 @@ def mark_taken(plan: Plan) -> None:
             there.taken = _takes(plan, there)
 
 
-def _takes(plan: Plan, there: SitePlan) -> tuple[Take, ...] | None:
+def _takes(plan: Plan, there: SitePlan) -> Takes | None:
     found = []
     for index in there.steps:
         step: Any = plan.steps[index]

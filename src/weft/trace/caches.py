@@ -166,11 +166,13 @@ class Cache:
         return entries
 
     def _found(self) -> dict[str, Entry]:
-        if self._entries is None:
+        found = self._entries
+        if found is None:
             if self._tensors is None:
                 raise self._recorder.unfilled(self._name, self._at)
-            self.__dict__.update(_entries=self._sorted(self._tensors), _tensors=None)
-        return self._entries
+            found = self._sorted(self._tensors)
+            self.__dict__.update(_entries=found, _tensors=None)
+        return found
 
     def _entry(self, path: str) -> Entry:
         found = self._found().get(self._signature.canonical(path))
