@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -24,12 +23,13 @@ from weft.graph.site import Leaf, Site
 
 from .backward import interpreter
 from .memory import storage
+from .singles import RUNNING as _RUNNING
+from .singles import Single, Taken, Taking
 from .skips import NOTHING, Skipping
 from .structure import mapped, tensors
+from .taken import Take
 from .watch import Watch
 from .weights import is_still_weight, weights_of
-
-_RUNNING: ContextVar[Drive | None] = ContextVar("weft_running", default=None)
 
 
 class Results:
@@ -112,6 +112,7 @@ class Drive:
         self.ended: Site | None = None
         self.callers: set[int] = set()  # storages of the caller's tensors
         self.weights = weights_of(module)
+        self.taken = Taken({})
         self.interpreter = interpreter(
             graph,
             constants,
@@ -126,6 +127,7 @@ class Drive:
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], line: object) -> Results:
         try:
             interpreter = self.interpreter
+            self.taken = Taken(interpreter.env)
             args, kwargs = self.guarded(args, kwargs)
             interpreter.begin()
             result = None
@@ -153,6 +155,7 @@ class Drive:
         try:
             hooks.add(self.sites())
             result = self.module(*args, **kwargs)
+            self.interpreter.took(self.taken.fired)
         except Stop:
             pass
         except Exception as error:
@@ -172,6 +175,25 @@ class Drive:
                 self.error = None
         return result if self.want_result else None
 
+    def quick(self) -> Mapping[Site, Take]:
+        """Sites at which a tensor is taken, and nothing else: their hooks may do that."""
+        return self.interpreter.quick()
+
+    def tell(self, site: Site) -> None:
+        """Tells the interpreter what hooks have taken, of which this one is the last."""
+        try:
+            self.interpreter.took(self.taken.fired)
+        except BaseException as error:
+            self.error = error
+            raise
+        self.leave_if_over(site)
+
+    def leave_if_over(self, site: Site) -> None:
+        """Leaves the forward after a site if nothing is left to do."""
+        if self.is_over() and self.can_stop and (site.path or site.port != "output"):
+            self.ended = site
+            raise Stop
+
     def sites(self) -> Iterable[Site]:
         """The sites of this forward."""
         return self.interpreter.sites
@@ -189,13 +211,13 @@ class Drive:
         if self.error is not None:
             return structure
         try:
+            if self.taken.fired:
+                self.interpreter.took(self.taken.fired)
             structure = self.become(site, structure)
         except BaseException as error:
             self.error = error
             raise
-        if self.is_over() and self.can_stop and (site.path or site.port != "output"):
-            self.ended = site
-            raise Stop
+        self.leave_if_over(site)
         return structure
 
     # What the interpreter asks of its host
@@ -255,21 +277,29 @@ class _Hooks:
     def __init__(self, drive: Drive) -> None:
         self._drive = drive
         self._calls: dict[str, _Calls] = {}
-        self._single: list[_Single] = []
+        self._single: list[Single] = []
         self._modules = {"": drive.module}
         self._skipping: Skipping | None = None
 
     def add(self, sites: Iterable[Site]) -> None:
         drive = self._drive
         skips, told = drive.interpreter.plan.skips, drive.told
-        single = told.is_single if told is not None and not skips else _never
+        quick, taken = drive.quick(), drive.taken
+        invoke, single = None, frozenset()
         for site in sites:
-            if single(site):
-                self._single.append(_Single(drive, self._find(site.path), site))
+            path = site.path
+            if site.invoke != invoke and told is not None and not skips:
+                invoke, single = site.invoke, told.singles(site.invoke)
+            if path in single:
+                module, take = self._find(path), quick.get(site)
+                if take is None:
+                    self._single.append(Single(drive, module, site))
+                else:
+                    self._single.append(Taking(drive, module, site, take, taken))
                 continue
-            there = self._calls.get(site.path)
+            there = self._calls.get(path)
             if there is None:
-                there = self._calls[site.path] = _Calls(drive, self._find(site.path))
+                there = self._calls[path] = _Calls(drive, self._find(path))
                 there.hook()
             (there.inputs if site.port == "inputs" else there.outputs)[site.call] = site
         if skips:
@@ -296,52 +326,6 @@ class _Hooks:
             self._skipping.remove()
         for calls in self._calls.values():
             calls.unhook()
-
-
-def _never(site: Site) -> bool:
-    return False
-
-
-class _Single:
-    """The hook at a site of a module that is called once: there is nothing to count."""
-
-    __slots__ = ("_drive", "_module", "_site")
-
-    def __init__(self, drive: Drive, module: Module, site: Site) -> None:
-        self._drive = drive
-        self._module = module
-        self._site = site
-        key: Any = self
-        if site.port == "inputs":
-            module._forward_pre_hooks_with_kwargs[key] = True
-            module._forward_pre_hooks[key] = self.before
-        else:
-            module._forward_hooks[key] = self.after
-
-    def unhook(self) -> None:
-        key: Any = self
-        if self._site.port == "inputs":
-            self._module._forward_pre_hooks.pop(key, None)
-            self._module._forward_pre_hooks_with_kwargs.pop(key, None)
-        else:
-            self._module._forward_hooks.pop(key, None)
-
-    def before(self, module: Module, args: tuple[Any, ...], *rest: Any) -> Any:
-        """The forward pre-hook. Without `rest`, another thread's run was just being removed."""
-        if _RUNNING.get() is not self._drive:
-            return None
-        given = (args, rest[0])
-        new = self._drive.fire(self._site, given)
-        return None if new is given else new
-
-    def after(self, module: Module, args: tuple[Any, ...], *rest: Any) -> Any:
-        """The forward hook: `rest` ends with the output."""
-        drive = self._drive
-        if _RUNNING.get() is not drive:
-            return None
-        output = rest[-1]
-        new = drive.fire(self._site, output)
-        return None if new is output else new
 
 
 class _Calls:

@@ -46,8 +46,8 @@ class Told(Protocol):
         """The site's `leaves` (key path, what it is), and `rebuild(values)`; None: not known."""
         ...
 
-    def is_single(self, site: Site) -> bool:
-        """Whether the module of a site is called exactly once in this pass."""
+    def singles(self, invoke: int) -> frozenset[str]:
+        """The modules that are called exactly once in the pass of an invoke."""
         ...
 
     def inside(self, site: Site) -> Mapping[str, int]:

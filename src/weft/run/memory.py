@@ -13,7 +13,7 @@ counter, and used only while it stands (`OverwrittenError`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import torch
 
@@ -65,7 +65,7 @@ class Memory:
         self.env: Env = {}
         self.detached = True  # whether a save forgets how it was made
         self.clients: set[int] = set()  # storages of constants
-        self.taken: set[int] = set()  # slots that hold a copy for the one save that uses them
+        self.taken: Collection[int] = ()  # slots that hold a copy for the one save that uses them
         self._fresh: list[int] = []  # slots of this firing that may be the model's own tensors
         self._versions: dict[int, int] = {}  # slots of earlier firings, with their versions
         self._frozen: dict[int, Env] = {}  # step -> older versions of what it uses

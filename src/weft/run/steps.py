@@ -75,10 +75,12 @@ class Plan:
         "maker",
         "members",
         "params",
+        "quick",
         "sites",
         "skips",
         "steps",
         "strict",
+        "taken",
         "waits",
         "written",
     )
@@ -95,6 +97,8 @@ class Plan:
         self.members: dict[int, list[int]] = {}  # families handed to the model -> their slots
         self.sites: dict[Site, SitePlan] = {}
         self.skips: dict[Site, Site] = {}  # outputs of skipped modules -> where they begin
+        self.taken: frozenset[int] = frozenset()  # slots of sites that are only read and saved
+        self.quick: dict[Site, Any] = {}  # those of them where it is the whole of one output
         self.count = 0
         self.fills = False  # whether anything is copied into the model's own tensors
         self.backwards: list[int] = []  # live ones

@@ -55,7 +55,6 @@ def take(
         if tensor.shape != shape or tensor.dtype != dtype:
             at.check_type(at.plan.steps[index], tensor)  # type: ignore[arg-type]
         memory.env[slot] = tensor.clone()
-        memory.taken.add(slot)
         waits[index] = 0
         waits[save] -= 1
         if not waits[save]:
@@ -65,9 +64,15 @@ def take(
 
 def mark_taken(plan: Plan) -> None:
     """Finds the sites of a plan that are only read and saved."""
-    for there in plan.sites.values():
+    slots: list[int] = []
+    for site, there in plan.sites.items():
         if not (there.effects or there.follow):
-            there.taken = _takes(plan, there)
+            there.taken = takes = _takes(plan, there)
+            slots += [take.slot for take in takes or ()]
+            whole = takes is not None and len(takes) == 1 and not takes[0].leaf
+            if whole and site.port == "output":
+                plan.quick[site] = takes[0]  # type: ignore[index]
+    plan.taken = frozenset(slots)
 
 
 def _takes(plan: Plan, there: SitePlan) -> Takes | None:

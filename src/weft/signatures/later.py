@@ -25,9 +25,9 @@ class Later:
         except LookupError:
             return None
 
-    def is_single(self, site: Site) -> bool:
-        """Whether the module of a site is called exactly once."""
-        return self._signatures[site.invoke].is_single(site.path)
+    def singles(self, invoke: int) -> frozenset[str]:
+        """The modules that are called exactly once in the pass of an invoke."""
+        return self._signatures[invoke].singles
 
     def inside(self, site: Site) -> dict[str, int]:
         """How often each module is called inside the call that this is the output of."""

@@ -102,9 +102,10 @@ class Signature:
             count += 1
         return count
 
-    def is_single(self, path: str) -> bool:
-        """Whether the module is called exactly once in this pass."""
-        return path in self._table.single
+    @property
+    def singles(self) -> frozenset[str]:
+        """The modules that are called exactly once in this pass, by all of their paths."""
+        return self._table.single
 
     def canonical(self, path: str) -> str:
         """The path by which the pass names a module that stands in the tree more than once."""
