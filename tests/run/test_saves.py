@@ -90,7 +90,7 @@ def test_a_save_never_shares_with_weights_inputs_constants_or_the_result():
         assert not tensor.requires_grad and not isinstance(tensor, nn.Parameter)
         tensor.zero_()
     same(model.weight.detach(), torch.ones(8))
-    same(model.table, torch.ones(8))
+    same(model.get_buffer("table"), torch.ones(8))
     same(c, torch.ones(3))
     assert x.abs().max() > 0 and found.result.abs().max() > 0
 
@@ -294,7 +294,7 @@ def test_a_thousand_runs_leave_nothing():
     before = count()
     for _ in range(1000):
         once()
-    assert abs(count() - before) < 50
+    assert count() - before < 50  # fewer: something of an earlier test was let go
 
 
 def test_a_run_leaves_no_cycle_that_holds_tensors():
