@@ -302,3 +302,28 @@ def test_convolutions_and_images():
     plain = with_hooks(net, {"0.output": None}, image)["0.output"]
     bitwise(channels, plain.mean((0, 2, 3)))
     bitwise(out, with_hooks(net, {"0.output": edit}, image).result)
+
+
+@pytest.mark.parametrize("edited", [False, True])
+def test_a_call_that_the_fake_pass_did_not_make_is_another_site(edited):
+    """What a module keeps to itself may decide how often it calls another."""
+    turns = [1]
+
+    def forward(self, x):
+        for _ in range(turns[0]):
+            x = self.inner(x + 1)
+        return x
+
+    net = Calls(forward, inner=nn.Linear(4, 4))
+    model = weft.Model(net)
+    with model.trace(X):
+        model.inner.output.save()
+    turns[0] = 2
+    with model.trace(X), torch.no_grad():
+        if edited:
+            model.inner.output[:] = 0
+        first, last = model.inner.output.save(), model.output.save()
+    with torch.no_grad():
+        expected = torch.zeros(2, 4) if edited else net.inner(X + 1)
+        bitwise(first, expected)
+        bitwise(last, net.inner(expected + 1))

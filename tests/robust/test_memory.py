@@ -293,13 +293,16 @@ def alive(model: Any) -> list[int]:
     return [sum(ref() is not None for ref in spy.seen) for spy in spies]
 
 
+LARGE = torch.ones(8, 3000)  # what is smaller is copied where it is read
+
+
 @pytest.fixture
 def spied() -> Any:
     return weft.Model(torch.nn.Sequential(Spy(), Spy(), Spy()))
 
 
 def test_a_tracer_that_is_kept_keeps_only_what_was_saved(spied: Any) -> None:
-    with spied.trace(torch.ones(2, 3)) as tracer:
+    with spied.trace(LARGE) as tracer:
         doubled = spied[0].output * 2
         doubled.sum().save()
         kept = spied[1].output.save()
@@ -313,11 +316,11 @@ def test_a_tracer_that_is_kept_keeps_only_what_was_saved(spied: Any) -> None:
 
 
 def test_a_tracer_of_a_look_keeps_nothing_of_the_pass_before(spied: Any) -> None:
-    with spied.trace(torch.ones(2, 3)) as tracer:
+    with spied.trace(LARGE) as tracer:
         assert spied[1].output.sum() > 0
         last = spied[2].output.save()
     assert alive(spied) == [0, 0, 1]
-    assert tracer.results and last.shape == (2, 3)
+    assert tracer.results and last.shape == LARGE.shape
 
 
 def test_what_a_failed_run_had_saved_dies_with_its_error(spied: Any) -> None:

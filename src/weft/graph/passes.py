@@ -71,7 +71,7 @@ def invokes_of(graph: Graph) -> set[int]:
 
 def asks_nothing(graph: Graph) -> bool:
     """Whether a run of the graph would have no effect."""
-    return not any(isinstance(node, EFFECTS) for node in graph.nodes)
+    return not any(isinstance(node, EFFECTS) for node in reversed(graph.nodes))  # a save is late
 
 
 def live_nodes(graph: Graph) -> set[int]:

@@ -57,6 +57,8 @@ class GradientInterpreter(Interpreter):
     client tensors ask for gradients as they did.
     """
 
+    takes = False  # a copy would be made with a history
+
     def __init__(self, *args: Any, keep: bool = False, **options: Any) -> None:
         super().__init__(*args, **options)
         self._wake_weight: Callable[[torch.Tensor], Any] = torch.Tensor.requires_grad_

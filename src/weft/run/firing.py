@@ -55,6 +55,10 @@ class SiteSteps:
     def _line(self, step: Step) -> Where | None:
         return line_of(self.graph, step.node)
 
+    def line(self, index: int) -> Where | None:
+        """The user's line of a step, by its number."""
+        return line_of(self.graph, self.plan.nodes[index])
+
     def read(self, step: Step, frame: Frame) -> torch.Tensor:
         """What the leaf is at this place in the program."""
         held = frame.now.get(step.node.leaf) if frame.now else None
@@ -65,7 +69,7 @@ class SiteSteps:
         tensor = frame.structure
         if leaf or not isinstance(tensor, torch.Tensor):
             tensor = frame.own(leaf, self._line(step))
-        self._check_type(step, tensor)
+        self.check_type(step, tensor)
         changes = self._overwritten is not None and self._overwritten(frame.site, leaf)
         if step.slot not in self.plan.written:
             return tensor.clone() if changes else tensor
@@ -77,14 +81,15 @@ class SiteSteps:
 
     def _read_again(self, step: Step, frame: Frame, held: Held) -> torch.Tensor:
         plan, tensor = self.plan, held.tensor
-        self._check_type(step, tensor)
+        self.check_type(step, tensor)
         frame.lend(step.node.leaf)
         edited = step.slot in plan.written
         if edited or (held.slot is not None and plan.is_written_after(held.slot, step.index)):
             return tensor.clone()
         return tensor
 
-    def _check_type(self, step: Step, tensor: torch.Tensor) -> None:
+    def check_type(self, step: Step, tensor: torch.Tensor) -> None:
+        """Raises unless a read gives what was recorded, or on another input the same kind."""
         node, dtype = step.node, step.dtype
         if tensor.shape == node.shape and tensor.dtype == dtype:
             return

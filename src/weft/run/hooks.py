@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -25,13 +24,14 @@ from weft.sources.stand import NOTHING
 
 from .backward import interpreter
 from .memory import storage
+from .singles import RUNNING as _RUNNING
+from .singles import Single, Taken, Taking
 from .skips import Skipping
 from .sources import Insides
 from .structure import mapped, tensors
+from .taken import Take
 from .watch import Watch
 from .weights import is_still_weight, weights_of
-
-_RUNNING: ContextVar[Drive | None] = ContextVar("weft_running", default=None)
 
 
 class Results:
@@ -115,6 +115,7 @@ class Drive:
         self.ended: Site | None = None
         self.callers: set[int] = set()  # storages of the caller's tensors
         self.weights = weights_of(module)
+        self.taken = Taken({})
         self.interpreter = interpreter(
             graph,
             constants,
@@ -129,6 +130,7 @@ class Drive:
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], line: object) -> Results:
         try:
             interpreter = self.interpreter
+            self.taken = Taken(interpreter.env)
             args, kwargs = self.guarded(args, kwargs)
             interpreter.begin()
             result = None
@@ -156,6 +158,7 @@ class Drive:
         try:
             hooks.add(self.sites())
             result = self.module(*args, **kwargs)
+            self.interpreter.took(self.taken.fired)
         except Stop:
             pass
         except Exception as error:
@@ -175,6 +178,25 @@ class Drive:
                 self.error = None
         return result if self.want_result else None
 
+    def quick(self) -> Mapping[Site, Take]:
+        """Sites at which a tensor is taken, and nothing else: their hooks may do that."""
+        return self.interpreter.quick()
+
+    def tell(self, site: Site) -> None:
+        """Tells the interpreter what hooks have taken, of which this one is the last."""
+        try:
+            self.interpreter.took(self.taken.fired)
+        except BaseException as error:
+            self.error = error
+            raise
+        self.leave_if_over(site)
+
+    def leave_if_over(self, site: Site) -> None:
+        """Leaves the forward after a site if nothing is left to do."""
+        if self.is_over() and self.can_stop and (site.path or site.port != "output"):
+            self.ended = site
+            raise Stop
+
     def sites(self) -> Iterable[Site]:
         """The sites of this forward."""
         return self.interpreter.sites
@@ -189,16 +211,16 @@ class Drive:
 
     def fire(self, site: Site, structure: Any) -> Any:
         """What a hook does."""
-        if self.error is not None or self.is_over():
+        if self.error is not None:
             return structure
         try:
+            if self.taken.fired:
+                self.interpreter.took(self.taken.fired)
             structure = self.become(site, structure)
         except BaseException as error:
             self.error = error
             raise
-        if self.can_stop and self.is_over() and (site.path or site.port != "output"):
-            self.ended = site
-            raise Stop
+        self.leave_if_over(site)
         return structure
 
     # What the interpreter asks of its host
@@ -267,18 +289,32 @@ class _Hooks:
     def __init__(self, drive: Drive) -> None:
         self._drive = drive
         self._calls: dict[str, Any] = {}  # `_Calls` by path, `sources.Runs` by operation
+        self._single: list[Single] = []
+        self._modules = {"": drive.module}
         self._skipping: Skipping | None = None
 
     def add(self, sites: Iterable[Site]) -> None:
-        skips = self._drive.interpreter.plan.skips
+        drive = self._drive
+        skips, told = drive.interpreter.plan.skips, drive.told
+        quick, taken = drive.quick(), drive.taken
+        invoke, single = None, frozenset()
         for site in sites:
+            path = site.path
             if is_inside(site.port):
                 self._inside(site)
                 continue
-            there = self._calls.get(site.path)
+            if site.invoke != invoke and told is not None and not skips:
+                invoke, single = site.invoke, told.singles(site.invoke)
+            if path in single:
+                module, take = self._find(path), quick.get(site)
+                if take is None:
+                    self._single.append(Single(drive, module, site))
+                else:
+                    self._single.append(Taking(drive, module, site, take, taken))
+                continue
+            there = self._calls.get(path)
             if there is None:
-                module = find(self._drive.module, site.path)
-                there = self._calls[site.path] = _Calls(self._drive, module)
+                there = self._calls[path] = _Calls(drive, self._find(path))
                 there.hook()
             (there.inputs if site.port == "inputs" else there.outputs)[site.call] = site
         if skips:
@@ -294,9 +330,20 @@ class _Hooks:
         drive = self._drive
         if drive.insides is None:
             drive.insides = Insides(drive, _running, _instead, self._calls)
-        drive.insides.add(find(drive.module, site.path), site)
+        drive.insides.add(self._find(site.path), site)
+
+    def _find(self, path: str) -> Module:
+        """As `find`, by way of the module above."""
+        found = self._modules.get(path)
+        if found is None:
+            above, _, name = path.rpartition(".")
+            found = self._find(above)._modules.get(name) or find(self._drive.module, path)
+            self._modules[path] = found
+        return found
 
     def remove(self) -> None:
+        for one in self._single:
+            one.unhook()
         if self._skipping is not None:
             self._skipping.remove()
         if self._drive.insides is not None:

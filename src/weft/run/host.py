@@ -46,6 +46,10 @@ class Told(Protocol):
         """The site's `leaves` (key path, what it is), and `rebuild(values)`; None: not known."""
         ...
 
+    def singles(self, invoke: int) -> frozenset[str]:
+        """The modules that are called exactly once in the pass of an invoke."""
+        ...
+
     def inside(self, site: Site) -> Mapping[str, int]:
         """How often each module, by each of its paths, is called inside the call that `site` is
         the output of."""

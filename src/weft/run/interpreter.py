@@ -64,6 +64,7 @@ from .plan import plan
 from .steps import Step, line_of
 from .stops import left_out, reached, stops
 from .structure import tensors
+from .taken import Take, Takes, take
 from .turns import blocker
 from .watch import Watch
 
@@ -73,6 +74,7 @@ class Interpreter:
 
     table: Mapping[type, Callable[[Any, Step], None]]
     """What runs each kind of node."""
+    takes = True  # whether what is only read and saved may be copied at once
 
     def __init__(
         self,
@@ -92,6 +94,7 @@ class Interpreter:
         self._on_log = on_log
         self._watch = watch
         self._memory = Memory(graph, self.plan, host)
+        self._memory.taken = self.plan.taken if self.takes else frozenset()
         self._at = SiteSteps(graph, self.plan, self._memory, host, overwritten)
         self._pending = dict(self.plan.sites)
         self._waits = self.plan.waits.copy()
@@ -133,6 +136,9 @@ class Interpreter:
             return structure
         if self._watch is not None:
             self._watch.look()
+        if there.taken is not None and self.takes:
+            self._take(there.taken, site, structure)
+            return structure
         frame = self._frame = Frame(site, structure)
         try:
             self._wake(there.steps)
@@ -148,6 +154,42 @@ class Interpreter:
         if self._watch is not None:
             self._watch.fired(len(self._pending))
         return structure
+
+    def _take(self, takes: Takes, site: Site, structure: Any) -> None:
+        """What `fire` does at a site that is only read and saved."""
+        for save in take(takes, site, structure, self._waits, self._memory, self._at):
+            heappush(self._ready, save)
+        self._undone -= len(takes)
+        if self._ready:
+            self._drain()
+        if self._watch is not None:
+            self._watch.fired(len(self._pending))
+
+    def quick(self) -> Mapping[Site, Take]:
+        """Sites that whoever drives may see to: he puts a copy of what is taken into `env`, and
+        says so (`took`) before anything else fires."""
+        return self.plan.quick if self.takes and self._watch is None else {}
+
+    @property
+    def env(self) -> Env:
+        """The values that are there, by slot."""
+        return self._memory.env
+
+    def took(self, fired: list[tuple[Site, Take]]) -> None:
+        """These sites have fired."""
+        waits, pending = self._waits, self._pending
+        for site, one in fired:
+            if pending.pop(site, None) is None:  # a stop came first
+                del self._memory.env[one.slot]
+                continue
+            self._undone -= 1
+            waits[one.read] = 0
+            waits[one.save] -= 1
+            if not waits[one.save]:
+                heappush(self._ready, one.save)
+        fired.clear()
+        if self._ready:
+            self._drain()
 
     def is_blocked(self, site: Site) -> bool:
         """Whether an edit of this site waits for a site of another invoke."""

@@ -21,6 +21,7 @@ from weft.graph.node import Backward, Call, Const, Fill, Param, Read, Save, Skip
 from .gradlink import link_backward, link_followed
 from .skips import begin_of
 from .steps import Plan, SitePlan, Step
+from .taken import mark_taken
 
 _AT_SITES = frozenset((Read, Write, Fill, Skip))
 _OTHERS = frozenset((Const, Param))  # whose storage is not ours to give away
@@ -59,6 +60,7 @@ class Linker:
             self.find_direct()
         if plan.backwards:
             link_followed(plan)
+        mark_taken(plan)
 
     def find_written(self, steps: list[Step]) -> None:
         plan = self.plan

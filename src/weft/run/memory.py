@@ -13,7 +13,7 @@ counter, and used only while it stands (`OverwrittenError`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import torch
 
@@ -54,6 +54,7 @@ class Memory:
         "clients",
         "detached",
         "env",
+        "taken",
     )
 
     def __init__(self, graph: Graph, plan: Plan, host: Host) -> None:
@@ -64,6 +65,7 @@ class Memory:
         self.env: Env = {}
         self.detached = True  # whether a save forgets how it was made
         self.clients: set[int] = set()  # storages of constants
+        self.taken: Collection[int] = ()  # slots that hold a copy for the one save that uses them
         self._fresh: list[int] = []  # slots of this firing that may be the model's own tensors
         self._versions: dict[int, int] = {}  # slots of earlier firings, with their versions
         self._frozen: dict[int, Env] = {}  # step -> older versions of what it uses
@@ -145,7 +147,11 @@ class Memory:
     def keep(self, step: Step, env: Env) -> Env:
         """The tensors that a save brings back, frozen."""
         kept: Env = {}
+        taken = self.taken
         for slot in step.uses:
+            if slot in taken:
+                kept[slot] = env[slot]
+                continue
             tensor = env[slot].detach() if self.detached else env[slot]
             whole = tensor.untyped_storage()
             where = whole._cdata

@@ -9,6 +9,7 @@ from weft.graph.site import Site
 
 from .hooks import Drive
 from .interpreter import Interpreter
+from .taken import Take
 
 ModuleCall = tuple[tuple[Any, ...], Mapping[str, Any]]
 
@@ -24,6 +25,7 @@ class Part(Drive):
         self.callers = whole.callers
         self.weights = whole.weights
         self.told = whole.told
+        self.taken = whole.taken
         self.can_stop = True
         self.want_result = False
         self.error = None
@@ -41,6 +43,10 @@ class Part(Drive):
         if not self.is_over():
             args, kwargs = self.guarded(self._args, dict(self._kwargs))
             self.forward(args, kwargs, None)
+
+    def quick(self) -> Mapping[Site, Take]:
+        """None: others may wait for this forward, or share it."""
+        return {}
 
     def sites(self) -> Iterable[Site]:
         return self._left

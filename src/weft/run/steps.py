@@ -53,12 +53,13 @@ class Step:
 class SitePlan:
     """The steps of one site in program order, and those among them that change it."""
 
-    __slots__ = ("effects", "follow", "steps")
+    __slots__ = ("effects", "follow", "steps", "taken")
 
     def __init__(self) -> None:
         self.steps: list[int] = []
         self.effects: list[int] = []
         self.follow = False  # whether what the model does with its tensors is followed from here
+        self.taken: Any = None  # where nothing else happens: what is read and saved (`taken`)
 
 
 class Plan:
@@ -74,10 +75,12 @@ class Plan:
         "maker",
         "members",
         "params",
+        "quick",
         "sites",
         "skips",
         "steps",
         "strict",
+        "taken",
         "waits",
         "written",
     )
@@ -94,6 +97,8 @@ class Plan:
         self.members: dict[int, list[int]] = {}  # families handed to the model -> their slots
         self.sites: dict[Site, SitePlan] = {}
         self.skips: dict[Site, Site] = {}  # outputs of skipped modules -> where they begin
+        self.taken: frozenset[int] = frozenset()  # slots of sites that are only read and saved
+        self.quick: dict[Site, Any] = {}  # those of them where it is the whole of one output
         self.count = 0
         self.fills = False  # whether anything is copied into the model's own tensors
         self.backwards: list[int] = []  # live ones

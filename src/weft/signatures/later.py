@@ -25,6 +25,10 @@ class Later:
         except LookupError:
             return None
 
+    def singles(self, invoke: int) -> frozenset[str]:
+        """The modules that are called exactly once in the pass of an invoke."""
+        return self._signatures[invoke].singles
+
     def inside(self, site: Site) -> dict[str, int]:
         """How often each module, and each operation inside a forward, is called inside the call
         that this is the output of."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import Context
@@ -74,6 +75,13 @@ class Table:
     def index(self) -> dict[tuple[str, str, int], int]:
         """(path, port, call) -> place in `rows`."""
         return {(row.path, row.port, row.call): index for index, row in enumerate(self.rows)}
+
+    @cached_property
+    def single(self) -> frozenset[str]:
+        """The modules that are called exactly once, by all of their paths."""
+        calls = Counter([row.path for row in self.rows if row.port == "inputs"])
+        names = [(path, path) for path in calls] + list(self.aliases.items())
+        return frozenset([name for name, path in names if calls[path] == 1])
 
 
 class _Event:

@@ -122,6 +122,11 @@ class Signature:
             count += 1
         return count
 
+    @property
+    def singles(self) -> frozenset[str]:
+        """The modules that are called exactly once in this pass, by all of their paths."""
+        return self._table.single
+
     def canonical(self, path: str) -> str:
         """The path by which the pass names a module that stands in the tree more than once."""
         return self._table.aliases.get(path, path)

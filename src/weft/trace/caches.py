@@ -72,6 +72,7 @@ class Cache:
             _at=recorder.here(),
             _sites=recorder.sites,
             _signature=recorder.signature,
+            _tensors=None,
             _entries=None,
         )
         for path in spec.paths or ():
@@ -151,6 +152,10 @@ class Cache:
         tensors: list[Any] = list(saved.values()) if isinstance(saved, dict) else []
         if self._device is not None:
             tensors = [None if t is None else t.to(self._device) for t in tensors]
+        self.__dict__.update(_tensors=tensors, _recorder=None, _sites=None)
+
+    def _sorted(self, tensors: list[Any]) -> dict[str, Entry]:
+        """What has come, by module. Not before somebody asks: it takes as long as the saving."""
         entries: dict[str, Entry] = {}
         for part in self._parts:
             count = len(part.signature.tensors)
@@ -158,12 +163,16 @@ class Cache:
             if len(own) == count and all(tensor is not None for tensor in own):
                 entry = entries.setdefault(part.site.path, Entry(part.site.path))
                 entry._put(part, own)
-        self.__dict__.update(_entries=entries, _recorder=None, _sites=None)
+        return entries
 
     def _found(self) -> dict[str, Entry]:
-        if self._entries is None:
-            raise self._recorder.unfilled(self._name, self._at)
-        return self._entries
+        found = self._entries
+        if found is None:
+            if self._tensors is None:
+                raise self._recorder.unfilled(self._name, self._at)
+            found = self._sorted(self._tensors)
+            self.__dict__.update(_entries=found, _tensors=None)
+        return found
 
     def _entry(self, path: str) -> Entry:
         found = self._found().get(self._signature.canonical(path))
@@ -219,7 +228,7 @@ class Cache:
         return sorted({*object.__dir__(self), *self._tree._children, *self._tree._aliases})
 
     def __repr__(self) -> str:
-        if self._entries is None:
+        if self._entries is None and self._tensors is None:
             return f"<cache {self._name!r}, not filled yet>"
         return f"<cache of {len(self)} modules: {self._some()}>"
 
