@@ -130,7 +130,7 @@ class Merger:
 
     def _refused(self, module: nn.Module) -> Refused | None:
         """The sites that the model's trial has refused; None where it must not be shared."""
-        state = _state(module, self._facts)
+        state = state_of(module, self._facts)
         known = self._trials.get(module)
         if known is None or known[0] != state:
             if not self.tries:
@@ -196,7 +196,7 @@ def _is_plain(call: ModuleCall) -> bool:
     return plain and isinstance(ids, Tensor) and ids.dim() == 2
 
 
-def _state(module: nn.Module, facts: LanguageFacts) -> Any:
+def state_of(module: nn.Module, facts: LanguageFacts) -> Any:
     first = next(module.parameters(), None)
     where = None if first is None else (first.dtype, first.device)
     return where, facts.attention, id(type(module).forward)

@@ -52,7 +52,7 @@ class Merging(Protocol):
 
 def trial(merging: Merging, module: nn.Module, facts: LanguageFacts) -> Refused | None:
     """The tensors that must not be offered; None where no forward of the model may be shared."""
-    calls = _calls(facts, _device(module))
+    calls = calls_of(facts, module)
     signatures = [merging._signature(call) for call in calls]
     offered, refused = _sites(merging, calls, signatures)
     poisoned = _poisoned(signatures[0], offered)
@@ -67,7 +67,7 @@ def trial(merging: Merging, module: nn.Module, facts: LanguageFacts) -> Refused 
     bad: Refused = set()
     for name, key in _names(offered).items():
         pairs = [(together[f"{v} {name}"], alone[f"{v} {name}"]) for v in VICTIMS]
-        if not all(_agree(*pair) for pair in pairs):
+        if not all(agree(*pair) for pair in pairs):
             bad.add(key)
     results = [key for key in offered if key[0] == "" and key[1] == "output"]
     if not results or not bad.isdisjoint(results):
@@ -80,8 +80,9 @@ def _device(module: nn.Module) -> torch.device:
     return torch.device("cpu") if first is None else first.device
 
 
-def _calls(facts: LanguageFacts, device: torch.device) -> list[ModuleCall]:
+def calls_of(facts: LanguageFacts, module: nn.Module) -> list[ModuleCall]:
     """Prompts of random tokens, the same each time."""
+    device = _device(module)
     draw = torch.Generator().manual_seed(0)
     keywords: dict[str, Any] = {"use_cache": False} if "use_cache" in facts.takes else {}
     longest = min(LENGTHS[1], facts.positions or LENGTHS[1])
@@ -188,7 +189,7 @@ class _Given:
         return lot, alone
 
 
-def _agree(got: torch.Tensor, expected: torch.Tensor) -> bool:
+def agree(got: torch.Tensor, expected: torch.Tensor) -> bool:
     """Whether two are the same within the bound for their dtype; NaN is never."""
     if not expected.is_floating_point():
         return torch.equal(got, expected)

@@ -1,8 +1,17 @@
-"""The caches of `transformers` that a generation keeps its keys, values and states in."""
+"""The caches of `transformers` that a generation keeps its keys, values and states in.
+
+Caches of several generations become one, row below row. Keys and values stand at the right of a
+common width, so that distances between positions, which sliding windows count, are what they are
+alone; what is left of a shorter row is zero, and masked.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+import torch
+from torch import Tensor
 
 
 def fresh_cache(net: Any) -> dict[str, Any]:
@@ -17,3 +26,83 @@ def fresh_cache(net: Any) -> dict[str, Any]:
         return {}
     name = "cache_params" if "mamba" in type(net).__name__.lower() else "past_key_values"
     return {name: DynamicCache(config=net.config.get_text_config(decoder=True))}
+
+
+def can_join(cache: Any) -> bool:
+    """Whether its rows can stand beside those of others: each layer is of a kind that is known."""
+    from transformers import cache_utils as kinds
+
+    known = (
+        kinds.DynamicLayer,
+        kinds.DynamicSlidingWindowLayer,
+        kinds.LinearAttentionLayer,
+        kinds.LinearAttentionAndFullAttentionLayer,
+    )
+    plain = type(cache) is kinds.DynamicCache and not cache.offloading
+    return plain and all(type(layer) in known for layer in cache.layers)
+
+
+def join(cache: Any, width: int, other: Any, others: int) -> None:
+    """Puts the rows of `other`, of width `others`, below those of `cache`, of width `width`."""
+    both = max(width, others)
+    for mine, its in zip(cache.layers, other.layers, strict=True):
+        if _has_keys(mine):
+            for name in ("keys", "values"):
+                pair = [_widened(getattr(one, name), _columns(one, both)) for one in (mine, its)]
+                setattr(mine, name, torch.cat(pair))
+            _counted(mine, both)
+        for states, new in zip(_states(mine), _states(its), strict=True):
+            states.update({n: torch.cat([one, new[n]]) for n, one in states.items()})
+
+
+def narrow(cache: Any, rows: Tensor, width: int) -> None:
+    """Keeps some rows, and of them the last `width` positions."""
+    for layer in cache.layers:
+        if _has_keys(layer):
+            for name in ("keys", "values"):
+                kept = getattr(layer, name)[rows]
+                count = _columns(layer, width)
+                setattr(layer, name, kept[:, :, kept.shape[2] - count :].contiguous())
+            _counted(layer, width)
+        for states in _states(layer):
+            states.update({name: one[rows] for name, one in states.items()})
+
+
+def overwrite(cache: Any, rows: tuple[int, int], value: float) -> None:
+    """From now on these rows read `value` wherever they look back: for trials of isolation."""
+    for layer in cache.layers:
+        if _has_keys(layer):
+            layer.values[slice(*rows)] = value
+        for states in _states(layer):
+            for state in states.values():
+                state[slice(*rows)] = value
+
+
+def caches_in(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The caches among the keywords of a forward."""
+    return {name: kwargs[name] for name in ("past_key_values", "cache_params") if name in kwargs}
+
+
+def _has_keys(layer: Any) -> bool:
+    return isinstance(getattr(layer, "keys", None), Tensor)
+
+
+def _states(layer: Any) -> list[dict[int, Tensor]]:
+    """The states of a linear layer: of its convolutions, and the recurrent ones."""
+    return [getattr(layer, name, {}) for name in ("conv_states", "recurrent_states")]
+
+
+def _columns(layer: Any, width: int) -> int:
+    """How many positions a layer keeps of `width`: a sliding window counts the next one too."""
+    window = getattr(layer, "sliding_window", None)
+    return width if window is None else min(width, window - 1)
+
+
+def _counted(layer: Any, width: int) -> None:
+    if hasattr(layer, "cumulative_length"):
+        layer.cumulative_length = width
+
+
+def _widened(tensor: Tensor, columns: int) -> Tensor:
+    """`[rows, heads, columns, d]`, with zeros on the left."""
+    return torch.nn.functional.pad(tensor, (0, 0, columns - tensor.shape[2], 0))

@@ -108,6 +108,11 @@ class Decoding:
         return self.ids
 
     @property
+    def length(self) -> int:
+        """Positions of prompt and answer so far, padding included."""
+        return self.ids.shape[1] + (self.prompt.length or 0) * self._embeds
+
+    @property
     def uses_cache(self) -> bool:
         """Whether a step runs one token; from embeddings there is no other way to go on."""
         return self.sampling.use_cache or self._embeds
@@ -121,11 +126,7 @@ class Decoding:
     # -- calls -------------------------------------------------------------------------------------
 
     def _inputs(self, last: int | None, first: bool) -> dict[str, Any]:
-        inputs = self.net.prepare_inputs_for_generation(
-            self.ids, next_sequence_length=last, is_first_iteration=first, **self.kept
-        )
-        given = {name: value for name, value in inputs.items() if value is not None}
-        return {**given, "return_dict": True}
+        return inputs_of(self.net, self.ids, last, first, self.kept)
 
     def _grow(self, output: Any) -> None:
         """One position more; the cache is the one that the model says it is."""
@@ -187,6 +188,20 @@ class Decoding:
                 fix=f"max_new_tokens={table - start + 1}, or a shorter prompt",
             )
         return longest
+
+
+def inputs_of(
+    net: Any, ids: Tensor, last: int | None, first: bool, kept: dict[str, Any]
+) -> dict[str, Any]:
+    """The keywords of a forward for the `last` positions of `ids` (None: all of them).
+
+    `kept` goes from step to step: masks and positions of the whole, the cache.
+    """
+    inputs = net.prepare_inputs_for_generation(
+        ids, next_sequence_length=last, is_first_iteration=first, **kept
+    )
+    given = {name: value for name, value in inputs.items() if value is not None}
+    return {**given, "return_dict": True}
 
 
 # -- what a generation begins with -----------------------------------------------------------------
