@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from torch import nn
@@ -23,7 +25,7 @@ from weft.errors import (
     RecordingError,
     WriteMismatchError,
 )
-from weft.testing.same import bitwise, bounded
+from weft.testing.same import bitwise, bounded, moves
 
 
 @pytest.fixture
@@ -204,3 +206,73 @@ def test_the_gradient_of_a_pattern(gpt2, opened):
     bounded(got, kept[0].grad)
     for weight in gpt2.parameters():
         weight.grad = None
+
+
+def test_a_gradient_is_replaced(gpt2, opened):
+    model = opened(gpt2)
+    shift = torch.zeros(1, 4, 9, 9, requires_grad=True)
+    with model.trace(IDS):
+        soft = attention_of(model, "gpt2").source.softmax_0
+        soft.output = soft.output + shift
+        query = attention_of(model, "gpt2").input
+        pattern = soft.output
+        with model.output.logits[0, -1, 5].backward():
+            before = pattern.grad.save()
+            pattern.grad = pattern.grad * 2
+            got = query.grad.save()
+    kept = []
+
+    def doubled(made):
+        mine = made + added
+        mine.register_hook(lambda grad: (kept.append(grad), grad * 2)[1])
+        return mine
+
+    added = torch.zeros(1, 4, 9, 9, requires_grad=True)
+    block = gpt2.transformer.h[1].attn
+    keep = lambda m, a, out: (out.retain_grad(), kept.append(out))[0]
+    handle = block.c_attn.register_forward_hook(keep)
+    with patched(gpt2, 1, doubled):
+        gpt2(IDS).logits[0, -1, 5].backward()
+    handle.remove()
+    out, grad = kept
+    bounded(before, grad)
+    assert added.grad is not None
+    bounded(shift.grad, added.grad)
+    bounded(got, out.grad[..., :32].view(1, 9, 4, 8).transpose(1, 2))
+    moves(got, torch.zeros_like(got))
+    for weight in gpt2.parameters():
+        weight.grad = None
+
+
+# -- threads ---------------------------------------------------------------------------------------
+
+
+def test_eight_threads_on_one_model(gpt2, opened):
+    """Half of them scale a pattern, each with a factor of its own; half read what is there."""
+    model, plain, wrong = opened(gpt2), logits_of(gpt2), []
+    expected = []
+    for number in range(8):
+        with patched(gpt2, number % 3, lambda pattern, number=number: pattern * number):
+            expected.append(logits_of(gpt2))
+    start = threading.Barrier(8)
+
+    def work(number):
+        try:
+            start.wait(60)
+            for _ in range(2):
+                with model.trace(IDS):
+                    if number % 2:
+                        soft = attention_of(model, "gpt2", number % 3).source.softmax_0
+                        soft.output = soft.output * number
+                    got = model.output.logits.save()
+                bitwise(got, expected[number] if number % 2 else plain)
+        except BaseException as error:  # noqa: BLE001 (told by the test)
+            wrong.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert not any("forward" in vars(module) for module in gpt2.modules())

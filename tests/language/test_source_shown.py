@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+import copy
 
+import pytest
+import torch
+from torch import nn
+
+import weft
 from tests.language import sources
 from tests.language.sources import (
     IDS,
@@ -12,10 +17,13 @@ from tests.language.sources import (
 )
 from weft.errors import (
     NotReachedError,
+    OtherSourceError,
     OutsideTraceError,
+    RecordingError,
     SourceError,
     UnknownPathError,
 )
+from weft.testing.same import bounded
 
 
 @pytest.fixture
@@ -121,3 +129,60 @@ def test_a_graph_says_its_sources(gpt2, opened):
     with model.trace(IDS) as tracer:
         model.transformer.h[1].output.save()
     assert tracer.graph.graph.sources == ()
+
+
+def test_an_operation_that_does_not_run_tells_of_its_namesakes(gpt2, opened):
+    model = opened(gpt2)
+    with pytest.raises(NotReachedError) as caught, model.trace(IDS):
+        model.transformer.h[0].attn.source.self_c_attn_0.output.save()
+    assert "self_c_attn_1 runs" in str(caught.value.fix)
+
+
+def test_what_is_called_is_printed_outside_of_a_block(gpt2, opened):
+    gpt2 = copy.deepcopy(gpt2)
+    source = attention_of(opened(gpt2), "gpt2").source
+    assert "nn_functional_softmax_0" in source.names
+    assert "def eager_attention_forward" in str(source)
+
+
+def test_an_assignment_to_what_is_no_site_is_refused(gpt2, opened):
+    model = opened(gpt2)
+    mlp = model.transformer.h[0].mlp
+    with model.trace(IDS):
+        with pytest.raises(AttributeError, match=r"assign to its \.output"):
+            mlp.source.self_act_0 = mlp.output
+        with pytest.raises(UnknownPathError, match="no operation 'self_akt_0'"):
+            mlp.source.self_akt_0 = mlp.output
+        with pytest.raises(AttributeError, match="no site 'outptu'"):
+            mlp.source.self_act_0.outptu = mlp.output
+        mlp.output.save()
+
+
+class Here(nn.Module):
+    def forward(self, x):
+        return torch.tanh(x) + x
+
+
+class There(nn.Module):
+    def forward(self, x):
+        return torch.tanh(x) - x
+
+
+def test_another_source_is_refused():
+    """The graph of one model is not run on another one, in which the names mean other lines."""
+    x = torch.ones(2, 4)
+    model, other = [weft.Model(nn.Sequential(one)) for one in (Here(), There())]
+    with model.trace(x) as tracer:
+        model[0].source.torch_tanh_0.output.save(name="h")
+    bounded(tracer.graph.run(model, x)["h"], torch.tanh(x))
+    with pytest.raises(OtherSourceError, match=r"0\.source, which is another") as caught:
+        tracer.graph.run(other, x)
+    assert "test_source_shown.py" in str(caught.value)
+
+
+def test_the_runs_of_one_call_have_no_numbers_of_their_own(gpt2, opened):
+    model = opened(gpt2)
+    with model.trace(IDS):
+        with pytest.raises(RecordingError, match="not counted by its calls"):
+            _ = model.transformer.h[0].mlp.calls[0].source
+        model.output.logits.save()

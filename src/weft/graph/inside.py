@@ -78,6 +78,8 @@ def odd_marks(graph: Graph) -> str | None:
     for mark in graph.sources:
         if not _is_mark(mark):
             return "a mark of a source has an odd place or hash"
+    if not graph.sources and not _goes_inside(graph):
+        return None
     marks = marks_of(graph)
     if len(marks) < len(graph.sources):
         return "a source is marked twice"
@@ -85,6 +87,17 @@ def odd_marks(graph: Graph) -> str | None:
         if any(place not in marks for place in places_of(site)):
             return f"{str(site)[:200]} is inside a source that has no mark"
     return None
+
+
+def _goes_inside(graph: Graph) -> bool:
+    """Whether any site is an operation. Every graph is asked, so this has no detours."""
+    for node in graph.nodes:
+        if isinstance(node, (Read, Write, Fill, Skip)):
+            if "." in node.site.port:
+                return True
+        elif isinstance(node, Backward) and any(is_inside(site.port) for site in node.since):
+            return True
+    return False
 
 
 def _is_mark(mark: Mark) -> bool:

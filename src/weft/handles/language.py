@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,9 @@ class LanguageModel(Handle):
             self._open_served(found, remote, tokenizer, backend, chosen)
         else:
             self._open_here(place, remote, tokenizer, backend, chosen)
+        # what a source calls is asked for outside of blocks, too
+        example = partial(prepare_language, [0, 0], None, self._facts)
+        self._signatures.inside.example = example
         if rename:
             rename_tree(self, rename)
         if dispatch:

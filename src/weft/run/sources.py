@@ -138,7 +138,7 @@ class Level:
         if listing.digest != self.whole.mark((path, self.way)):
             raise OtherSourceError(
                 f"the graph names operations of {where}, which is another source here",
-                fix="record the experiment anew: print the source to see its operations",
+                fix="open the model anew, and record the experiment on what is there",
             )
         for name in self._runs:
             if name not in listing.by_name:

@@ -92,6 +92,8 @@ class Inside:
 
         Raises `SourceError` where it cannot be had, `UnknownPathError` for what is not there.
         """
+        if way and call is None and self.example is not None:
+            call = self.example()
         with self._lock:
             self._now()
             if self._asker is not None:
@@ -127,7 +129,6 @@ class Inside:
         name = _found(above, way[-1], path, way[:-1])
         key = self._canonical(path), (*way[:-1], name)
         if key not in self._called:
-            call = call or (None if self.example is None else self.example())
             if call is None:
                 raise SourceError(
                     f"what {shown(path, way)} calls is known only where the model has an input",

@@ -29,7 +29,7 @@ from .containers import Unreadable, flatten, hand_out
 from .flows import Flow
 from .lines import where
 from .skips import Span, refuse_inside
-from .sources import learn
+from .sources import learn, runs_instead
 from .times import FIRINGS
 from .value import Family, Value, make, short
 
@@ -253,7 +253,8 @@ class Sites:
             raise NotReachedError(
                 f"{site} does not exist: {_named(path, port)} is {times} in this forward pass",
                 line=where(recorder.line()),
-                fix="use a module that runs; print(model) shows the tree",
+                fix=runs_instead(recorder, path, port)
+                or "use a module that runs; print(model) shows the tree",
             ) from None
         if self.skips:
             refuse_inside(self, found)

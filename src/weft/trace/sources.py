@@ -11,11 +11,11 @@ Names come from the text of the forward where the model is; they are strings and
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from weft.errors import SourceError, UnknownPathError
 from weft.graph.node import Mark
-from weft.graph.site import inside_of, operations_of
+from weft.graph.site import inside_of, is_inside, operations_of
 from weft.signatures.inside import shown, unknown_operation
 from weft.sources.listing import Listing
 
@@ -72,6 +72,13 @@ class Source:
             line = where(user_line())
             place = shown(self._path, self._way)
             raise unknown_operation(self._listing, name, place, line) from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name.startswith("_"):
+            object.__setattr__(self, name, value)
+            return
+        what = self._name(name)  # says so where there is none
+        raise AttributeError(f"{what} is a call; assign to its .output: .{what}.output = ...")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
@@ -143,6 +150,11 @@ class Operation:
         """The single runs of an operation that runs several times in a pass: `.calls[1].output`."""
         return Runs(self)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not name.startswith("_") and name not in ("output", "input", "inputs"):
+            raise AttributeError(f"an operation has no site {name!r} to assign to")
+        object.__setattr__(self, name, value)
+
     def _place(self, last: str) -> tuple[Recorder, tuple[str, str, int | None]]:
         source = self._source
         port = f"{inside_of((*source._way, self._name))}{last}"
@@ -169,6 +181,24 @@ class Runs:
         if not -count <= index < count:
             raise IndexError(f"{one._name} runs {count} times, not {index}")
         return Operation(one._source, one._name, index % count)
+
+
+def runs_instead(recorder: Recorder, path: str, port: str) -> str | None:
+    """What to do about an operation that does not run: its namesakes may. None for a module."""
+    if not is_inside(port):
+        return None
+    way, name = operations_of(port)[:-1], operations_of(port)[-1]
+    source = Source(cast("Root", recorder.owner), path, way)
+    others = [one for one in source.names if one != name and _stem(one) == _stem(name)]
+    inside = inside_of(way)
+    run = [one for one in others if recorder.signature.calls(path, f"{inside}source.{one}.inputs")]
+    if run:
+        return f"the pass goes another way through the source: {', '.join(run[:4])} runs"
+    return f"use an operation that runs; print({shown(path, way)}) shows them"
+
+
+def _stem(name: str) -> str:
+    return name.rpartition("_")[0]
 
 
 def call_now(root: Root) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from weft.errors import OutsideTraceError, UnknownPathError
+from weft.errors import OutsideTraceError, RecordingError, UnknownPathError
 from weft.kernels.aval import aval_of
 
 from .current import current
@@ -295,6 +295,15 @@ class Call:
     output = _port("output")
     input = _port("input")
     inputs = _port("inputs")
+
+    @property
+    def source(self) -> Source:
+        """Refused: runs of an operation are numbered within the pass, not within a call."""
+        raise RecordingError(
+            f"the operations of {self._module._path or 'the root'} are not counted by its calls",
+            line=where(user_line()),
+            fix="count the runs of one: module.source.<name>.calls[k]",
+        )
 
     def skip(self, value: Any) -> None:
         """As `Module.skip`, of this call."""
