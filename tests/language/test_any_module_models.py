@@ -219,7 +219,7 @@ def test_a_vision_transformer_is_read_and_edited(image):
 
 def test_images_in_invokes_and_all_of_them_together(image):
     net = vit()
-    model = weft.Model(net)
+    model = weft.Model(net, batch_dim=0)
     with model.trace() as tracer:
         outs = []
         for one in image.split(1):

@@ -355,7 +355,7 @@ def test_an_empty_invoke_comes_last(model):
 
 def test_invokes_of_any_module():
     net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-    model = weft.Model(net)
+    model = weft.Model(net, batch_dim=0)
     x, y = torch.randn(3, 4), torch.randn(1, 4)
     with model.trace() as tracer:
         with tracer.invoke(x):
@@ -393,7 +393,7 @@ def test_a_module_without_inputs_needs_no_invoke():
 
 
 def test_inputs_that_are_no_batch_together():
-    model = weft.Model(torch.nn.Sequential(torch.nn.ReLU()))
+    model = weft.Model(torch.nn.Sequential(torch.nn.ReLU()), batch_dim=0)
     with pytest.raises(InputError, match="no batch together"), model.trace() as tracer:
         with tracer.invoke(torch.ones(1, 2)):
             pass

@@ -4,12 +4,12 @@
     places = places_in(calls, whole)                       # whose rows are where
 
 Language prompts are padded on the left, as in any list of prompts; the tensors of other modules are
-put one below the other.
+put together along the dimension that their user names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -65,36 +65,66 @@ def _are_plain(positions: Any, mask: Tensor) -> bool:
     return torch.equal(positions.cpu(), positions_of(mask).cpu())
 
 
-def plain_together(calls: Sequence[ModelCall]) -> ModelCall:
-    """The call with the tensors of these calls one below the other."""
-    first = calls[0]
-    args = [_joined([call.args[n] for call in calls], f"argument {n}")
-            for n in _same([len(call.args) for call in calls])]  # fmt: skip
-    names = [tuple(call.kwargs) for call in calls]
-    if any(set(one) != set(names[0]) for one in names):
-        raise _unlike("their keywords")
-    kwargs: Mapping[str, object] = {
-        name: _joined([call.kwargs[name] for call in calls], name) for name in first.kwargs
-    }
-    return prepare_any(tuple(args), kwargs)
+def plain_together(calls: Sequence[ModelCall], batch_dim: int = 0) -> ModelCall:
+    """The call with the tensors of these calls put together along dimension `batch_dim`.
+
+    The size of that dimension in a call's first tensor is its number of rows. A tensor of another
+    size there, or with fewer dimensions, is everybody's: it has to be the same in all calls, as
+    have all plain values. Raises InputError where they are not.
+    """
+    if any(call.batch is None for call in calls):
+        raise _unlike(f"dimension {batch_dim} of their first tensors, which not all have")
+    args = _joined([list(call.args) for call in calls], calls, batch_dim, "argument")
+    kwargs = _joined([dict(call.kwargs) for call in calls], calls, batch_dim, "")
+    return prepare_any(tuple(args), kwargs, batch_dim)
 
 
-def _same(counts: list[int]) -> range:
-    if len(set(counts)) > 1:
-        raise _unlike("how many arguments they have")
-    return range(counts[0])
-
-
-def _joined(values: list[Any], name: str) -> Any:
+def _joined(values: list[Any], calls: Sequence[ModelCall], dim: int, name: str) -> Any:
+    """The values of one place in all calls, as one value."""
     first = values[0]
-    if not isinstance(first, Tensor):
-        if any(isinstance(value, Tensor) or value != first for value in values):
-            raise _unlike(name)
-        return first
-    shapes = {tuple(value.shape[1:]) if isinstance(value, Tensor) else None for value in values}
-    if len(shapes) > 1 or not first.dim() or len({value.dtype for value in values}) > 1:
+    if any(type(value) is not type(first) for value in values):
         raise _unlike(name)
-    return torch.cat(values)
+    if isinstance(first, Tensor):
+        return _joined_tensors(values, calls, dim, name)
+    if type(first) is dict:
+        if any(value.keys() != first.keys() for value in values):
+            raise _unlike(f"the keywords of {name}" if name else "their keywords")
+        return {
+            key: _joined([value[key] for value in values], calls, dim, f"{name} {key}".strip())
+            for key in first
+        }
+    if type(first) in (list, tuple):
+        if len({len(value) for value in values}) > 1:
+            raise _unlike(f"how many values {name} has" if name != "argument" else _COUNT)
+        parts = zip(*values, strict=True)
+        found = [_joined([*part], calls, dim, f"{name} {n}") for n, part in enumerate(parts)]
+        return type(first)(found)
+    if not isinstance(first, _PLAIN) or any(value != first for value in values):
+        raise _unlike(name)  # an object of another class may hold rows, and nobody knows where
+    return first
+
+
+_COUNT = "how many arguments they have"
+
+
+def _joined_tensors(values: list[Tensor], calls: Sequence[ModelCall], dim: int, name: str) -> Any:
+    first = values[0]
+    sizes = [value.shape[dim] if value.dim() > dim else None for value in values]
+    if sizes != [call.batch for call in calls]:
+        if all(value is first or _equal(value, first) for value in values):
+            return first
+        raise _unlike(name)
+    others = {(*value.shape[:dim], *value.shape[dim + 1 :]) for value in values}
+    if len(others) > 1 or len({(value.dtype, value.device) for value in values}) > 1:
+        raise _unlike(name)
+    return torch.cat(values, dim)
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and one.device == other.device and torch.equal(one, other)
+
+
+_PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device)
 
 
 def _unlike(what: str) -> InputError:

@@ -7,10 +7,14 @@ from typing import Any
 from torch import nn
 
 from weft.client.backend import Backend
-from weft.errors import InputError
+from weft.errors import InputError, UnknownOptionError
 from weft.families.any_module import prepare_any
 from weft.families.call import ModelCall
+from weft.families.together import plain_together
+from weft.signatures.expressions import Formulas
+from weft.signatures.layouts import Point
 from weft.trace.aliases import Rename
+from weft.trace.lines import user_line, where
 
 from .handle import Handle
 from .served import served
@@ -29,6 +33,8 @@ class Model(Handle):
     "auto"; see `trace`. With True or an address `net` may be the id of one of that server's models
     (`weft.models()` lists them), which then comes as data, without weights.
     rename: further names for modules, by name or path: `{"encoder.block": "layers"}`.
+    batch_dim: the dimension of the input tensors in which their rows lie (0; 1 for what goes time
+    first). Only an empty invoke, which puts the inputs of all others together, has to know it.
     """
 
     def __init__(
@@ -38,7 +44,9 @@ class Model(Handle):
         backend: Backend | None = None,
         remote: Remote = None,
         rename: Rename | None = None,
+        batch_dim: int | None = None,
     ) -> None:
+        self.__dict__["_batch_dim"] = _checked(batch_dim)
         if isinstance(net, str) and is_server(remote):
             found = served(remote, net, "plain")
             weights = Weights(found.known.skeleton, found.no_weights)
@@ -62,4 +70,27 @@ class Model(Handle):
         return len(self._children)
 
     def _prepare(self, inputs: tuple, options: dict[str, Any]) -> ModelCall:
-        return prepare_any(inputs, options)
+        return prepare_any(inputs, options, self._batch_dim or 0)
+
+    def _together(self, calls: list[ModelCall], options: dict[str, Any]) -> ModelCall:
+        if self._batch_dim is None:
+            raise InputError(
+                "an empty invoke shows the inputs of all others as one batch, and it is not said "
+                "in which dimension of them the rows lie",
+                line=where(user_line()),
+                fix="say so where the model is opened: weft.Model(net, batch_dim=0)",
+            )
+        return plain_together(calls, self._batch_dim)
+
+    def _formulas(self, call: ModelCall) -> tuple[Formulas, Point] | None:
+        """Formulas know the batch as dimension 0 of the inputs."""
+        return None if self._batch_dim else super()._formulas(call)
+
+
+def _checked(batch_dim: Any) -> int | None:
+    if batch_dim is None or (type(batch_dim) is int and batch_dim >= 0):
+        return batch_dim
+    raise UnknownOptionError(
+        f"batch_dim is the number of a dimension, counted from 0, not {batch_dim!r}",
+        line=where(user_line()),
+    )

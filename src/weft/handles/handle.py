@@ -18,10 +18,11 @@ from weft.engine.weights import weights_mark
 from weft.errors import GraphError, InputError, UnknownOptionError
 from weft.families.call import ModelCall
 from weft.families.names import returned_tuple_before
-from weft.families.together import plain_together
 from weft.graph.node import AnyNode, Apply, Backward, Fill, Graph, Param, Read, Skip, Write
 from weft.graph.passes import invokes_of
+from weft.signatures.expressions import Formulas
 from weft.signatures.later import overwritten_by
+from weft.signatures.layouts import Point
 from weft.signatures.signature import Signatures
 from weft.trace.aliases import Rename, rename_tree
 from weft.trace.tree import Module, Root
@@ -121,8 +122,12 @@ class Handle(Module):
         return None
 
     def _together(self, calls: list[ModelCall], options: dict[str, Any]) -> ModelCall:
-        """The call of all inputs of these calls at once."""
-        return plain_together(calls)
+        """The call of all inputs of these calls at once. A family's own."""
+        raise UnknownOptionError(f"{type(self).__name__} puts no inputs together")
+
+    def _formulas(self, call: ModelCall) -> tuple[Formulas, Point] | None:
+        """What says where rows lie in the sites of a call; None where nothing does."""
+        return self._signatures.formulas(call.args, dict(call.kwargs))
 
     def trace(self, *inputs: Any, **options: Any) -> Tracer:
         """Opens a block in which the inside of one forward pass can be read and changed.

@@ -98,14 +98,14 @@ class _Replay:
         self._recorder: Any = tracer._recorder
         self._places = places_in(calls)
         self._call = whole
-        self._formulas = tracer._handle._signatures.formulas
+        self._formulas = tracer._handle._formulas
 
     def show(self, number: int) -> None:
         recorder = self._recorder
         edits = list(recorder.invokes.edited())
         if not edits:
             return
-        found = self._formulas(self._call.args, dict(self._call.kwargs))
+        found = self._formulas(self._call)
         noted = len(recorder.edits)
         with recorder.invokes.opened(number):
             for leaf in edits:
