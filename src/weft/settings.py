@@ -56,6 +56,7 @@ class Settings:
     price_seconds: float = 20.0
     run_seconds: float = 300.0
     log_bytes: int = 1 << 20
+    new_tokens: int = 4096
     queued_jobs: int = 1_000
 
 
@@ -79,10 +80,11 @@ TEXTS: dict[str, str] = {
     "result_bytes": "bytes of all that one job saves",
     "memory_bytes": "bytes that one graph may keep alive at once",
     "flops": "floating point operations of one graph, without the model's own",
-    "nodes": "nodes of one graph",
+    "nodes": "nodes of one graph; in a generation those of all its steps",
     "price_seconds": "seconds that pricing one graph may take",
     "run_seconds": "seconds that one job may run",
     "log_bytes": "bytes that one job may log",
+    "new_tokens": "tokens that one generation may make for each row",
     "queued_jobs": "jobs of one key that may wait at once",
 }
 

@@ -7,6 +7,7 @@ another one, with the field, under a key such as `Submit-2`.
 from __future__ import annotations
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from weft.graph.frame import Frame
 from weft.graph.node import (
@@ -21,6 +22,7 @@ from weft.graph.node import (
     Graph,
     Guard,
     Log,
+    Loop,
     Map,
     Mark,
     Name,
@@ -166,6 +168,39 @@ JOB = m.JobInfo(
     expires=1.8e9,
 )
 
+GENERATION = m.Generation(
+    max_new_tokens=8,
+    max_length=99,
+    min_new_tokens=1,
+    min_length=2,
+    do_sample=True,
+    temperature=0.5,
+    top_k=None,
+    top_p=0.9,
+    min_p=0.1,
+    typical_p=0.2,
+    epsilon_cutoff=0.25,
+    eta_cutoff=0.125,
+    repetition_penalty=1.5,
+    no_repeat_ngram_size=3,
+    bad_words_ids=((1, 2), (3,)),
+    suppress_tokens=(4,),
+    begin_suppress_tokens=(5, 6),
+    forced_bos_token_id=7,
+    forced_eos_token_id=(8,),
+    exponential_decay_length_penalty=(2, 1.25),
+    remove_invalid_values=True,
+    renormalize_logits=True,
+    eos_token_id=(9, 10),
+    pad_token_id=0,
+    stop_strings=("end",),
+    use_cache=False,
+    logits_to_keep=0,
+    output_attentions=True,
+    output_hidden_states=True,
+    seed=2**63 - 1,
+)
+
 INSTANCES: dict[str, Struct] = {
     "LanguageOptions": OPTIONS,
     "LanguageInputs": LANGUAGE,
@@ -219,6 +254,49 @@ INSTANCES: dict[str, Struct] = {
             )
         ),
         inputs=LANGUAGE,
+    ),
+    "Submit-7": m.Submit(
+        protocol=1,
+        request_id="Req_6-f",
+        model="tiny",
+        fingerprint=MARK,
+        graph=Graph(
+            nodes=(
+                Read(site=Site("h.1", "output"), shape=(1, 3)),
+                Loop(
+                    start=1,
+                    stop=8,
+                    by=2,
+                    takes=(Ref(0),),
+                    body=(
+                        Read(site=Site("h.1", "output"), shape=(1, 1)),
+                        Call(op="rand_like", args=(Ref(1),), draw=3),
+                        Write(site=Site("h.1", "output"), value=Ref(2)),
+                        Log(parts=("h", Ref(1))),
+                        Stop(condition=Ref(2), invoke=0),
+                    ),
+                    gives=(Ref(2), Ref(0)),
+                ),
+                Loop(
+                    start=1,
+                    stop=8,
+                    by=2,
+                    along=(Ref(1, 0),),
+                    body=(Write(site=Site("h.2", "output"), value=Ref(0)),),
+                ),
+                Read(site=Site("", "result"), shape=(1, 9), dtype="int64"),
+                Stop(condition=Ref(0), step=3),
+                Save(name="all", value=Seq("list", (Ref(1, 0), Ref(1, 7), Ref(3)))),
+            )
+        ),
+        inputs=LANGUAGE,
+        generation=GENERATION,
+    ),
+    "Generation": GENERATION,
+    "Limits-2": replace(LIMITS, new_tokens=7),
+    "Generation-2": m.Generation(max_length=64),
+    "SignatureQuery-2": m.SignatureQuery(
+        model="tiny", fingerprint=MARK, inputs=LANGUAGE, tensors=TENSORS, turn="next"
     ),
     "Submit-4": m.Submit(
         protocol=1,

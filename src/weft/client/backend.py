@@ -6,7 +6,7 @@ fake that records what it was asked.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -26,6 +26,9 @@ class Request:
     the invokes after the first; with `alone` each has a forward pass of its own. `merger` is asked
     which of them may share one (`run.rows.Merger`), where the module is in this process. With
     `grad`, there too, what is saved stays connected to weights and constants.
+
+    In a generation `sampling` says how (`families.sampling.Sampling`), and `decoders(module)` gives
+    a `run.generate.Decoder` for each invoke, where the module is in this process.
     """
 
     graph: Graph
@@ -40,6 +43,8 @@ class Request:
     alone: bool = False
     grad: bool = False
     merger: Any = None
+    sampling: Any = None
+    decoders: Callable[[torch.nn.Module], Sequence[Any]] | None = None
 
     @property
     def calls(self) -> tuple[tuple[tuple[Any, ...], Mapping[str, Any]], ...]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from weft.run.generate import run_generations
 from weft.run.invokes import run_all
 
 from .backend import Reply, Request
@@ -18,6 +19,8 @@ class LocalBackend:
         self._loaded = loaded
 
     def run(self, request: Request) -> Reply:
+        if request.decoders is not None:
+            return self._generate(request)
         results = run_all(
             request.graph,
             request.constants,
@@ -28,5 +31,18 @@ class LocalBackend:
             overwritten=request.overwritten,
             merger=None if request.alone or request.grad else request.merger,
             grad=request.grad,
+        )
+        return Reply(results.saved, results.ended)
+
+    def _generate(self, request: Request) -> Reply:
+        module = self._loaded()
+        results = run_generations(
+            request.graph,
+            request.constants,
+            module,
+            request.decoders(module),  # type: ignore[misc]
+            strict=request.strict,
+            device=request.device,
+            overwritten=request.overwritten,
         )
         return Reply(results.saved, results.ended)

@@ -56,12 +56,13 @@ class LoopbackBackend:
         submit = decode(data, Submit)
         limits = limits_of(load())
         job = open_submit(submit, lambda digest: frames.read(uploaded[digest])[0]["x"], known)
-        admit(job.graph, job.call, known, limits, submit.strict, job.further)
+        admit(job.graph, job.call, known, limits, submit.strict, job.further, job.sampling)
         drawn = draw(
             self._loaded(),
             job,
-            overwritten=overwritten_by(known, *job.calls, graph=job.graph),
+            overwritten=overwritten_by(known, *job.calls, graph=job.graph, sampling=job.sampling),
             merger=merger_of(known),
+            tokenizer=known.tokenizer,
             limits=limits,
             strict=submit.strict,
             on_log=print_line,

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+from msgspec import ValidationError, convert
 
 from weft.errors import LimitError, TravelError
 from weft.graph.frame import ITEM_SIZES, Frame, frame_bytes
@@ -24,6 +25,7 @@ from weft.settings import TEXTS
 from weft.wire import frames
 from weft.wire.messages import (
     PROTOCOL,
+    Generation,
     Inputs,
     LanguageInputs,
     LanguageOptions,
@@ -57,6 +59,7 @@ class Parcel:
     look: bool = False
     further: tuple[Inputs, ...] = ()
     alone: bool = False
+    generation: Generation | None = None
 
     def submit(
         self, request_id: str, model: str, fingerprint: str, weights: str | None = None
@@ -76,6 +79,7 @@ class Parcel:
             weights=weights,
             further=self.further,
             alone=self.alone,
+            generation=self.generation,
         )
 
 
@@ -136,7 +140,19 @@ def pack(request: Request, family: str, small: int = SMALL) -> Parcel:
         request.look,
         tuple(further),
         request.alone,
+        _generation(request.sampling),
     )
+
+
+def _generation(sampling: Any) -> Generation | None:
+    """Options of a generation (`families.sampling.Sampling`) as data. Raises `TravelError`."""
+    if sampling is None:
+        return None
+    names = Generation.__struct_fields__
+    try:
+        return convert({name: getattr(sampling, name) for name in names}, Generation)
+    except ValidationError as error:
+        raise TravelError(f"an option of the generation does not travel: {error}") from None
 
 
 def pack_inputs(

@@ -20,10 +20,12 @@ from typing import Any
 
 from weft.errors import GraphError, LimitError, ResultTooLargeError, WeftError
 from weft.families.call import ModelCall
+from weft.families.sampling import Sampling
 from weft.graph.check import check
 from weft.graph.frame import ITEM_SIZES, frame_bytes
 from weft.graph.inside import inside_of_graph
-from weft.graph.node import Bound, Const, Graph, Guard, Log, Ref, Regrad, Skip, Stop, Write, outs_of
+from weft.graph.loops import results_in, unrolled
+from weft.graph.node import Bound, Const, Graph, Guard, Log, Ref, Regrad, Skip, Stop, Write
 from weft.graph.ops import is_effect
 from weft.graph.passes import invokes_of
 from weft.kernels.abstract import DataDependentError, Outcome
@@ -38,12 +40,15 @@ from weft.signatures.signature import Signature
 from weft.wire.messages import Limits, PriceInfo
 
 from .bounds import inner_bytes, refuse_bombs, tensor_refs, unknown_bytes
+from .generation import check_generation
 from .gradients import KeptForBackward, check_asked, check_losses, check_regrad, pass_flops
 from .known import Known
 from .outcomes import outcome_of
 from .places import Places, tree_of
 from .refusals import at_line, foreign, over, text_of
 from .skips import check_values
+from .steps import Steps
+from .turns import turns_for
 
 _SHOWN = 5
 _ROW = 1 << 20
@@ -57,8 +62,11 @@ def admit(
     limits: Limits,
     strict: bool = True,
     further: Sequence[ModelCall] = (),
+    sampling: Sampling | None = None,
 ) -> PriceInfo:
     """The price of a graph on this call of a model; `further` are those of its other invokes.
+
+    With `sampling` each call is the prompt of a generation, and the price that of all its steps.
 
     Raises `GraphError` and its kin for a graph that does not fit the model or itself, and
     `LimitError` for one that asks for too much.
@@ -66,8 +74,11 @@ def admit(
     check(graph)
     _check_size(graph, limits)
     calls = (call, *further)
+    graph = unrolled(graph)
+    check_generation(graph, calls, sampling, limits)
     known.signatures.inside.check(graph, calls)
-    places = Places(tree_of(known), _signatures(graph, calls, known, limits), strict)
+    signatures = _signatures(graph, calls, known, limits, sampling)
+    places = Places(tree_of(known), signatures, strict, Steps.of(known, calls, sampling))
     places.check(graph)
     admission = Admission(graph, places, limits, strict)
     if not admission.plan.count:
@@ -82,7 +93,11 @@ def admit(
 
 
 def _signatures(
-    graph: Graph, calls: Sequence[ModelCall], known: Known, limits: Limits
+    graph: Graph,
+    calls: Sequence[ModelCall],
+    known: Known,
+    limits: Limits,
+    sampling: Sampling | None,
 ) -> dict[int, Signature]:
     """What the sites of each invoke look like, of those that the graph names."""
     until = time.monotonic() + limits.price_seconds
@@ -94,6 +109,9 @@ def _signatures(
         if found and time.monotonic() > until:
             raise over("price_seconds", seconds, "the invokes take longer to price")
         call = calls[invoke]
+        if sampling is not None:
+            found[invoke] = turns_for(known.signatures, known.facts).at(call, sampling, 0)  # type: ignore[arg-type]
+            continue
         found[invoke] = known.signatures.for_call(call.args, dict(call.kwargs))
         for path, way in named.get(invoke, ()):
             if time.monotonic() > until:
@@ -103,7 +121,7 @@ def _signatures(
 
 
 def _check_size(graph: Graph, limits: Limits) -> None:
-    count = sum([max(outs_of(node), 1) for node in graph.nodes])
+    count = results_in(graph)
     if count > limits.nodes:
         raise over("nodes", f"{limits.nodes}", f"nodes and their results are {count}")
     for node in graph.nodes:

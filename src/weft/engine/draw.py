@@ -30,10 +30,12 @@ from weft.errors import (
     WorkerMemoryError,
 )
 from weft.families.call import ModelCall
+from weft.families.sampling import Sampling
 from weft.graph.frame import Frame, frame_bytes
 from weft.graph.node import Graph, Map, Ref, Save, Seq, Shape, Slice
 from weft.graph.site import Site, Where
 from weft.kernels.frames import to_frame, to_tensor
+from weft.run.generate import run_generations
 from weft.run.invokes import run_all
 from weft.run.price import short
 from weft.run.rows import Merger
@@ -43,10 +45,12 @@ from weft.signatures import later
 from weft.signatures.later import Overwritten
 from weft.wire.messages import Limits, Manifest
 
+from .generation import decoders
 from .kept import Kept
 from .known import Known
 from .opened import Opened
 from .refusals import over
+from .steps import Steps
 
 _MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 _WIDEST = 8  # bytes of an element
@@ -60,9 +64,17 @@ class Drawn:
     frames: dict[str, Frame]
 
 
-def overwritten_by(known: Known, *calls: ModelCall, graph: Graph | None = None) -> Overwritten:
+def overwritten_by(
+    known: Known,
+    *calls: ModelCall,
+    graph: Graph | None = None,
+    sampling: Sampling | None = None,
+) -> Overwritten:
     """Whether the model changes a leaf's tensor in place after its site has fired; of a graph that
     goes inside forwards, also there."""
+    steps = Steps.of(known, calls, sampling)
+    if steps is not None:
+        return steps.told()
     signatures = known.signatures
     return later.overwritten_by(*signatures.inside.seen(signatures, graph, calls))
 
@@ -75,16 +87,18 @@ def draw(
     limits: Limits,
     strict: bool = True,
     merger: Merger | None = None,
+    tokenizer: Any = None,
     on_log: Callable[[str], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> Drawn:
     """Draws an admitted graph through `net`.
 
-    `on_progress(done, total)` counts sites that have fired; `cancelled()` is asked often, so it
-    should be quick. Raises `CancelledError`, `TimeLimitError`, `ResultTooLargeError`,
-    `WorkerMemoryError`, what the graph or the model raises, and `kept.SpoiltError` or
-    `LostDeviceError` (with `retire`) if the model must not be used any more.
+    `tokenizer` is for generations with stop strings. `on_progress(done, total)` counts sites that
+    have fired; `cancelled()` is asked often, so it should be quick. Raises `CancelledError`,
+    `TimeLimitError`, `ResultTooLargeError`, `WorkerMemoryError`, what the graph or the model
+    raises, and `kept.SpoiltError` or `LostDeviceError` (with `retire`) if the model must not be
+    used any more.
     """
     watch = _Watch(opened.graph, limits, on_progress, cancelled)
     watch.look()
@@ -95,18 +109,20 @@ def draw(
             for call in opened.calls
         ]
         constants = {key: _tensor(key, frame) for key, frame in opened.constants.items()}
+        options: dict[str, Any] = {
+            "strict": strict,
+            "on_log": _Log(on_log, limits.log_bytes),
+            "overwritten": overwritten,
+            "watch": watch,
+        }
         with Kept.of(net).job(net):
-            found = run_all(
-                opened.graph,
-                constants,
-                net,
-                calls,
-                strict=strict,
-                on_log=_Log(on_log, limits.log_bytes),
-                overwritten=overwritten,
-                watch=watch,
-                merger=None if opened.alone else merger,
-            )
+            if opened.sampling is not None:
+                moved = [call.to(device) for call in opened.calls]
+                each = decoders(net, moved, opened.sampling, tokenizer)
+                found = run_generations(opened.graph, constants, net, [*each], **options)
+            else:
+                merger = None if opened.alone else merger
+                found = run_all(opened.graph, constants, net, calls, merger=merger, **options)
         return _drawn(opened.graph, found.saved, found.ended)
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, WeftError):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from weft.errors import MessageError, OtherModelError
 from weft.families.call import ModelCall
+from weft.families.sampling import Sampling
 from weft.graph.check import check
 from weft.graph.frame import Frame, frame_bytes
 from weft.graph.node import Const, Graph
@@ -20,6 +21,7 @@ from weft.graph.passes import invokes_of
 from weft.wire.frames import digest, read
 from weft.wire.messages import Submit, owner_of
 
+from .generation import sampling_from
 from .inputs import call_of
 from .known import Known
 
@@ -30,7 +32,8 @@ Fetch = Callable[[str], Frame]
 class Opened:
     """What a worker draws. `constants` are by `Const.key`.
 
-    `further` are the calls of the invokes after the first; with `alone` none shares a forward.
+    `further` are the calls of the invokes after the first; with `alone` none shares a forward. With
+    `sampling` each call is the prompt of a generation.
     """
 
     graph: Graph
@@ -38,6 +41,7 @@ class Opened:
     call: ModelCall
     further: tuple[ModelCall, ...] = ()
     alone: bool = False
+    sampling: Sampling | None = None
 
     @property
     def calls(self) -> tuple[ModelCall, ...]:
@@ -66,7 +70,8 @@ def open_submit(submit: Submit, fetch: Fetch, known: Known, *, numbers: bool = T
     wanted = set(submit.constants.values())
     inputs = {name: frame for name, frame in inside.items() if name not in wanted}
     call, *further = _calls(submit, inputs, known)
-    return Opened(submit.graph, constants, call, tuple(further), submit.alone)
+    sampling = sampling_from(submit.generation, known, (call, *further))
+    return Opened(submit.graph, constants, call, tuple(further), submit.alone, sampling)
 
 
 def _calls(submit: Submit, inputs: Mapping[str, Frame], known: Known) -> list[ModelCall]:

@@ -10,7 +10,7 @@ import difflib
 import itertools
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -24,7 +24,7 @@ from weft.errors import (
     WriteMismatchError,
 )
 from weft.graph.node import Apply, Backward, Fill, Graph, Param, Read, Write
-from weft.graph.site import Leaf, Site, Where, is_inside, leaf_text
+from weft.graph.site import RESULT, Leaf, Site, Where, is_inside, leaf_text
 from weft.kernels.aval import Aval, aval_of, dtype_name
 from weft.kernels.cost import module_flops
 from weft.signatures.signature import Signature, SiteSignature
@@ -32,6 +32,9 @@ from weft.signatures.signature import Signature, SiteSignature
 from .known import Known
 from .refusals import text_of
 from .skips import check_skips
+
+if TYPE_CHECKING:
+    from .steps import Steps
 
 _NEAR = 256  # a longer name is no slip of the pen
 
@@ -75,11 +78,18 @@ def tree_of(known: Known) -> Tree:
 class Places:
     """The places of a block: the sites of each invoke, and what all of them share."""
 
-    def __init__(self, tree: Tree, signatures: Mapping[int, Signature], strict: bool) -> None:
+    def __init__(
+        self,
+        tree: Tree,
+        signatures: Mapping[int, Signature],
+        strict: bool,
+        steps: Steps | None = None,
+    ) -> None:
         self._tree = tree
         self.signatures = signatures
         self._signature = next(iter(signatures.values()))
         self._strict = strict
+        self._steps = steps  # of a generation
         self._sites: dict[Site, SiteSignature] = {}
         self._leaves: dict[tuple[Site, Leaf], Aval] = {}
 
@@ -87,7 +97,9 @@ class Places:
         """Raises where a node names what this pass does not have, or has otherwise."""
         for node in graph.nodes:
             line = graph.where[node.at] if node.at < len(graph.where) else None
-            if isinstance(node, (Read, Write, Fill)):
+            if isinstance(node, Read) and node.site.port == RESULT:
+                self._leaves[node.site, node.leaf] = self._steps.ids(node.site.invoke)  # type: ignore[union-attr]
+            elif isinstance(node, (Read, Write, Fill)):
                 self._check_leaf(node, line)
             elif isinstance(node, Param):
                 self._check_weight(node, line)
@@ -101,8 +113,8 @@ class Places:
     # Sites
 
     def index(self, site: Site) -> int:
-        """When a site fires."""
-        return self._sites[site].index
+        """When a site fires, among those of its step."""
+        return 0 if site.port == RESULT else self._sites[site].index
 
     def leaf(self, node: Read | Write | Fill) -> Aval:
         """The tensor at a leaf of a site."""
@@ -151,9 +163,11 @@ class Places:
         if site.path not in self._tree.modules:
             raise self._unknown("module", site.path, self._tree.modules, line)
         try:
-            if site.step:
+            if site.step == 0:
+                return self.signatures[site.invoke].site(site.path, site.port, site.call)
+            if self._steps is None:
                 raise LookupError
-            return self.signatures[site.invoke].site(site.path, site.port, site.call)
+            return self._steps.signature(site).site(site.path, site.port, site.call)
         except LookupError:
             calls = self.signatures[site.invoke].calls(site.path, site.port)
             raise NotReachedError(

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from weft.errors import InputError, MessageError, UnknownPathError
+from weft.families.call import ModelCall
 from weft.families.forward import language_facts
 from weft.families.loading import (
     DEFAULT_LOADING,
@@ -22,6 +23,8 @@ from weft.families.loading import (
     load_tokenizer,
     skeleton,
 )
+from weft.families.rehearsal import layout_of
+from weft.families.sampling import Sampling
 from weft.graph.frame import ITEM_SIZES
 from weft.graph.node import Ref
 from weft.kernels.aval import Aval, intern
@@ -30,6 +33,7 @@ from weft.wire import frames
 from weft.wire.messages import (
     Applied,
     ApplyQuery,
+    LanguageInputs,
     Layout,
     SignatureQuery,
     SourceQuery,
@@ -46,6 +50,7 @@ from .inputs import call_of
 from .insides import source_text
 from .known import Known
 from .speaking import tokens_of
+from .turns import TURN_OPTIONS, turns_for
 
 __all__ = ["answer", "card", "know"]
 
@@ -112,7 +117,17 @@ def answer(
         return source_text(known, query)
     given, _ = frames.read(query.tensors) if query.tensors else ({}, {})
     call = call_of(query.inputs, given, known)
+    if query.turn is not None:
+        return Tables(data=_turn(known, query, call))
     return Tables(data=known.signatures.answer(call.args, dict(call.kwargs)))
+
+
+def _turn(known: Known, query: SignatureQuery, call: ModelCall) -> bytes:
+    if known.facts is None or not isinstance(query.inputs, LanguageInputs):
+        raise MessageError("only a language model has turns of a generation")
+    options = {name: getattr(query.inputs.options, name) for name in TURN_OPTIONS}
+    turns = turns_for(known.signatures, known.facts)
+    return turns.answer(layout_of(call), Sampling(**options), query.turn == "next")
 
 
 def _applied(known: Known, query: ApplyQuery) -> bytes:

@@ -25,13 +25,13 @@ Span = tuple[int, int, Skip]
 
 def check_skips(graph: Graph, places: Places) -> None:
     """Raises where a skip does not fit the pass, or other nodes need what it leaves out."""
-    spans: dict[int, list[Span]] = {}
+    spans: dict[tuple[int, int], list[Span]] = {}
     for node in graph.nodes:
         if isinstance(node, Skip):
             line = _line(graph, node)
             _check_leaves(node, places, line)
             span = places.find(begin_of(node.site), line).index, places.index(node.site), node
-            spans.setdefault(node.site.invoke, []).append(span)
+            spans.setdefault((node.site.invoke, node.site.step), []).append(span)
     for one in spans.values():
         one.sort(key=lambda span: span[:2])
         _check_apart(graph, one)
@@ -66,12 +66,13 @@ def _check_apart(graph: Graph, spans: list[Span]) -> None:
             )
 
 
-def _check_others(graph: Graph, places: Places, spans: dict[int, list[Span]]) -> None:
+def _check_others(graph: Graph, places: Places, spans: dict[tuple[int, int], list[Span]]) -> None:
     for node in graph.nodes:
         if not isinstance(node, (Read, Write, Fill)):
             continue
         index = places.index(node.site)
-        inside = [s for s in spans.get(node.site.invoke, ()) if s[0] < index < s[1]]
+        there = spans.get((node.site.invoke, node.site.step), ())
+        inside = [s for s in there if s[0] < index < s[1]]
         if inside:
             raise NotReachedError(
                 f"{node.site} does not fire: {inside[0][2].site.path or 'the root'} is skipped",

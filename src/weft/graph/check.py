@@ -15,6 +15,7 @@ from weft.errors import GraphError
 from .frame import ITEM_SIZES
 from .gradients import odd, odd_one
 from .inside import is_port, odd_marks
+from .loops import has_loops, length, odd_loop, odd_result, once
 from .node import (
     SEQ_FORMS,
     VERSION,
@@ -31,6 +32,7 @@ from .node import (
     Graph,
     Guard,
     Log,
+    Loop,
     Map,
     Name,
     Param,
@@ -50,7 +52,7 @@ from .node import (
 )
 from .ops import IN_GRAPHS, OPS, is_effect, is_random
 from .passes import roots
-from .site import Site, split_port
+from .site import RESULT, Site, split_port
 
 MAX_NODES = 1_000_000
 MAX_DEPTH = 32
@@ -88,6 +90,10 @@ NAMES: dict[str, frozenset[str]] = {
 def check(graph: Graph) -> None:
     """Raises `GraphError` unless the graph follows the grammar."""
     _check_whole(graph)
+    _check_result(graph)
+    if has_loops(graph):
+        _check_loops(graph)
+        graph = once(graph)
     saves: set[str] = set()
     draws: set[int] = set()
     gradients = False
@@ -127,6 +133,24 @@ def _check_whole(graph: Graph) -> None:
             _refuse(graph, None, "a line of the user's source has an impossible place")
         if not _is_text(line.file, 0) or not _is_text(line.text.replace("\t", " "), 0):
             _refuse(graph, None, "a line of the user's source holds control characters")
+
+
+def _check_loops(graph: Graph) -> None:
+    for number, node in enumerate(graph.nodes):
+        wrong = odd_loop(graph, number, node) if isinstance(node, Loop) else None
+        if wrong is not None:
+            _refuse(graph, number, wrong)
+        _check_refs(graph, number, node)
+    if length(graph) > MAX_NODES:
+        _refuse(graph, None, f"{length(graph)} nodes of all steps are more than {MAX_NODES}")
+    for bound in graph.bounds:
+        _check_bound(graph, bound)
+
+
+def _check_result(graph: Graph) -> None:
+    wrong = odd_result(graph.nodes)
+    if wrong is not None:
+        _refuse(graph, *wrong)
 
 
 def _check_constants(graph: Graph) -> None:
@@ -213,6 +237,8 @@ def _check_node(graph: Graph, number: int, node: AnyNode) -> None:
         case Stop():
             if node.invoke is not None and not 0 <= node.invoke < MAX_INVOKES:
                 _refuse(graph, number, f"invokes are numbered from 0, below {MAX_INVOKES}")
+            if node.step is not None and not _is_size(node.step):
+                _refuse(graph, number, "steps are numbered from 0")
         case Backward() | Grad() | Regrad():
             _check_gradient(graph, number, node)
         case _:
@@ -306,7 +332,7 @@ def _is_numbers(arg: Arg) -> bool:
 
 
 def _check_site(graph: Graph, number: int, site: Site) -> None:
-    if not is_port(site.port):
+    if not is_port(site.port) and site.port != RESULT:
         _refuse(graph, number, f"unknown port {site.port[:40]!r}")
     if not _is_size(site.call) or not _is_size(site.step):
         _refuse(graph, number, "a site needs call and step from 0")

@@ -26,6 +26,9 @@ VERSION = 1
 DRAWS = 1 << 32
 """Draws are numbered within an invoke, `invoke * DRAWS` apart: each draws what it draws alone."""
 
+STEP_DRAWS = 1 << 16
+"""And within a step of a generation, `step * STEP_DRAWS` apart."""
+
 
 class Data(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """What arguments are made of. A field that nobody reads is refused, as in every node."""
@@ -212,11 +215,13 @@ class Stop(Node, frozen=True, tag="stop"):
     """Ends the model's forward once the sites named before it have fired.
 
     With a `condition`, a tensor of one number, only if it is not zero. `invoke` says whose forward
-    is meant; None: those of all.
+    is meant; None: those of all. In a generation it stands in one `step`, waits for sites of this
+    and of earlier ones only, and ends the generation.
     """
 
     condition: Ref | None = None
     invoke: int | None = None
+    step: int | None = None
 
 
 class Backward(Node, frozen=True, tag="backward"):
@@ -252,6 +257,31 @@ class Regrad(Node, frozen=True, tag="regrad"):
     value: Ref
 
 
+class Loop(Node, frozen=True, tag="loop"):
+    """The same nodes at each of the steps `range(start, stop, by)` of a generation.
+
+    In the body results have numbers of their own: first those that it `takes` from before the loop
+    (the same at every step), then those `along`: of an earlier loop over the same steps, of the
+    same step; then the body's nodes. Sites in it are at step 0, which stands for the loop's. Nodes
+    after the loop may use what it `gives`: number `i` of turn `t` is result `t * len(gives) + i`.
+    `along` names number `i` of a loop alone: `Ref(loop, i)`.
+    """
+
+    start: int
+    stop: int
+    body: tuple[BodyNode, ...]
+    by: int = 1
+    takes: tuple[Ref, ...] = ()
+    along: tuple[Ref, ...] = ()
+    gives: tuple[Ref, ...] = ()
+
+    @property
+    def steps(self) -> range:
+        return range(self.start, self.stop, self.by)
+
+
+BodyNode = Read | Write | Fill | Call | Apply | Log | Skip | Stop
+
 AnyNode = (
     Read
     | Write
@@ -268,9 +298,10 @@ AnyNode = (
     | Backward
     | Grad
     | Regrad
+    | Loop
 )
 
-EFFECTS = (Write, Fill, Skip, Guard, Save, Log, Stop)
+EFFECTS = (Write, Fill, Skip, Guard, Save, Log, Stop, Loop)
 
 
 class Bound(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -344,6 +375,8 @@ def inputs_of(node: AnyNode) -> list[Ref]:
         return [*node.losses, *[ref for ref in node.seeds if ref is not None]]
     if isinstance(node, Grad):
         return [node.of]
+    if isinstance(node, Loop):
+        return [*node.takes, *node.along]
     return [node.of, node.value] if isinstance(node, Regrad) else []
 
 
@@ -351,4 +384,6 @@ def outs_of(node: AnyNode) -> int:
     """How many tensors a node gives."""
     if isinstance(node, (Call, Apply)):
         return node.outs
+    if isinstance(node, Loop):
+        return len(node.steps) * len(node.gives)
     return int(isinstance(node, (Read, Param, Const, Grad)))

@@ -25,6 +25,7 @@ from .node import (
     Graph,
     Guard,
     Log,
+    Loop,
     Map,
     Read,
     Ref,
@@ -64,7 +65,9 @@ def prune(graph: Graph) -> Graph:
 
 def invokes_of(graph: Graph) -> set[int]:
     """The invokes whose sites a graph names."""
-    named = {n.site.invoke for n in graph.nodes if isinstance(n, (Read, Write, Fill, Skip))}
+    inside = [one for node in graph.nodes if isinstance(node, Loop) for one in node.body]
+    sites = [n.site for n in (*graph.nodes, *inside) if isinstance(n, (Read, Write, Fill, Skip))]
+    named = {site.invoke for site in sites}
     followed = [site for n in graph.nodes if isinstance(n, Backward) for site in n.since]
     return named | {site.invoke for site in followed}
 
@@ -120,8 +123,8 @@ def _replaced_fills(nodes: tuple[AnyNode, ...]) -> set[int]:
     return replaced
 
 
-def renumbered(item: Any, place: dict[int, int]) -> Any:
-    """A node or bound whose references name other places."""
+def renumbered(item: Any, place: Any) -> Any:
+    """A node or bound whose references name other places: by node, or as a function says."""
     return _bound(item, place) if isinstance(item, Bound) else _moved(item, place)
 
 
@@ -129,7 +132,9 @@ def _bound(bound: Bound, place: dict[int, int]) -> Bound:
     return replace(bound, value=_ref(bound.value, place))
 
 
-def _ref(ref: Ref, place: dict[int, int]) -> Ref:
+def _ref(ref: Ref, place: Any) -> Any:
+    if callable(place):
+        return place(ref)
     return Ref(place[ref.node], ref.out)
 
 
@@ -164,6 +169,8 @@ def _moved(node: AnyNode, place: dict[int, int]) -> AnyNode:
     if isinstance(node, Regrad):
         of, value = _ref(node.of, place), _ref(node.value, place)
         return replace(node, backward=place[node.backward], of=of, value=value)
+    if isinstance(node, Loop):
+        return replace(node, takes=_arg(node.takes, place), along=_arg(node.along, place))
     return node
 
 

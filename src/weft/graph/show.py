@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
+from .loops import unrolled
 from .node import (
     AnyNode,
     Apply,
@@ -22,6 +23,7 @@ from .node import (
     Graph,
     Guard,
     Log,
+    Loop,
     Map,
     Name,
     Param,
@@ -42,7 +44,7 @@ from .site import Site, Where, leaf_text, split_port
 
 def show(graph: Graph) -> str:
     """The whole graph, a line per node with the user's line beside it."""
-    rows = [(_left(i, node), _sizes(node), _where(graph, node)) for i, node in _numbered(graph)]
+    rows = [row for i, node in enumerate(graph.nodes) for row in _rows(graph, i, node)]
     width = min(max((len(left) for left, _, _ in rows), default=0), 72)
     sizes = max((len(size) for _, size, _ in rows), default=0)
     lines = [f"{a:<{width}}  {b:<{sizes}}  {c}".rstrip() for a, b, c in rows]
@@ -52,12 +54,19 @@ def show(graph: Graph) -> str:
 
 def sites(graph: Graph) -> list[Site]:
     """The sites a graph reads or changes, in the order of its lines, each once."""
-    touched = [node.site for node in graph.nodes if isinstance(node, (Read, Write, Fill, Skip))]
+    nodes = unrolled(graph).nodes
+    touched = [node.site for node in nodes if isinstance(node, (Read, Write, Fill, Skip))]
     return list(dict.fromkeys(touched))
 
 
-def _numbered(graph: Graph) -> list[tuple[int, AnyNode]]:
-    return list(enumerate(graph.nodes))
+def _rows(graph: Graph, number: int, node: AnyNode) -> list[tuple[str, str, str]]:
+    """The line of a node; those of a loop's body stand below it, with numbers of their own."""
+    rows = [(_left(number, node), _sizes(node), _where(graph, node))]
+    if isinstance(node, Loop):
+        first = len(node.takes) + len(node.along)
+        for inside, one in enumerate(node.body, first):
+            rows.append((f"  {_left(inside, one)}", _sizes(one), _where(graph, one)))
+    return rows
 
 
 def _left(number: int, node: AnyNode) -> str:
@@ -100,8 +109,21 @@ def _body(node: AnyNode) -> str:
             return f"backward of {', '.join(map(_arg, node.losses))}{seeds}"
         case Grad():
             return f"grad of %{node.backward} at {_arg(node.of)}"
+        case Loop():
+            return _loop(node)
         case Regrad():
             return f"grad of %{node.backward} at {_arg(node.of)} = {_arg(node.value)}"
+
+
+def _loop(node: Loop) -> str:
+    by = f" by {node.by}" if node.by != 1 else ""
+    text = f"loop over steps {node.start} to {node.steps[-1]}{by}"
+    given = [f"%{n} is {_arg(ref)}" for n, ref in enumerate(node.takes)]
+    given += [
+        f"%{n} is {_arg(ref)} of the same step" for n, ref in enumerate(node.along, len(node.takes))
+    ]
+    gives = f", gives {', '.join(map(_arg, node.gives))}" if node.gives else ""
+    return f"{text}{' where ' if given else ''}{', '.join(given)}{gives}:"
 
 
 def _skip(node: Skip) -> str:

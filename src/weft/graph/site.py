@@ -15,9 +15,10 @@ A port may go inside the module's `forward`: `source.<operation>.inputs` and `.o
 one call in its source (`sources.listing`), `source.<a>.source.<b>.output` is in the function that
 operation `a` calls. `call` then counts how often the operation has run within the step.
 
-`step` counts turns of the driving loop (one forward in `trace`, so 0), `call` counts calls of the
-module within one step. `invoke` numbers the inputs of a block that has several: each has sites of
-its own, with the shape and content that they have when it runs alone.
+`step` counts turns of the driving loop (one forward in `trace`, so 0; in `generate` one for each
+token), `call` counts calls of the module within one step. `invoke` numbers the inputs of a block
+that has several: each has sites of its own, with the shape and content that they have when it runs
+alone.
 """
 
 from msgspec import Struct
@@ -55,6 +56,10 @@ def begin_port(port: str) -> str:
     return split_port(port)[0] + "inputs"
 
 
+RESULT = "result"
+"""The port of the root at which a generation gives its token ids, after its last step."""
+
+
 class Site(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """One place in the model at one moment."""
 
@@ -66,6 +71,8 @@ class Site(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
 
     def __str__(self) -> str:
         where = f"{self.path or '<root>'}.{self.port}"
+        if self.port == RESULT:
+            where = "the generated ids"
         call = f" call {self.call}" if self.call else ""
         step = f" step {self.step}" if self.step else ""
         invoke = f" of invoke {self.invoke}" if self.invoke else ""

@@ -22,11 +22,12 @@ from weft.errors import (
     WeftError,
 )
 from weft.families.call import ModelCall
+from weft.graph.folding import folded
 from weft.graph.node import Const, Graph
 from weft.graph.passes import asks_nothing, prune
 from weft.graph.site import Site
 from weft.run.turns import check_turns
-from weft.signatures.later import overwritten_by
+from weft.signatures.later import Later, overwritten_by
 from weft.signatures.signature import Signature
 from weft.trace.lines import user_line, where
 from weft.trace.recorder import Recorder
@@ -146,7 +147,7 @@ class Block:
             self._without_input()  # or it says what is missing
         graph, constants = self._frozen = recorder.freeze()
         if len(self._calls) > 1:
-            check_turns(graph, firing_index(self._signatures))
+            check_turns(graph, self._index())
         if not self._runs:
             recorder.fail(_scanned())
             return None
@@ -204,7 +205,7 @@ class Block:
             call.args,
             call.kwargs,
             device=self._device,
-            overwritten=overwritten_by(*self._signatures),
+            overwritten=self._later(),
             look=look,
             further=tuple([(one.args, one.kwargs) for one in further]),
             alone=self._alone,
@@ -236,6 +237,14 @@ class Block:
         for line in self._recorder.unused_edits():
             _warn(f"the edit at {line} fires after everything that is saved: it has no effect")
 
+    def _index(self) -> Callable[[Site], int]:
+        """When a site fires."""
+        return firing_index(self._signatures)
+
+    def _later(self) -> Later:
+        """What happens to sites later on."""
+        return overwritten_by(*self._signatures)
+
     # -- its inputs --------------------------------------------------------------------------
 
     def _seen(self, call: ModelCall) -> Signature:
@@ -262,7 +271,7 @@ def lean(
     graph: Graph, constants: Mapping[str, torch.Tensor]
 ) -> tuple[Graph, dict[str, torch.Tensor]]:
     """The graph without what nothing needs, and the constants that are left."""
-    graph = prune(graph)
+    graph = folded(prune(graph))
     kept = [node.key for node in graph.nodes if isinstance(node, Const)]
     return graph, {key: constants[key] for key in kept}
 

@@ -22,6 +22,7 @@ from weft.engine.known import Known
 from weft.errors import GraphError
 from weft.families.call import ModelCall
 from weft.graph.check import MAX_NODES, check
+from weft.graph.loops import is_of_steps
 from weft.graph.node import Graph
 from weft.graph.show import show
 from weft.kernels.frames import to_frame, to_tensor
@@ -51,6 +52,19 @@ def vet(graph: Graph, calls: Sequence[ModelCall], known: Known) -> None:
     """
     call, *further = calls
     admit(graph, call, known, LIMITS, strict=False, further=further)
+
+
+def refuse_generation(graph: Graph) -> None:
+    """Raises `GraphError` for the graph of a generation.
+
+    Its edits stand at the steps that there could be when it was recorded; at others, and with
+    another choice of tokens, it would be another experiment.
+    """
+    if is_of_steps(graph):
+        raise GraphError(
+            "this experiment was recorded in a generation, and such a one cannot be run again yet",
+            fix="open a block of model.generate(...) with the same lines",
+        )
 
 
 class Experiment:
@@ -84,8 +98,9 @@ class Experiment:
         """Draws the graph through `model` on other inputs; returns what it saves, by name.
 
         `inputs` and `options` are those of `model.trace`; of an experiment with several invokes
-        one input for each of them. Guards are checked again (`GuardError`);
-        a graph that read a size as a number refuses another size (`GraphError` with the line).
+        one input for each of them; one of a generation is refused. Guards are checked again
+        (`GuardError`); a graph that read a size as a number refuses another size (`GraphError` with
+        the line).
         Whoever the graph is from, it is checked against the model before anything runs (`vet`).
         """
         return model._rerun(self, inputs, options)

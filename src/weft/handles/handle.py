@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from dataclasses import replace as replaced
 from typing import Any
 
 import torch
@@ -27,27 +25,12 @@ from weft.signatures.signature import Signatures
 from weft.trace.aliases import Rename, rename_tree
 from weft.trace.tree import Module, Root
 
-from .experiment import Experiment, vet
+from .experiment import Experiment, refuse_generation, vet
+from .options import OWN_OPTIONS, Own, check_blocking, split
 from .served import Served
 from .tracer import Tracer
 from .weights import Fingerprints, Weights
 from .where import InPlaces, Place, Places, Remote, checked
-
-
-@dataclass(frozen=True)
-class Own:
-    """The options of tracing itself; all others are the family's."""
-
-    seed: int | None = None
-    device: torch.device | None = None
-    remote: Remote = None
-    blocking: bool = True
-    alone: bool = False
-    grad: bool = False
-
-
-OWN_OPTIONS = tuple(field.name for field in fields(Own))
-_NO_OPTIONS = Own()
 
 
 class Handle(Module):
@@ -173,13 +156,9 @@ class Handle(Module):
         return self._weights.loaded()
 
     def _open(self, inputs: tuple, options: dict[str, Any], runs: bool) -> Tracer:
-        own, rest = _split(options)
+        own, rest = split(options)
         place = self._places.pick(own.remote if runs else _checked(own.remote))
-        if not own.blocking and place.kind != "server":
-            raise UnknownOptionError(
-                f"blocking=False: this block runs {place.text}, and is over when it closes",
-                fix="leave it out, or run the block on a server with remote=True",
-            )
+        check_blocking(own, place)
         _check_grad(own, place, runs)
         several = self._is_empty(inputs, rest)
         return Tracer(
@@ -197,9 +176,10 @@ class Handle(Module):
 
     def _rerun(self, experiment: Experiment, inputs: tuple, options: dict[str, Any]) -> Any:
         """`Experiment.run`."""
-        own, rest = _split(options)
+        own, rest = split(options)
         if not own.blocking:
             raise UnknownOptionError("blocking=False: Experiment.run waits for what it returns")
+        refuse_generation(experiment.graph)
         self._check_paths(experiment.graph)
         place = self._places.pick(own.remote)
         _check_grad(own, place, True)
@@ -260,21 +240,6 @@ def _paths_of(node: AnyNode) -> list[str]:
     if isinstance(node, Apply):
         return [node.path]
     return [node.path.rpartition(".")[0]] if isinstance(node, Param) else []
-
-
-def _split(options: dict[str, Any]) -> tuple[Own, dict[str, Any]]:
-    """Options of tracing, and those of the family."""
-    if not options:
-        return _NO_OPTIONS, options
-    rest = {key: value for key, value in options.items() if key not in OWN_OPTIONS}
-    own = Own(**{key: value for key, value in options.items() if key in OWN_OPTIONS})
-    seed, device = own.seed, own.device
-    if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**63):
-        raise UnknownOptionError(f"seed is a whole number from 0, not {seed!r}")
-    for name in ("blocking", "alone", "grad"):
-        if not isinstance(getattr(own, name), bool):
-            raise UnknownOptionError(f"{name} is True or False, not {getattr(own, name)!r}")
-    return replaced(own, device=None if device is None else torch.device(device)), rest
 
 
 def _check_grad(own: Own, place: Place, runs: bool) -> None:

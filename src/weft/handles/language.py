@@ -30,6 +30,7 @@ from weft.families.prepare import prepare_language
 from weft.families.together import language_together
 from weft.trace.aliases import Rename, rename_tree
 
+from .generate import Generator, open_generator
 from .handle import Handle
 from .served import Served, only_served, served
 from .weights import Weights
@@ -136,6 +137,10 @@ class LanguageModel(Handle):
         place = self._place
         return place.name, place.name is not None and place.folder is None
 
+    def _generation_defaults(self) -> Any:
+        """What the model's own generation config says."""
+        return getattr(self._weights.skeleton(), "generation_config", None)
+
     def _known(self) -> Known:
         return replace(super()._known(), facts=self._facts)
 
@@ -149,6 +154,20 @@ class LanguageModel(Handle):
         given = inputs[0] if inputs else None
         speaker = self._speaker(given)
         return prepare_language(given, speaker, self._facts, options=chosen, tensors=tensors)
+
+    def generate(self, *inputs: Any, **options: Any) -> Generator:
+        """Opens a block in which a generation can be read and changed, step by step.
+
+        inputs: as in `trace`; none in a block of several inputs, each with its own invoke.
+        max_new_tokens, do_sample, temperature, top_k, top_p, ...: how tokens are chosen, as in
+        `generate` of `transformers` (`weft.families.sampling.Sampling` lists them); what is not
+        given is what the model's generation config says. seed: keys all draws, those of tokens too.
+        remote, device, blocking: as in `trace`.
+
+        Step 0 is the prompt's forward; each step makes one token. Sites outside of step loops are
+        those of step 0; edits there act at every step. See `Generator`.
+        """
+        return open_generator(self, inputs, options)
 
     _takes_nothing = False
 

@@ -17,8 +17,12 @@ from weft.client.servers import Server, server_at
 from weft.client.travel import pack_inputs
 from weft.engine.insides import listing_of
 from weft.engine.known import Known
+from weft.engine.turns import TURN_OPTIONS, turns_for
 from weft.errors import UnknownOptionError, WeftError
 from weft.families.call import ModelCall
+from weft.families.rehearsal import Layout as PromptLayout
+from weft.families.rehearsal import prompt_of
+from weft.families.sampling import Sampling
 from weft.graph.node import Ref
 from weft.kernels.aval import Aval, dtype_name
 from weft.settings import load
@@ -84,6 +88,8 @@ def served(remote: Any, name: str, family: str) -> Served:
     tables = sync.run(server, catalog.tables(talk, found.id))
     one = Served(server, card, known_of(card, tables, Asking(server, card)))
     server.resolved[one.wanted()] = card.info  # it need not be looked for again
+    if one.known.facts is not None:
+        turns_for(one.known.signatures, one.known.facts, Asking(server, card).turn)
     return one
 
 
@@ -138,6 +144,20 @@ class Asking:
             sites=sites,
         )
         return sync.run(self._server, catalog.source(Talk(self._server), query))
+
+    def turn(self, layout: PromptLayout, sampling: Sampling, later: bool) -> bytes:
+        """What the sites look like at a forward of a generation."""
+        call = prompt_of(layout)
+        flags = {name: getattr(sampling, name) for name in TURN_OPTIONS}
+        inputs, tensors = pack_inputs(self._info.family, call.args, {**call.kwargs, **flags})
+        query = SignatureQuery(
+            model=self._info.id,
+            fingerprint=self._info.fingerprint,
+            inputs=inputs,
+            tensors=frames.write(tensors),
+            turn="next" if later else "first",
+        )
+        return sync.run(self._server, catalog.signature(Talk(self._server), query))
 
     def apply(self, path: str, args: tuple, kwargs: dict[str, Any]) -> bytes:
         """What a module gives for arguments with avals as tensors."""

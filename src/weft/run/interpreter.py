@@ -16,7 +16,7 @@ A step runs as soon as what it needs exists; steps that are ready run in program
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from heapq import heappop, heappush
 from typing import Any
@@ -103,7 +103,10 @@ class Interpreter:
         self._frame: Frame | None = None
         self._saves: list[tuple[Step, Env]] = []
         self._told: Any = overwritten if hasattr(overwritten, "site") else None
-        self._left_out: dict[Site, Any] = {}  # sites that a stop has kept from firing
+        self.left_out: dict[Site, Any] = {}
+        """Sites that a stop, or the end of a generation, has kept from firing."""
+        self.stopped: set[int | None] = set()
+        """The invokes that a stop has ended; None: all."""
         self.given: dict[Site, Any] = {}
         """What modules give that are to be skipped, by their output, until they begin."""
 
@@ -117,7 +120,7 @@ class Interpreter:
     @property
     def finished(self) -> bool:
         """Whether nothing is left to run."""
-        return not self._undone or (bool(self._left_out) and not self._pending)
+        return not self._undone or (bool(self.left_out) and not self._pending)
 
     def mode(self, module: torch.nn.Module) -> AbstractContextManager[Any]:
         """What must be around the run."""
@@ -191,6 +194,12 @@ class Interpreter:
         if self._ready:
             self._drain()
 
+    def leave_out(self, sites: Iterable[Site]) -> None:
+        """These sites will not fire in this run: what needs them is not reached."""
+        for site in [*sites]:
+            if self._pending.pop(site, None) is not None:
+                self.left_out[site] = None
+
     def is_blocked(self, site: Site) -> bool:
         """Whether an edit of this site waits for a site of another invoke."""
         there = self._pending.get(site)
@@ -199,7 +208,7 @@ class Interpreter:
     def end(self, result: Any = None) -> dict[str, Any]:
         """What was saved, by name. `result` is what the caller gets besides."""
         if self._undone:
-            if self._pending or not self._left_out:
+            if self._pending or not self.left_out:
                 raise self._not_reached()
             self._saves += reached(self.plan, self._waits, self._memory)
         self._memory.check_saves()
@@ -403,9 +412,8 @@ class Interpreter:
 
     def _stop(self, step: Step) -> None:
         if stops(step, self._memory, self._line(step)):
-            self._left_out.update(left_out(step.node, self._pending))
-            for site in self._left_out:
-                self._pending.pop(site, None)
+            self.stopped.add(step.node.invoke)
+            self.leave_out(left_out(step.node, self._pending))
 
     def _here(self) -> Frame:
         assert self._frame is not None  # what stands at a site waits for it
@@ -416,7 +424,7 @@ class Interpreter:
     def _refuse_late(self, effects: list[int]) -> None:
         for index in effects:
             if self._waits[index]:
-                raise late_edit(self.graph, self.plan, self._waits, index, self._left_out)
+                raise late_edit(self.graph, self.plan, self._waits, index, self.left_out)
 
     def _not_reached(self) -> NotReachedError:
         steps: list[Any] = [

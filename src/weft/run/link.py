@@ -125,16 +125,17 @@ class Linker:
         step.waits = 1
 
     def link_stop(self, step: Step) -> None:
-        """Waits for all that stands before it at sites of its invoke."""
-        meant, steps = step.node.invoke, self.plan.steps
+        """Waits for all that stands before it at sites of its invoke, up to its own step."""
+        meant, until, steps = step.node.invoke, step.node.step, self.plan.steps
         for index in range(step.index - 1, -1, -1):
             other = steps[index]
             if other is None:
                 continue
-            if other.kind is Stop and other.node.invoke == meant:
+            if until is None and other.kind is Stop and other.node.invoke == meant:
                 step.deps.add(other.index)  # that one waits for all before
                 break
-            if other.kind in _AT_SITES and meant in (None, other.node.site.invoke):
+            mine = other.kind in _AT_SITES and meant in (None, other.node.site.invoke)
+            if mine and (until is None or other.node.site.step <= until):
                 step.deps.add(other.index)
 
     def add_waits(self, step: Step) -> None:

@@ -18,6 +18,7 @@ import torch
 from weft.errors import GraphError, ReadOnlyError
 from weft.graph.frame import ITEM_SIZES
 from weft.graph.gradients import partners
+from weft.graph.loops import unrolled
 from weft.graph.node import (
     EFFECTS,
     AnyNode,
@@ -59,8 +60,8 @@ def plan(graph: Graph, strict: bool = True) -> Plan:
     The same experiment on another input has the same nodes, so its plan is found again.
     """
     key = _ENCODER.encode((strict, graph.nodes, () if strict else graph.bounds))
-    found = _PLANS.pop(key, None) or _Planner(graph, strict).plan()
-    if len(graph.nodes) <= _NODES_KEPT:
+    found = _PLANS.pop(key, None) or _Planner(unrolled(graph), strict).plan()
+    if len(found.nodes) <= _NODES_KEPT:
         _PLANS[key] = found  # now the youngest
         while len(_PLANS) > _PLANS_KEPT:
             _PLANS.popitem(last=False)

@@ -19,6 +19,7 @@ import torch
 
 from weft.errors import GraphError
 from weft.graph.frame import frame_bytes
+from weft.graph.loops import unrolled
 from weft.graph.node import (
     Apply,
     Backward,
@@ -55,7 +56,7 @@ class Play:
     """See the module's text. `sites` are those of the graph in firing order, once it has run."""
 
     def __init__(self, graph: Graph, strict: bool = True) -> None:
-        self.graph = graph
+        self.graph = graph = unrolled(graph)
         self.plan = plan(graph, strict)
         self.operations = self.flops = self.constants = self.saved = 0
         self.memory = Memory(self.plan.family)

@@ -12,7 +12,7 @@ from typing import Any
 
 from weft.errors import GraphError
 from weft.graph.node import Arg, Map, Ref, Save, Seq, Stop
-from weft.graph.site import Site
+from weft.graph.site import RESULT, Site
 
 from .lower import Env
 from .memory import Memory
@@ -34,8 +34,9 @@ def stops(step: Step, memory: Memory, line: object) -> bool:
 
 
 def left_out(node: Stop, pending: Iterable[Site]) -> dict[Site, None]:
-    """The sites that will not fire."""
-    return {site: None for site in pending if node.invoke in (None, site.invoke)}
+    """The sites that will not fire. A generation that is stopped still has its ids."""
+    mine = [site for site in pending if node.invoke in (None, site.invoke)]
+    return {site: None for site in mine if node.step is None or site.port != RESULT}
 
 
 def reached(plan: Plan, waits: list[int], memory: Memory) -> Iterator[tuple[Step, Env]]:

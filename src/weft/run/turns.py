@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from weft.errors import LateEditError
 from weft.graph.node import Graph
-from weft.graph.site import Site
+from weft.graph.site import RESULT, Site
 
 from .plan import plan as plan_of
 from .steps import Plan, SitePlan, Step, line_of
@@ -69,7 +69,7 @@ def check_turns(graph: Graph, order: Callable[[Site], int]) -> None:
 def queues_of(sites: Iterable[Site], order: Callable[[Site], int]) -> dict[int, list[Site]]:
     """The sites of each invoke in firing order, the next one last."""
     queues: dict[int, list[Site]] = {}
-    for site in sorted(sites, key=lambda s: (s.invoke, -s.step, -order(s))):
+    for site in sorted(sites, key=lambda s: (s.invoke, s.port != RESULT, -s.step, -order(s))):
         queues.setdefault(site.invoke, []).append(site)
     return queues
 

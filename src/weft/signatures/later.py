@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from weft.graph.site import Leaf, Site
 
 from .signature import Signature, SiteSignature
 
 
 class Later:
-    """The signatures of a block, one for each invoke, as a run asks them (`run.host.Told`)."""
+    """The signatures of a block, one for each invoke and step, as a run asks them (`Told`)."""
 
-    def __init__(self, signatures: tuple[Signature, ...]) -> None:
-        self._signatures = signatures
+    def __init__(self, signature_of: Callable[[Site], Signature]) -> None:
+        self._signature_of = signature_of
 
     def __call__(self, site: Site, leaf: Leaf) -> bool:
         """Whether the model changes a leaf's tensor in place after the site has fired."""
@@ -21,7 +23,7 @@ class Later:
     def site(self, site: Site) -> SiteSignature | None:
         """What a site looks like; None where it is not known."""
         try:
-            return self._signatures[site.invoke].site(site.path, site.port, site.call)
+            return self._signature_of(site).site(site.path, site.port, site.call)
         except LookupError:
             return None
 
@@ -32,7 +34,7 @@ class Later:
     def inside(self, site: Site) -> dict[str, int]:
         """How often each module, and each operation inside a forward, is called inside the call
         that this is the output of."""
-        return self._signatures[site.invoke].inside(site.path, site.call, site.port)
+        return self._signature_of(site).inside(site.path, site.call, site.port)
 
 
 Overwritten = Later
@@ -40,4 +42,4 @@ Overwritten = Later
 
 def overwritten_by(*signatures: Signature) -> Later:
     """What a run is told: one signature for each invoke."""
-    return Later(signatures)
+    return Later(lambda site: signatures[site.invoke])

@@ -13,6 +13,7 @@ from weft.errors import RecordingError
 
 from .ghost import without_hooks
 from .learn import Table, learn, learn_by_running, weights_of
+from .second import Pair, learn_second, learn_second_by_running
 from .telling import Telling
 
 
@@ -71,6 +72,24 @@ class Passes:
             raise _unlearnable(reasons[0]) from reasons[0]
         try:
             return learn_by_running(self._real(), args, kwargs, self._telling)
+        except Exception as error:
+            raise _unlearnable(error) from error
+
+    def second(self, pair: Callable[[nn.Module], Pair]) -> Table:
+        """The second of two forwards, as fake as it can be. Raises RecordingError."""
+        place = self.device_of(self._module())
+        module = without_hooks(self._module())
+        reasons = []
+        for integers in (True, False):
+            self.count += 1
+            try:
+                return learn_second(module, pair, place, integers)
+            except Exception as error:  # noqa: BLE001 (a model may raise anything)
+                reasons.append(error)
+        if self._real is None:
+            raise _unlearnable(reasons[0]) from reasons[0]
+        try:
+            return learn_second_by_running(self._real(), pair)
         except Exception as error:
             raise _unlearnable(error) from error
 

@@ -36,6 +36,7 @@ from .passes import Passes
 from .reading import decode
 from .regions import Box, Region
 from .rules import Result, Rules
+from .second import Pair
 from .shapes import Look
 from .structure import Opaque, Plain, put_together
 from .tables import Area, Exact, Kind, Said, Span, encode
@@ -216,6 +217,23 @@ class Signatures:
     def passes(self) -> int:
         """Exact passes so far."""
         return self._passes.count
+
+    def state(self) -> object:
+        """How the model stands now: when that changes, nothing of before holds."""
+        return self._state()
+
+    def second(self, pair: Callable[[nn.Module], Pair]) -> Table:
+        """The exact table of the second of two calls: see `second.learn_second`."""
+        with _LEARNING:
+            return self._passes.second(pair)
+
+    def of_table(self, table: Table) -> Signature:
+        """The signature of a pass that is known exactly."""
+        return self.of_rows(table, table.rows.__getitem__)
+
+    def of_rows(self, table: Table, row: Callable[[int], Row]) -> Signature:
+        """That of a pass whose names are those of `table`, and whose rows are told when needed."""
+        return Signature(table, row, self.rules)
 
     def for_call(self, args: tuple, kwargs: dict) -> Signature:
         """The signature of `module(*args, **kwargs)`."""

@@ -25,7 +25,7 @@ from weft.signatures.structure import Plain
 
 from .containers import Unreadable
 from .lines import where
-from .times import FIRINGS
+from .times import TURN
 
 if TYPE_CHECKING:
     from .recorder import Recorder
@@ -83,7 +83,7 @@ class Cache:
     def close(self) -> None:
         """At the end of the block: reads what was asked for, as it is then."""
         recorder, sites = self._recorder, self._sites
-        key = ("cache", self._spec, self._at, len(recorder.nodes), sites.invoke)
+        key = ("cache", self._spec, self._at, len(recorder.nodes), sites.base)
         memo = self._signature.kept
         drawn = memo.get(key) if not sites.skips else None
         if drawn is None:
@@ -105,7 +105,7 @@ class Cache:
         base = len(self._recorder.nodes)
         for path, port, call in self._wanted():
             signature = self._signature.site(path, port, call)
-            site = Site(path, port, call, invoke=self._sites.invoke)
+            site = Site(path, port, call, self._sites.step, self._sites.invoke)
             parts.append(Part(site, signature, len(refs)))
             time = max(time, signature.index)
             shown = str(Site(path, port, call))
@@ -113,7 +113,7 @@ class Cache:
                 keys.append(f"{shown}{leaf_text(leaf)}")
                 refs.append(Ref(base + self._add(nodes, base, site, leaf, aval)))
         value = Map(tuple(keys), tuple(refs))
-        return _Drawn(nodes, value, tuple(parts), self._sites.invoke * FIRINGS + time)
+        return _Drawn(nodes, value, tuple(parts), self._sites.base + time)
 
     def _add(self, nodes: list[AnyNode], base: int, site: Site, leaf: Leaf, aval: Aval) -> int:
         """Adds the nodes of one tensor; the place of its result."""
@@ -129,7 +129,7 @@ class Cache:
     def _wanted(self) -> list[tuple[str, str, int]]:
         """The sites to read, in firing order."""
         order = self._signature.order
-        spans = [(s.begin % FIRINGS, s.end % FIRINGS) for s in self._sites.skips]
+        spans = [(s.begin % TURN, s.end % TURN) for s in self._sites.skips]
         paths = self._spec.paths
         chosen = None if paths is None else {self._signature.canonical(path) for path in paths}
         found = []

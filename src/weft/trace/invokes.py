@@ -88,14 +88,21 @@ class Invokes:
                 "an invoke was opened inside another one",
                 "close the outer one first: values of one can be used in the other",
             )
+        if recorder.steps is not None:
+            recorder.steps.refuse_invoke()
         self.stay(number)
         try:
             yield
         finally:
+            if recorder.steps is not None:
+                recorder.steps.leave()
             recorder.invoke, recorder.sites = None, before
 
     def time(self, site: Site) -> int:
         """When a site fires."""
+        steps = self.recorder.steps
+        if steps is not None:
+            return steps.time(site)
         signature = self.signatures[site.invoke]
         return site.invoke * FIRINGS + signature.site(site.path, site.port, site.call).index
 

@@ -198,9 +198,12 @@ class Operations:
 
     def _first_draw(self) -> int:
         """With a seed an invoke draws what it draws alone; without one no two draw the same."""
-        invoke = self.recorder.invoke
+        invoke, steps = self.recorder.invoke, self.recorder.steps
+        of_step = 0 if steps is None or steps.now is None else steps.first_draw(steps.now)
         if not self.seeded:
-            return 0
+            return of_step
+        if steps is not None and invoke is not None:
+            return invoke * DRAWS + of_step
         return DRAWS // 2 if invoke is None else invoke * DRAWS
 
     def _values(

@@ -184,6 +184,12 @@ class Recorder(Recording):
         """`tracer.stop()`, or with a condition `tracer.stop_if(...)`."""
         record_stop(self, condition)
 
+    def move(self, by: int) -> None:
+        """`module.next()`: on to a later step of the generation."""
+        if self.steps is None:
+            raise self.refusal("this block is a single forward", "use model.generate(...)")
+        self.steps.move(by)
+
     def first_input(self, path: str, port: str, call: int | None) -> Any:
         """The leaf that `.input` means."""
         state = self.sites.state(path, port, call)
@@ -197,6 +203,8 @@ class Recorder(Recording):
     @property
     def gradients(self) -> Gradients:
         """The gradients of this recording."""
+        if self.steps is not None:
+            raise self.steps.no_gradients()
         if self._gradients is None:
             self._gradients = Gradients(self)
         return self._gradients
@@ -280,6 +288,8 @@ class Recorder(Recording):
         lines = tuple([where(line) for line in self.lines])
         bounds = tuple(self.bounds.values())
         nodes = (*self.nodes, *extra)
+        if self.steps is not None:
+            nodes, bounds = self.steps.finished(nodes, bounds)
         if self._gradients is not None:
             nodes, bounds = finished(self._gradients, nodes, bounds)
         sources = tuple(self.sources.values())

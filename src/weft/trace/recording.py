@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from weft.errors import (
     FailedRunError,
@@ -22,6 +22,9 @@ from weft.kernels.table import reason
 from .lines import user_line, where
 from .value import Value, short
 
+if TYPE_CHECKING:
+    from .steps import Steps
+
 
 class Recording:
     """See the module's text. `failure` says why its values will have no numbers."""
@@ -35,6 +38,8 @@ class Recording:
         self.edits: list[tuple[int, int]] = []
         self.stops: list[int] = []
         """Lines at which the block ends the pass."""
+        self.steps: Steps | None = None
+        """The steps of a generation; None in a single forward."""
 
     # -- nodes and lines ---------------------------------------------------------------------
 
@@ -102,6 +107,8 @@ class Recording:
 
     def not_reached(self, what: str, line: Any) -> NotReachedError:
         """The error for what a stop has kept from happening."""
+        if self.steps is not None and not self.stops:
+            return self.steps.not_reached(what, line)
         lines = [str(where(self.line_of(at))) for at in dict.fromkeys(self.stops)]
         return NotReachedError(
             f"{what}: the pass was stopped before it, at {' or '.join(lines) or 'a stop'}",

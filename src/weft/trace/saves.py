@@ -120,7 +120,7 @@ class Saves:
                 clients.give_back(client, saved[name])
         clients.settle()
         results = {n: r.container for n, r in self.records.items() if r.container is not None}
-        if self.recorder.stops:
+        if self.recorder.stops or self.recorder.steps is not None:
             results = {name: kept for name, kept in results.items() if not _is_missed(kept)}
         self.groups.clear()
         self.records.clear()  # a handle that the user keeps leads here, and must not keep results

@@ -30,7 +30,7 @@ from .flows import Flow
 from .lines import where
 from .skips import Span, refuse_inside
 from .sources import learn, runs_instead
-from .times import FIRINGS
+from .times import FIRINGS, TURN
 from .value import Family, Value, make, short
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class SiteState:
     def __init__(self, site: Site, signature: SiteSignature) -> None:
         self.site = site
         self.signature = signature
-        self.index = site.invoke * FIRINGS + signature.index
+        self.index = site.invoke * FIRINGS + site.step * TURN + signature.index
         self.tensors: dict[Leaf, LeafState] = {
             leaf: LeafState(self, leaf, what) for leaf, what in signature.tensors
         }
@@ -81,9 +81,11 @@ class SiteState:
 class Sites:
     """The sites that one recording has touched."""
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: Recorder, step: int = 0) -> None:
         self.recorder = recorder
         self.invoke = recorder.invoke or 0
+        self.step = step
+        self.base = self.invoke * FIRINGS + step * TURN
         self.states: dict[tuple[str, str, int | None], SiteState] = {}
         self.skips: list[Span] = []
 
@@ -244,7 +246,7 @@ class Sites:
 
     def _open(self, path: str, port: str, call: int) -> SiteState:
         recorder = self.recorder
-        site = Site(path, port, call, invoke=self.invoke)
+        site = Site(path, port, call, self.step, self.invoke)
         try:
             found = SiteState(site, recorder.signature.site(path, port, call))
         except LookupError:

@@ -23,7 +23,7 @@ from weft.signatures.structure import Opaque
 from .containers import flatten
 from .lines import where
 from .sources import learn
-from .times import FIRINGS
+from .times import FIRINGS, TURN
 from .value import Value
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def record_skip(
         path_and = path
     number = sites.only_call(path, f"{port[: -len('output')]}skip") if call is None else call
     begin = sites.state(path, first, number).index
-    end = begin // FIRINGS * FIRINGS + recorder.signature.site(path, port, number).index
+    end = begin - begin % TURN + recorder.signature.site(path, port, number).index
     _refuse_touched(sites, begin, end, path_and)
     output = sites.state(path, port, number)
     values = _values(sites, output, value, begin)
@@ -196,5 +196,6 @@ def record_stop(recorder: Recorder, condition: Any) -> None:
     elif not condition:
         return
     at = recorder.here()
-    recorder.append(Stop(condition=ref, invoke=recorder.invoke, at=at))
+    step = None if recorder.steps is None else recorder.steps.now or 0
+    recorder.append(Stop(condition=ref, invoke=recorder.invoke, step=step, at=at))
     recorder.stops.append(at)

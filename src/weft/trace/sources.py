@@ -213,6 +213,11 @@ def learn(recorder: Recorder, path: str, way: Way) -> None:
     """The recorder learns the sites of a source, and marks it in its graph."""
     if recorder.invoke is None:
         recorder.sites.state(path, "inputs", None)  # says what is missing, or makes it
+    if recorder.steps is not None:
+        raise recorder.refusal(
+            "operations inside a forward are no sites of a generation yet",
+            "use the modules' own sites, or trace the ids that were generated: model.trace(ids)",
+        )
     if ("inside", path, way) in recorder.signature.kept and (path, way) in recorder.sources:
         return
     known_inside(recorder, recorder.signature, recorder.invoke or 0, path, inside_of((*way, "-")))

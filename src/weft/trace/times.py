@@ -1,8 +1,8 @@
 """When values exist: firing indices of sites, which are comparable within one invoke only.
 
-A time is `invoke * FIRINGS + index`; -1 for what needs no site. `late_index` of several takes the
-largest, so a value of two invokes has a time of one of them: who needs the whole truth looks at the
-graph (`last_needed`, `run.turns`).
+A time is `invoke * FIRINGS + step * TURN + index`; -1 for what needs no site. `late_index` of
+several takes the largest, so a value of two invokes has a time of one of them: who needs the whole
+truth looks at the graph (`last_needed`, `run.turns`).
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ from weft.graph.node import AnyNode, Call, Fill, Read, Ref, Skip, Write, inputs_
 from weft.graph.passes import roots
 from weft.graph.site import Site
 
-FIRINGS = 1 << 32
+FIRINGS = 1 << 52
 """Times of different invokes are so far apart: none is before or after another invoke's."""
+
+TURN = 1 << 28
+"""Times of different steps of a generation are so far apart: each step is after the one before."""
 
 Index = Callable[[Site], int]
 

@@ -123,6 +123,12 @@ class Module:
         """
         self._root.recorder(self._path, "skip").skip(self._path, value)
 
+    def next(self, step: int = 1) -> Module:
+        """As `tracer.next(step)`: from here on the sites of a later step of the generation are
+        meant. The module itself, for `module.next().output`."""
+        self._root.recorder(self._path, "next").move(step)
+        return self
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """In a block: the module applied to given values (a logit lens). Else: the real call."""
         recorder = current()

@@ -82,6 +82,51 @@ class PlainInputs(Ask, frozen=True, tag="plain"):
 Inputs = LanguageInputs | PlainInputs
 
 
+Ids = Annotated[tuple[TokenId, ...], Meta(max_length=4096)]
+Number = Annotated[float, Meta(ge=-1e30, le=1e30)]
+Part = Annotated[float, Meta(ge=0.0, le=1.0)]
+Whole = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Text = Annotated[str, Meta(min_length=1, max_length=256)]
+
+
+class Generation(Ask, frozen=True):
+    """How a generation goes on, and when it ends: `families.sampling.Sampling`, complete.
+
+    Null means that an option is off. `seed` keys the draws of tokens.
+    """
+
+    max_new_tokens: Annotated[int, Meta(ge=1, le=65_536)] | None = None
+    max_length: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
+    min_new_tokens: Whole | None = None
+    min_length: Whole = 0
+    do_sample: bool = False
+    temperature: Number | None = 1.0
+    top_k: Whole | None = 50
+    top_p: Part | None = 1.0
+    min_p: Part | None = None
+    typical_p: Part | None = 1.0
+    epsilon_cutoff: Part | None = 0.0
+    eta_cutoff: Part | None = 0.0
+    repetition_penalty: Number | None = 1.0
+    no_repeat_ngram_size: Whole | None = 0
+    bad_words_ids: Annotated[tuple[Ids, ...], Meta(max_length=1024)] | None = None
+    suppress_tokens: Ids | None = None
+    begin_suppress_tokens: Ids | None = None
+    forced_bos_token_id: TokenId | None = None
+    forced_eos_token_id: Ids | None = None
+    exponential_decay_length_penalty: tuple[Whole, Number] | None = None
+    remove_invalid_values: bool = False
+    renormalize_logits: bool = False
+    eos_token_id: Ids | None = None
+    pad_token_id: TokenId | None = None
+    stop_strings: Annotated[tuple[Text, ...], Meta(max_length=64)] | None = None
+    use_cache: bool = True
+    logits_to_keep: Whole = 1
+    output_attentions: bool = False
+    output_hidden_states: bool = False
+    seed: Count | None = None
+
+
 # -- asks ----------------------------------------------------------------------------------------
 
 
@@ -94,8 +139,8 @@ class Submit(Ask, frozen=True):
     `weights` is a mark of the client's own (`engine.weights`), where it has any: a server with
     others refuses. `further` are the inputs of the invokes after the first, whose tensors have
     names that begin with the invoke's number (`1.input_ids`); with `alone` each has a forward pass
-    of its own. The same `request_id` from the same owner is the same job, however often it
-    arrives.
+    of its own. With `generation` each input is the prompt of one. The same `request_id` from the
+    same owner is the same job, however often it arrives.
     """
 
     protocol: int
@@ -111,6 +156,7 @@ class Submit(Ask, frozen=True):
     weights: Digest | None = None
     further: Annotated[tuple[Inputs, ...], Meta(max_length=511)] = ()
     alone: bool = False
+    generation: Generation | None = None
 
 
 class MissingQuery(Ask, frozen=True):
@@ -120,12 +166,16 @@ class MissingQuery(Ask, frozen=True):
 
 
 class SignatureQuery(Ask, frozen=True):
-    """What do the sites look like for this call? Asked for layouts that no formula covers."""
+    """What do the sites look like for this call? Asked for layouts that no formula covers.
+
+    `turn`: in a generation from such a prompt, at its `first` forward, or at the `next` one.
+    """
 
     model: ModelId
     fingerprint: Digest
     inputs: Inputs
     tensors: bytes = b""
+    turn: Literal["first", "next"] | None = None
 
 
 Operations = Annotated[
@@ -202,6 +252,7 @@ class Limits(Tell, frozen=True):
     run_seconds: float
     log_bytes: int
     queued_jobs: int
+    new_tokens: int = 4096
 
 
 class Hello(Tell, frozen=True):

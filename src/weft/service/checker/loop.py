@@ -20,6 +20,7 @@ from functools import partial
 from typing import Any
 
 from weft.engine.admit import admit
+from weft.engine.generation import pass_cost
 from weft.engine.known import Known
 from weft.engine.opened import open_submit
 from weft.engine.publish import answer, card
@@ -265,10 +266,10 @@ class Checker:
         fetch = partial(constant_type, self._objects, job.owner)
         opened = open_submit(submit, fetch, known, numbers=False)
         limits, strict = self._limits, submit.strict
-        price = admit(opened.graph, opened.call, known, limits, strict, opened.further)
-        return Priced(
-            price=encode(price, "json"), cost=float(price.flops), names=_saves(opened.graph)
-        )
+        graph, sampling = opened.graph, opened.sampling
+        price = admit(graph, opened.call, known, limits, strict, opened.further, sampling)
+        cost = price.flops + pass_cost(known, opened.calls, sampling)
+        return Priced(price=encode(price, "json"), cost=float(cost), names=_saves(graph))
 
     def _known(self, id: str) -> Known:
         with self._lock:

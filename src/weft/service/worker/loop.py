@@ -157,13 +157,16 @@ class Worker:
 
     def _draw(self, opened: Opened, strict: bool, pulse: Pulse) -> Drawn:
         """Raises `WeftError` only: what torch or the model raised is a `RunError`."""
-        told = overwritten_by(self._known, *opened.calls, graph=opened.graph)
+        told = overwritten_by(
+            self._known, *opened.calls, graph=opened.graph, sampling=opened.sampling
+        )
         try:
             return draw(
                 self._net,
                 opened,
                 overwritten=told,
                 merger=merger_of(self._known),
+                tokenizer=self._known.tokenizer,
                 limits=self._limits,
                 strict=strict,
                 on_log=pulse.log,

@@ -1,0 +1,99 @@
+"""A stranger's generation: its options, its bounds, what it costs.
+
+    sampling = sampling_from(submit.generation, known, calls)
+    check_generation(graph, calls, sampling, limits)
+
+Options of a message are held against the same rules as a user's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import nn
+
+from weft.errors import GraphError, InputError
+from weft.families.call import ModelCall
+from weft.families.decoding import Decoding
+from weft.families.sampling import OPTION_NAMES, Sampling, sampling_of
+from weft.graph.inside import sites_of
+from weft.graph.node import Backward, Graph
+from weft.graph.site import RESULT, is_inside
+from weft.wire.messages import Generation, Limits
+
+from .known import Known
+from .places import tree_of
+from .refusals import over
+
+
+def sampling_from(
+    message: Generation | None, known: Known, calls: Sequence[ModelCall]
+) -> Sampling | None:
+    """The options that a message names. Raises what `sampling_of` does."""
+    if message is None:
+        return None
+    if known.facts is None:
+        raise InputError("this model does not generate", fix="it takes single forwards: trace")
+    sampling = sampling_of({name: getattr(message, name) for name in OPTION_NAMES})
+    for call in calls:
+        steps_of(call, sampling)
+    return sampling
+
+
+def steps_of(call: ModelCall, sampling: Sampling) -> int:
+    """How many steps a generation from this prompt has, if it does not end early."""
+    length = call.length or 0
+    steps = sampling.longest(length) - length
+    if steps < 1:
+        raise InputError(
+            f"the prompt has {length} tokens, max_length is {sampling.max_length}: nothing can be "
+            "added",
+            fix="give max_new_tokens",
+        )
+    return steps
+
+
+def check_generation(
+    graph: Graph, calls: Sequence[ModelCall], sampling: Sampling | None, limits: Limits
+) -> None:
+    """Raises where a graph is not one of such a generation, or asks for too much of it."""
+    for node in graph.nodes:
+        line = graph.where[node.at] if node.at < len(graph.where) else None
+        if sampling is None:
+            site = getattr(node, "site", None)
+            if site is not None and (site.port == RESULT or site.step):
+                raise GraphError(
+                    f"{site} is of a generation, and this is a single forward",
+                    line=line,
+                    fix="run it with model.generate(...)",
+                )
+        elif isinstance(node, Backward):
+            raise GraphError("there are no gradients in a generation", line=line)
+        elif any(is_inside(site.port) for site in sites_of(node)):
+            raise GraphError(
+                "operations inside a forward are no sites of a generation yet", line=line
+            )
+    if sampling is None:
+        return
+    for call in calls:
+        steps = steps_of(call, sampling)
+        if steps > limits.new_tokens:
+            raise over("new_tokens", f"{limits.new_tokens}", f"{steps} new tokens")
+
+
+def pass_cost(known: Known, calls: Sequence[ModelCall], sampling: Sampling | None) -> float:
+    """Operations of the model itself after the prompts' own forwards, nearly: each parameter meets
+    each row once for each token."""
+    if sampling is None:
+        return 0.0
+    rows = sum([(call.batch or 1) * (steps_of(call, sampling) - 1) for call in calls])
+    return 2.0 * tree_of(known).size("") * rows
+
+
+def decoders(
+    net: nn.Module, calls: Sequence[ModelCall], sampling: Sampling, tokenizer: Any
+) -> Iterator[Decoding]:
+    """A generation for each call."""
+    for call in calls:
+        yield Decoding(net, call, sampling, tokenizer if sampling.stop_strings else None)

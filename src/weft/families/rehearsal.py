@@ -1,0 +1,99 @@
+"""`Rehearsal`: the calls of a generation without its choices, for whoever wants to see shapes.
+
+rehearsal = Rehearsal(net, Layout(batch=1, length=9), sampling)
+output = net(**rehearsal.begin()[1])
+args, kwargs = rehearsal.next(output)      # the second step: one token, nine in the cache
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .call import ModelCall
+from .decoding import Decoding
+from .forward import LanguageFacts
+from .prepare import positions_of
+from .sampling import Sampling
+
+
+class Layout(NamedTuple):
+    """A prompt without its tokens; `masked`: some of its rows are padded."""
+
+    batch: int
+    length: int
+    masked: bool = False
+    typed: bool = False  # it has token types
+
+
+def layout_of(call: ModelCall) -> Layout:
+    """The layout of a prompt of tokens."""
+    typed = "token_type_ids" in call.kwargs
+    return Layout(call.batch or 1, call.length or 1, call.mask is not None, typed)
+
+
+class Rehearsal(Decoding):
+    """A generation that goes on for ever, with the same token. Numbers in it mean nothing."""
+
+    def __init__(self, net: nn.Module, layout: Layout, sampling: Sampling) -> None:
+        length = layout.length
+        lasting = replace(sampling, max_new_tokens=2, eos_token_id=None, stop_strings=None)
+        super().__init__(net, prompt_of(layout), lasting)
+        self.sampler: Any = _Any(layout.batch, length)
+
+
+class _Any:
+    """Takes any token, and never ends."""
+
+    def __init__(self, batch: int, length: int) -> None:
+        self._batch = batch
+        self.longest = length + 2
+
+    def choose(self, *_: Any) -> Tensor:
+        return torch.ones(self._batch, dtype=torch.int64)
+
+    def ended(self, *_: Any) -> bool:
+        return False
+
+
+def prompt_of(layout: Layout) -> ModelCall:
+    """A prompt of this layout. Its tokens mean nothing."""
+    shape = layout.batch, layout.length
+    kwargs: dict[str, object] = {"input_ids": torch.ones(shape, dtype=torch.int64)}
+    mask = None
+    if layout.masked:
+        mask = torch.ones(shape, dtype=torch.bool)
+        mask[0, 0] = layout.length < 2  # the first row is padded on the left
+        kwargs["attention_mask"] = mask.long()
+    if layout.typed:
+        kwargs["token_type_ids"] = torch.zeros(shape, dtype=torch.int64)
+    return ModelCall((), kwargs, mask, None, *shape)
+
+
+def first_keywords(call: ModelCall, sampling: Sampling, facts: LanguageFacts) -> dict[str, Any]:
+    """What the prompt's forward is called with, but for the cache, which a model makes by itself.
+
+    For signatures: the sites are those of `Decoding.begin`, and no net is needed.
+    """
+    names = ("input_ids", "attention_mask", "inputs_embeds", "token_type_ids", "position_ids")
+    kwargs = {name: call.kwargs[name] for name in names if name in call.kwargs}
+    if call.mask is None:
+        kwargs.pop("attention_mask", None)
+    if "position_ids" in facts.takes and "position_ids" not in kwargs:
+        kwargs["position_ids"] = _positions(call)
+    kwargs["use_cache"] = sampling.use_cache
+    if "logits_to_keep" in facts.takes:
+        kwargs["logits_to_keep"] = sampling.logits_to_keep
+    for name in ("output_attentions", "output_hidden_states"):
+        if getattr(sampling, name):
+            kwargs[name] = True
+    return kwargs
+
+
+def _positions(call: ModelCall) -> Tensor:
+    if call.mask is not None:
+        return positions_of(call.mask)
+    return torch.arange(call.length or 1).repeat(call.batch or 1, 1)

@@ -1,0 +1,211 @@
+"""`Generator`: one `with model.generate(...)` block.
+
+with model.generate("The Eiffel Tower is in", max_new_tokens=5) as tracer:
+    model.transformer.h[5].mlp.output[:] += direction      # at every step
+    for step in tracer.iter[1:3]:
+        h = model.transformer.h[8].output.save()           # of steps 1 and 2
+    ids = tracer.result.save()                             # [batch, prompt + new]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from weft.client.backend import Request
+from weft.engine.forecast import sizes
+from weft.engine.turns import turns_for
+from weft.errors import UnknownOptionError
+from weft.families.call import ModelCall
+from weft.families.decoding import Decoding
+from weft.families.forward import TENSOR_NAMES
+from weft.families.sampling import Sampling, sampling_of
+from weft.graph.node import Graph
+from weft.graph.passes import prune
+from weft.kernels.aval import Aval, contiguous
+from weft.run.estimate import Estimate, estimate
+from weft.signatures.later import Later
+from weft.signatures.signature import Signature
+from weft.trace.steps import Chosen, Steps
+
+from .options import check_blocking, split
+from .tracer import Tracer
+from .where import Place
+
+if TYPE_CHECKING:
+    from .handle import Handle
+
+
+class Generator(Tracer):
+    """What `model.generate(...)` gives: a block whose model runs once for each new token."""
+
+    def __init__(
+        self,
+        handle: Handle,
+        call: ModelCall | None,
+        place: Place,
+        sampling: Sampling,
+        **options: Any,
+    ) -> None:
+        self.sampling = sampling
+        self._steps: Any = None
+        self._turns = turns_for(handle._signatures, handle._facts)
+        super().__init__(handle, call, place, **options)
+        recorder = self._recorder
+        self._steps = recorder.steps = Steps(
+            recorder,
+            self._count(),
+            self._signature_at,
+            self._ids_at,
+            cached=self.sampling.use_cache,
+        )
+
+    # -- steps -------------------------------------------------------------------------------
+
+    @property
+    def iter(self) -> Iter:
+        """The steps of the generation: `for step in tracer.iter[1:4]:`, `iter[2]`, `iter[[0, 3]]`,
+        `iter[:]`. The body is recorded once for each, `step` is an int; step 0 is the prompt's
+        forward, and each step makes one token. `with tracer.iter[2]:` is a single one."""
+        return Iter(self._steps)
+
+    def all(self) -> Steppings:
+        """All steps: `tracer.iter[:]`."""
+        return self.iter[:]
+
+    def next(self, step: int = 1) -> Generator:
+        """From this line on, outside of loops, the sites of the next step are meant (or of one
+        `step` further on)."""
+        self._steps.move(step)
+        return self
+
+    @property
+    def result(self) -> Any:
+        """The ids of prompt and answer, `[batch, pos]`, as `transformers`' `generate` returns them.
+
+        They are there when the generation is over: in the block they can only be saved.
+        """
+        return self._steps.result()
+
+    def plan(self) -> Estimate:
+        """What the recorded graph costs at all steps, beyond the model's own work: by line, by
+        site, and in all. Which forwards there are is not told."""
+        graph = self._frozen[0] if self._frozen is not None else self._recorder.graph()
+        size = sizes(self._handle._weights.skeleton())
+        return estimate(prune(graph), self._index(), size=size)
+
+    # -- what a block asks of its model --------------------------------------------------------
+
+    def _count(self) -> int:
+        """How many steps there can be."""
+        counts = {self._count_of(call) for call in self._calls}
+        return max(counts, default=self.sampling.max_new_tokens or 1)
+
+    def _count_of(self, call: ModelCall) -> int:
+        return self.sampling.longest(call.length or 0) - (call.length or 0)
+
+    def _seen(self, call: ModelCall) -> Signature:
+        handle = self._handle
+        if self._runs and self._place.kind == "here":
+            call = call.to(handle._weights.device())
+        self._calls.append(call)
+        signature = self._signature_at(len(self._calls) - 1, 0)
+        self._signatures.append(signature)
+        return signature
+
+    def _signature_at(self, invoke: int, step: int) -> Signature:
+        return self._turns.at(self._calls[invoke], self.sampling, step)
+
+    def _ids_at(self, invoke: int) -> Aval:
+        call = self._calls[invoke]
+        length = self.sampling.longest(call.length or 0)
+        return contiguous((call.batch or 1, length), torch.int64)
+
+    def _index(self) -> Any:
+        return self._steps.time
+
+    def _later(self) -> Later:
+        return Later(lambda site: self._signature_at(site.invoke, site.step))
+
+    def _request(
+        self, graph: Graph, constants: dict[str, torch.Tensor], look: bool = False
+    ) -> Request:
+        request = super()._request(graph, constants, look)
+        calls, sampling = list(self._calls), self.sampling
+
+        def decoders(net: torch.nn.Module) -> Sequence[Any]:
+            return [Decoding(net, call, sampling, self._tokenizer()) for call in calls]
+
+        return replace(request, decoders=decoders, sampling=sampling)
+
+    def _tokenizer(self) -> Any:
+        return self._handle.tokenizer if self.sampling.stop_strings else None
+
+
+class Iter:
+    """`tracer.iter`: choose steps with `[...]`; without, all of them."""
+
+    def __init__(self, steps: Steps) -> None:
+        self._steps = steps
+
+    def __getitem__(self, chosen: Chosen) -> Steppings:
+        return Steppings(self._steps, chosen)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self[:])
+
+
+class Steppings:
+    """Some steps: to go through with `for`, or, of a single one, with `with`."""
+
+    def __init__(self, steps: Steps, chosen: Chosen) -> None:
+        self._steps = steps
+        self._chosen = chosen
+        self._open: Any = None
+
+    def __iter__(self) -> Iterator[int]:
+        return self._steps.each(self._chosen)
+
+    def __enter__(self) -> int:
+        numbers = self._steps.numbers(self._chosen)
+        if len(numbers) != 1:
+            raise self._steps.recorder.refusal(
+                f"a `with` block runs once, and these are {len(numbers)} steps",
+                "write a loop: `for step in tracer.iter[...]:`; outside of loops an edit acts at "
+                "every step anyway",
+            )
+        self._open = self._steps.at(numbers[0])
+        return self._open.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._open.__exit__(*error)
+
+
+def open_generator(handle: Any, inputs: tuple, options: dict[str, Any]) -> Generator:
+    """`LanguageModel.generate`."""
+    own, rest = split(options)
+    place = handle._places.pick(own.remote)
+    check_blocking(own, place)
+    if own.grad:
+        raise UnknownOptionError(
+            "grad=True: there are no gradients in a generation",
+            fix="generate first, and trace what came out: model.trace(ids, grad=True)",
+        )
+    tensors = {name: rest.pop(name) for name in TENSOR_NAMES if name in rest}
+    seed = own.seed if own.seed is not None else int(torch.randint(2**62, ()))
+    sampling = sampling_of({**rest, "seed": seed}, handle._generation_defaults())
+    several = handle._is_empty(inputs, tensors)
+    return Generator(
+        handle,
+        None if several else handle._prepare(inputs, tensors),
+        place,
+        sampling,
+        defaults=tensors if several else None,
+        alone=own.alone,
+        seed=own.seed,
+        device=own.device,
+        blocking=own.blocking,
+    )

@@ -1,0 +1,53 @@
+"""Options of a block itself, as against those of a family: who wants what, where, and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from dataclasses import replace as replaced
+from typing import Any
+
+import torch
+
+from weft.errors import UnknownOptionError
+
+from .where import Place, Remote
+
+
+@dataclass(frozen=True)
+class Own:
+    """The options of tracing itself; all others are the family's."""
+
+    seed: int | None = None
+    device: torch.device | None = None
+    remote: Remote = None
+    blocking: bool = True
+    alone: bool = False
+    grad: bool = False
+
+
+OWN_OPTIONS = tuple(field.name for field in fields(Own))
+_NO_OPTIONS = Own()
+
+
+def split(options: dict[str, Any]) -> tuple[Own, dict[str, Any]]:
+    """Options of tracing, and those of the family."""
+    if not options:
+        return _NO_OPTIONS, options
+    rest = {key: value for key, value in options.items() if key not in OWN_OPTIONS}
+    own = Own(**{key: value for key, value in options.items() if key in OWN_OPTIONS})
+    seed, device = own.seed, own.device
+    if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**63):
+        raise UnknownOptionError(f"seed is a whole number from 0, not {seed!r}")
+    for name in ("blocking", "alone", "grad"):
+        if not isinstance(getattr(own, name), bool):
+            raise UnknownOptionError(f"{name} is True or False, not {getattr(own, name)!r}")
+    return replaced(own, device=None if device is None else torch.device(device)), rest
+
+
+def check_blocking(own: Own, place: Place) -> None:
+    """Raises where a block cannot be sent without being waited for."""
+    if not own.blocking and place.kind != "server":
+        raise UnknownOptionError(
+            f"blocking=False: this block runs {place.text}, and is over when it closes",
+            fix="leave it out, or run the block on a server with remote=True",
+        )

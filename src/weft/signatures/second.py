@@ -1,0 +1,64 @@
+"""What the second of two forwards looks like, where the first one leaves it a cache.
+
+table = learn_second(module, lambda net: Rehearsal(net, ...), device)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from .learn import Table, _quiet, _state_kept, _table, _unseen, _values_kept, _Watch, weights_of
+from .shapes import Shapes
+from .structure import take_apart
+
+
+class Pair(Protocol):
+    """Two calls of a module, one after the other."""
+
+    def begin(self) -> tuple[tuple, Mapping[str, Any]]: ...
+    def next(self, output: Any) -> tuple[tuple, Mapping[str, Any]] | None: ...
+    def close(self) -> None: ...
+
+
+@_unseen
+def learn_second(
+    module: nn.Module,
+    pair: Callable[[nn.Module], Pair],
+    device: torch.device,
+    integers: bool = True,
+) -> Table:
+    """A fake pass of the second call. `integers` is that of `Shapes`."""
+    mode = Shapes(weights_of(module), device, integers)
+    with _quiet(), ExitStack() as stack:
+        stack.enter_context(_state_kept(module))
+        stack.enter_context(mode)
+        return _second(module, pair, mode)
+
+
+@_unseen
+def learn_second_by_running(module: nn.Module, pair: Callable[[nn.Module], Pair]) -> Table:
+    """A real pass of the second call."""
+    with _quiet(), torch.random.fork_rng(devices=[]), _values_kept(module), _state_kept(module):
+        return _second(module, pair, None)
+
+
+def _second(module: nn.Module, pair: Callable[[nn.Module], Pair], mode: Shapes | None) -> Table:
+    calls = pair(module)
+    try:
+        args, kwargs = calls.begin()
+        following = calls.next(module(*args, **kwargs))
+        assert following is not None  # there are two
+        args, kwargs = following
+        watch = _Watch(module)
+        with watch.installed():
+            module(*args, **kwargs)
+        given = [leaf for leaf in take_apart(following)[2] if isinstance(leaf, torch.Tensor)]
+        origin = {} if mode is None else mode.origin
+        return _table(module, watch.events, [*weights_of(module), *given], origin, [])
+    finally:
+        calls.close()

@@ -1,0 +1,317 @@
+"""Templates: what a block does outside of its step loops happens at every step of a generation.
+
+Edits, skips, logs and stops, with all that they are made of, are written once, at step 0. Here the
+same is put into loops over the later steps, whose sites look different: one position instead of
+those of the prompt. What is not valid there is refused, with the user's line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+from msgspec.structs import replace
+
+from weft.errors import LateEditError, RecordingError, WeftError
+from weft.graph.node import (
+    AnyNode,
+    Bound,
+    Call,
+    Const,
+    Fill,
+    Log,
+    Loop,
+    Param,
+    Read,
+    Ref,
+    Skip,
+    Stop,
+    Write,
+    inputs_of,
+)
+from weft.graph.passes import renumbered, roots
+
+from .lines import where
+from .positions import Positions
+from .replay import Replay
+
+if TYPE_CHECKING:
+    from .steps import Steps
+
+Nodes = tuple[AnyNode, ...]
+Bounds = tuple[Bound, ...]
+
+_ACTS = (Write, Fill, Skip, Log, Stop)
+_SHARED = (Const, Param)
+_REMEMBERED = 256
+
+
+class Template:
+    """The template of one recording."""
+
+    def __init__(self, steps: Steps) -> None:
+        self._steps = steps
+
+    def spread(self, nodes: Nodes, bounds: Bounds, pinned: bytearray) -> tuple[Nodes, Bounds]:
+        """The nodes with loops over the later steps. `pinned[n]`: node `n` belongs to a step."""
+        if not self._steps.cached:
+            self._refuse_pinned(nodes, pinned)
+        if self._steps.count == 1 or not any(
+            isinstance(node, _ACTS) and not pinned[n] for n, node in enumerate(nodes)
+        ):
+            return nodes, bounds
+        memo = self._steps.signature(0, 0).kept
+        key = ("template", _ENCODER.encode((nodes, bounds)), bytes(pinned), self._steps.count)
+        found = memo.get(key)
+        if found is None:
+            found = _Spreading(self._steps, nodes, bounds, pinned).spread()
+            if len(memo) > _REMEMBERED:
+                memo.clear()
+            memo[key] = found
+        return found
+
+    def _refuse_pinned(self, nodes: Nodes, pinned: bytearray) -> None:
+        for number, node in enumerate(nodes):
+            if pinned[number] and isinstance(node, (Write, Fill, Skip)):
+                raise RecordingError(
+                    "an edit of single steps means something else without a cache: there each "
+                    "step runs all positions anew",
+                    line=where(self._steps.recorder.line_of(node.at)),
+                    fix="leave out use_cache=False",
+                )
+
+
+_ENCODER = msgspec.msgpack.Encoder()
+
+
+class _Group(NamedTuple):
+    """Steps at which the sites of the template look alike."""
+
+    start: int
+    stop: int
+
+
+class _Spreading:
+    def __init__(self, steps: Steps, nodes: Nodes, bounds: Bounds, pinned: bytearray) -> None:
+        self._steps = steps
+        self._nodes = nodes
+        self._bounds = bounds
+        self._pinned = pinned
+        self._owner = roots(nodes)
+        self._cone = self._find_cone()
+
+    # What is evaluated anew
+
+    def _find_cone(self) -> list[int]:
+        """The nodes that act at every step, and those that they are made of."""
+        nodes, pinned = self._nodes, self._pinned
+        reading = self._reading()
+        needed: set[int] = set()
+        storages: set[Ref] = set()
+        found: list[int] = []
+        for number in range(len(nodes) - 1, -1, -1):
+            node = nodes[number]
+            if pinned[number]:
+                continue
+            wanted = number in needed or (isinstance(node, _ACTS) and number in reading)
+            if isinstance(node, Call) and node.writes and not wanted:
+                wanted = any(self._owner.get(ref, ref) in storages for ref in node.writes)
+            if not wanted or isinstance(node, _SHARED):
+                continue
+            found.append(number)
+            for ref in inputs_of(node):
+                if not pinned[ref.node]:
+                    needed.add(ref.node)
+                storages.add(self._owner.get(ref, ref))
+        found.reverse()
+        self._refuse_shared_writes(found)
+        return found
+
+    def _reading(self) -> set[int]:
+        """Nodes that stand at a site or depend on one: all others happen once."""
+        found: set[int] = set()
+        for number, node in enumerate(self._nodes):
+            if self._pinned[number]:
+                continue
+            if isinstance(node, (Read, Write, Fill, Skip)):
+                found.add(number)
+            elif isinstance(node, Stop) and node.condition is None:
+                continue
+            elif any(ref.node in found for ref in inputs_of(node)):
+                found.add(number)
+        return found
+
+    def _refuse_shared_writes(self, cone: list[int]) -> None:
+        """What belongs to no step or to another one cannot be changed anew at each."""
+        for number in cone:
+            node = self._nodes[number]
+            for ref in node.writes if isinstance(node, Call) else ():
+                owner = self._owner.get(ref, ref).node
+                if self._pinned[owner] or isinstance(self._nodes[owner], _SHARED):
+                    raise self._refusal(
+                        node,
+                        "this changes, at every step of the generation, a tensor that all steps "
+                        "share",
+                        "change a copy, x.clone(), or pin it: `for step in tracer.iter[0]:`",
+                    )
+
+    # Later steps
+
+    def spread(self) -> tuple[Nodes, Bounds]:
+        groups = list(self._groups())
+        new: list[AnyNode] = []
+        place: list[int] = []  # of each old node: where it is now
+        beside: dict[tuple[int, Ref], Ref] = {}  # (group, old ref) -> what its loop gives
+
+        def outer(ref: Ref) -> Ref:
+            return Ref(place[ref.node], ref.out)
+
+        for segment in self._segments():
+            for number in segment:
+                place.append(len(new))
+                new.append(renumbered(self._nodes[number], outer))
+            inside = [number for number in self._cone if number in segment]
+            if not inside:
+                continue
+            given = self._wanted_later(inside, segment.stop)
+            for number, group in enumerate(groups):
+                loop = self._loop(number, group, inside, given, outer, beside, len(new))
+                new.append(loop)
+        bounds = tuple([renumbered(bound, outer) for bound in self._bounds])
+        return tuple(new), bounds
+
+    def _segments(self) -> Iterator[range]:
+        """Runs of nodes that are all pinned, or all not."""
+        start = 0
+        for _, run in groupby(self._pinned):
+            stop = start + len(list(run))
+            yield range(start, stop)
+            start = stop
+
+    def _wanted_later(self, inside: list[int], stop: int) -> list[Ref]:
+        """Results of these nodes that nodes of the template from `stop` on use."""
+        own = set(inside)
+        found: dict[Ref, None] = {}
+        for number in self._cone:
+            if number >= stop:
+                node = self._nodes[number]
+                refs = inputs_of(node)
+                found.update(dict.fromkeys([ref for ref in refs if ref.node in own]))
+        return list(found)
+
+    def _loop(
+        self,
+        number: int,
+        group: _Group,
+        inside: list[int],
+        given: list[Ref],
+        outer: Any,
+        beside: dict[tuple[int, Ref], Ref],
+        index: int,
+    ) -> Loop:
+        own = {old: n for n, old in enumerate(inside)}
+        takes: dict[Ref, None] = {}
+        along: dict[Ref, None] = {}
+        for old in inside:
+            for ref in inputs_of(self._nodes[old]):
+                if ref.node in own:
+                    continue
+                there = beside.get((number, ref))
+                if there is None:
+                    takes[ref] = None
+                else:
+                    along[ref] = None
+        names = {ref: Ref(n) for n, ref in enumerate((*takes, *along))}
+        first = len(names)
+
+        def inner(ref: Ref) -> Ref:
+            return Ref(first + own[ref.node], ref.out) if ref.node in own else names[ref]
+
+        body = []
+        for old in inside:
+            node: Any = renumbered(self._at(self._nodes[old], group.start), inner)
+            body.append(node)
+        for n, ref in enumerate(given):
+            beside[number, ref] = Ref(index, n)
+        return Loop(
+            start=group.start,
+            stop=group.stop,
+            body=tuple(body),
+            takes=tuple([outer(ref) for ref in takes]),
+            along=tuple([beside[number, ref] for ref in along]),
+            gives=tuple([inner(ref) for ref in given]),
+            at=self._nodes[inside[0]].at,
+        )
+
+    def _at(self, node: AnyNode, step: int) -> AnyNode:
+        """A node as a loop over steps like this one has it."""
+        if isinstance(node, Read):
+            aval = self._replay(step).leaf(node)
+            return replace(node, shape=tuple(aval.shape))
+        return replace(node, step=None) if isinstance(node, Stop) else node
+
+    # Whether it is valid there
+
+    def _groups(self) -> Iterator[_Group]:
+        """The later steps in runs in which all sites look alike, each checked once."""
+        self._replays: dict[int, Replay] = {}
+        start, last = 1, None
+        for step in range(1, self._steps.count):
+            looks = self._replay(step).looks
+            if last is not None and looks != last:
+                yield self._checked(start, step)
+                start = step
+            last = looks
+        yield self._checked(start, self._steps.count)
+
+    def _replay(self, step: int) -> Replay:
+        found = self._replays.get(step)
+        if found is None:
+            nodes = [self._nodes[number] for number in self._cone]
+            found = self._replays[step] = Replay(self._steps, step, nodes, self._refusal_at(step))
+        return found
+
+    def _checked(self, start: int, stop: int) -> _Group:
+        replay = self._replay(start)
+        replay.check(self._nodes, self._bounds, self._cone)
+        if not self._steps.cached:
+            self._refuse_unequal(replay)
+        return _Group(start, stop)
+
+    def _refuse_unequal(self, replay: Replay) -> None:
+        """Without a cache an edit has to treat all positions alike."""
+        prompt = Replay(self._steps, 0, [self._nodes[n] for n in self._cone], self._refusal_at(0))
+        prompt.check(self._nodes, self._bounds, self._cone)
+        positions = Positions(self._unequal)
+        for number in self._cone:
+            node = self._nodes[number]
+            if not isinstance(node, (Log, Stop)):
+                positions.check(number, node, prompt.env, replay.env)
+
+    def _unequal(self, node: AnyNode) -> RecordingError:
+        return self._refusal(
+            node,
+            "this does not do the same to every position, so without a cache it would mean "
+            "something else: there each step runs all positions anew",
+            "leave out use_cache=False, or edit all positions alike: [:] and values without "
+            "positions of their own",
+        )
+
+    def _refusal_at(self, step: int) -> Any:
+        def refusal(node: AnyNode, message: str, late: bool = False) -> WeftError:
+            kind = LateEditError if late else RecordingError
+            return kind(
+                "outside of a step loop this acts at every step of the generation, and it is not "
+                f"valid at step {step}: {message}",
+                line=where(self._steps.recorder.line_of(node.at)),
+                fix="pin it to the prompt, `for step in tracer.iter[0]:`, or write it so that it "
+                "fits a single position too ([:, -1] is the last one)",
+            )
+
+        return refusal
+
+    def _refusal(self, node: AnyNode, message: str, fix: str) -> RecordingError:
+        line = where(self._steps.recorder.line_of(node.at))
+        return RecordingError(message, line=line, fix=fix)
