@@ -100,6 +100,29 @@ def test_edits_of_the_others_are_refused_where_rows_do_not_come_first(net, rows)
     assert "cannot be shown in the whole batch" in str(caught.value)
 
 
+class Mean(nn.Module):
+    """`[time, batch, 4]` to `[time, 2]`: a site without rows, whose first dimension is time."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(x.mean(1))
+
+
+def test_time_is_not_taken_for_rows_where_there_are_as_many():
+    model = weft.Model(Mean(), batch_dim=1)
+    with pytest.raises(RecordingError) as caught, model.trace() as tracer:
+        with tracer.invoke(torch.randn(3, 3, 4)):
+            model.head.output[:] = 0
+        with tracer.invoke(torch.randn(3, 3, 4)):
+            pass
+        with tracer.invoke():
+            model.output.save()
+    assert "cannot be shown in the whole batch" in str(caught.value)
+
+
 def test_gradients_of_invokes(net, rows):
     model = weft.Model(net, batch_dim=1)
     with model.trace() as tracer:
