@@ -297,14 +297,14 @@ class _Hooks:
         drive = self._drive
         skips, told = drive.interpreter.plan.skips, drive.told
         quick, taken = drive.quick(), drive.taken
-        invoke, single = None, frozenset()
+        turn, single = None, frozenset()
         for site in sites:
             path = site.path
             if is_inside(site.port):
                 self._inside(site)
                 continue
-            if site.invoke != invoke and told is not None and not skips:
-                invoke, single = site.invoke, told.singles(site.invoke)
+            if told is not None and not skips and turn != (site.invoke, site.step):
+                turn, single = (site.invoke, site.step), told.singles(site)
             if path in single:
                 module, take = self._find(path), quick.get(site)
                 if take is None:

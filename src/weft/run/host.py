@@ -46,8 +46,8 @@ class Told(Protocol):
         """The site's `leaves` (key path, what it is), and `rebuild(values)`; None: not known."""
         ...
 
-    def singles(self, invoke: int) -> frozenset[str]:
-        """The modules that are called exactly once in the pass of an invoke."""
+    def singles(self, site: Site) -> frozenset[str]:
+        """The modules that are called exactly once in the pass, or the step, of a site."""
         ...
 
     def inside(self, site: Site) -> Mapping[str, int]:

@@ -27,9 +27,9 @@ class Later:
         except LookupError:
             return None
 
-    def singles(self, invoke: int) -> frozenset[str]:
-        """The modules that are called exactly once in the pass of an invoke."""
-        return self._signatures[invoke].singles
+    def singles(self, site: Site) -> frozenset[str]:
+        """The modules that are called exactly once in the pass, or the step, of a site."""
+        return self._signature_of(site).singles
 
     def inside(self, site: Site) -> dict[str, int]:
         """How often each module, and each operation inside a forward, is called inside the call
