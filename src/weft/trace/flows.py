@@ -15,7 +15,7 @@ from weft.graph.node import Grad, Ref, Regrad
 from weft.kernels.aval import Aval, contiguous
 
 from .lines import where
-from .value import Family, Value, make, short
+from .value import Family, Owner, Value, make, short
 
 if TYPE_CHECKING:
     from .grads import Gradients
@@ -34,7 +34,7 @@ class Pass:
         self.flows: dict[Any, Flow] = {}
 
 
-class Flow:
+class Flow(Owner):
     """The gradient of one value in one backward; stands where a `LeafState` does in a `Family`."""
 
     __slots__ = ("_grads", "aval", "edited", "of", "run", "time", "version")
@@ -56,7 +56,7 @@ class Flow:
         self._grads.nodes[ref.node] = self
         time = max(self.time, self.run.time)
         family = Family(ref, time, at)
-        family.leaf = self  # type: ignore[assignment]
+        family.leaf = self
         family.version = self.version
         return make(recorder, ref, self.aval, family, time, at)
 
@@ -83,7 +83,7 @@ class Flow:
 
     def _is_current(self, value: Value) -> bool:
         family = value._family
-        mine = family.leaf is self and family.version == self.version  # type: ignore[comparison-overlap]
+        mine = family.leaf is self and family.version == self.version
         return mine and value._ref == family.root
 
     def put(self, ref: Ref, at: int) -> None:

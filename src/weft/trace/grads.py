@@ -26,7 +26,7 @@ from weft.graph.passes import roots
 from .flows import Block, Flow, Pass
 from .given import Given
 from .lines import user_line, where
-from .value import Value, short
+from .value import Owner, Value, short
 
 if TYPE_CHECKING:
     from .recorder import Recorder
@@ -240,7 +240,7 @@ class Gradients:
     def _key(self, value: Any) -> Any:
         """The same for every handle on the same tensor."""
         state = value._family.leaf
-        if state is not None and value._ref == value._family.root and type(state) is not Flow:
+        if state is not None and value._ref == value._family.root and not isinstance(state, Owner):
             return id(state), value._family.version
         return value._ref
 

@@ -33,6 +33,7 @@ from .current import CURRENT, blocks_here, current, enter_watch, leave_watch
 from .finish import finished
 from .given import inputs_that_ask
 from .grads import Gradients
+from .insides import Insides
 from .invokes import Invokes, Outside
 from .lines import frames_within, user_line, where
 from .looks import Looks
@@ -81,6 +82,7 @@ class Recorder(Recording):
         self.caches: list[Cache] = []
         self.sources: dict[tuple[str, tuple[str, ...]], Mark] = {}
         """The sources inside of which the block names operations."""
+        self.insides: Insides | None = None
         self.calls: Sequence[Any] = ()
         """What the model is called with, for each invoke: `args` and `kwargs`."""
         self._gradients: Gradients | None = None
@@ -281,6 +283,8 @@ class Recorder(Recording):
         for cache in self.caches:
             cache.close()
         self.saves.close()
+        if self.insides is not None:
+            self.insides.close()
         return self.graph(), self.clients.constants
 
     def graph(self, extra: tuple = ()) -> Graph:

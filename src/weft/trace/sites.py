@@ -26,12 +26,11 @@ from weft.kernels.aval import Aval, dtype_name
 from weft.signatures.structure import Opaque, Plain
 
 from .containers import Unreadable, flatten, hand_out
-from .flows import Flow
 from .lines import where
 from .skips import Span, refuse_inside
 from .sources import learn, runs_instead
 from .times import FIRINGS, TURN
-from .value import Family, Value, make, short
+from .value import Family, Owner, Value, make, short
 
 if TYPE_CHECKING:
     from weft.signatures.signature import SiteSignature
@@ -199,7 +198,7 @@ class Sites:
         state = family.leaf
         if state is None:
             return
-        if isinstance(state, Flow):
+        if isinstance(state, Owner):
             state.check_writable(family)
             return
         if family.version != state.version:
@@ -217,7 +216,7 @@ class Sites:
         state = family.leaf
         if state is None or family.root is None:
             return
-        if isinstance(state, Flow):
+        if isinstance(state, Owner):
             state.filled(family, at)
             return
         site = state.site.site

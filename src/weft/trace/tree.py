@@ -16,6 +16,7 @@ import torch
 from weft.errors import OutsideTraceError, RecordingError, UnknownPathError
 from weft.kernels.aval import aval_of
 
+from .attached import attach, detach
 from .current import current
 from .lines import user_line, where
 from .recorder import Recorder
@@ -71,6 +72,7 @@ class Module:
             if child is not None
         }
         state["_aliases"] = {}  # further names of modules below: see `aliases`
+        state["_attached"] = {}  # modules of the user's own: see `attached`
         state.update(
             {k: v for k, v in self._children.items() if k not in PORTS and k.isidentifier()}
         )
@@ -132,6 +134,13 @@ class Module:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """In a block: the module applied to given values (a logit lens). Else: the real call."""
         recorder = current()
+        if kwargs.pop("hook", False) and recorder is not None:
+            raise recorder.refusal(
+                f"{self._path or 'the model'} was called with hook=True: a module of the model "
+                "that is applied to a value fires no sites",
+                "leave it out, and apply the modules inside one by one; a module of your own, "
+                "attached to the tree, shows its inside",
+            )
         if recorder is None or recorder.owner is not self._root:
             return self._real()(*args, **kwargs)
         return recorder.operations.apply(self._path, self._skeleton, args, kwargs)
@@ -170,10 +179,16 @@ class Module:
         if isinstance(getattr(type(self), name, None), property):
             object.__setattr__(self, name, value)
             return
+        if isinstance(value, torch.nn.Module):
+            attach(self, name, value)
+            return
         raise AttributeError(f"{self._path or 'the model'} has no site {name!r} to assign to")
 
+    def __delattr__(self, name: str) -> None:
+        detach(self, name)
+
     def _step(self, name: str) -> Any:
-        child = self._children.get(name) or self._aliases.get(name)
+        child = self._children.get(name) or self._aliases.get(name) or self._attached.get(name)
         if child is not None:
             return child
         module = self._find(self._root.skeleton())
@@ -211,7 +226,7 @@ class Module:
         )
 
     def _nearest(self, name: str, wanted: str) -> list[str]:
-        names = [*self._aliases, *self._children]
+        names = [*self._aliases, *self._attached, *self._children]
         children = difflib.get_close_matches(name, names, 3, 0.5)
         own = [f"{self._path}.{child}" if self._path else child for child in children]
         same = [path for path in self._root.paths if path.rpartition(".")[2] == name]
@@ -221,7 +236,8 @@ class Module:
     def __dir__(self) -> list[str]:
         module = self._find(self._root.skeleton())
         weights = [*module._parameters, *module._buffers]
-        return sorted({*object.__dir__(self), *self._children, *self._aliases, *weights})
+        own = (*self._children, *self._aliases, *self._attached)
+        return sorted({*object.__dir__(self), *own, *weights})
 
     def __repr__(self) -> str:
         return repr(self._find(self._root.skeleton()))

@@ -18,9 +18,23 @@ from weft.graph.node import Ref
 from weft.kernels.aval import Aval, dtype_name
 
 if TYPE_CHECKING:
-    from .flows import Flow
     from .recorder import Recorder
     from .sites import LeafState
+
+
+class Owner:
+    """What stands in a family where no site of the model does: it is asked before an edit in
+    place, and told after it."""
+
+    __slots__ = ()
+
+    def check_writable(self, family: Family) -> None:
+        """Raises unless an operation in place may change the family."""
+        raise NotImplementedError
+
+    def filled(self, family: Family, at: int) -> None:
+        """After such an operation."""
+        raise NotImplementedError
 
 
 class Family:
@@ -37,7 +51,7 @@ class Family:
         self.root = root
         self.time = time
         self.made = made
-        self.leaf: LeafState | Flow | None = None
+        self.leaf: LeafState | Owner | None = None
         self.version = 0
         self.written: int | None = None
         self.readonly: str | None = None
