@@ -22,7 +22,8 @@ import torch
 from weft.graph.node import Fill
 from weft.graph.site import Leaf, Site
 
-from .hooks import Drive
+from .hooks import Drive, find
+from .narrow import Head, Narrow, narrow
 from .part import ModuleCall, Part
 from .steps import Plan
 from .structure import at, replaced
@@ -113,7 +114,8 @@ class Lot:
     """Invokes that share a forward, its call, and their pieces at each of their sites.
 
     `linked`: an edit of one needs a value of another. `growth`: how the rows change on the way,
-    where those of equal inputs share a trunk; the call then has fewer.
+    where those of equal inputs share a trunk; the call then has fewer. `narrow`: what is asked of
+    its last module, where that is little.
     """
 
     invokes: tuple[int, ...]
@@ -121,6 +123,7 @@ class Lot:
     pieces: Mapping[tuple[Site, Leaf], Piece]
     linked: bool = True
     growth: Growth | None = None
+    narrow: Narrow | None = None
 
 
 class Merger(Protocol):
@@ -157,22 +160,25 @@ class SharedPart(Part):
         self._pieces = lot.pieces
         self._linked = lot.linked
         self._rows = None if lot.growth is None else Rows(lot.growth)
+        self._head = None if lot.narrow is None else Head(lot.narrow, lot.pieces)
         self._there: dict[tuple[str, str, int], list[Site]] = {}
         for site in self._left:
             self._there.setdefault((site.path, site.port, site.call), []).append(site)
 
     def sites(self) -> list[Site]:
-        named = [sites[0] for sites in self._there.values()]
-        if self._rows is None:
-            return named
-        stations = [s for s in self._rows.sites() if (s.path, s.port, s.call) not in self._there]
-        return [*named, *stations]
+        further = [] if self._rows is None else self._rows.sites()
+        if self._head is not None:
+            further.append(self._head.begin)
+        unnamed = [s for s in further if (s.path, s.port, s.call) not in self._there]
+        return [*[sites[0] for sites in self._there.values()], *unnamed]
 
     def become(self, site: Site, structure: Any) -> Any:
         """Lets each invoke see and change its rows; who needs another's comes after it."""
         interpreter = self.interpreter
         if self._rows is not None:
             structure = self._rows.become(site, structure)
+        if self._head is not None and site == self._head.begin:
+            return self._head.given(structure)
         waiting = self._there.pop((site.path, site.port, site.call), [])
         if not self._linked:
             self.open.difference_update(waiting)
@@ -194,7 +200,9 @@ class SharedPart(Part):
         wholes = {}
         for leaf in leaves_of(plan, site):
             whole = wholes[leaf] = at(structure, leaf)
-            own = replaced(own, leaf, self._pieces[site, leaf].cut(whole))
+            head = self._head is not None and self._head.ends(site)
+            part = self._head.cut(site, whole) if head else self._pieces[site, leaf].cut(whole)
+            own = replaced(own, leaf, part)
         new = self.interpreter.fire(site, own)
         for leaf, in_place in changes.items():
             whole = wholes[leaf] if in_place else wholes[leaf].clone()
@@ -266,7 +274,8 @@ def _lots_of(
     linked = any(needs[one].keys() & set(invokes) for one in invokes)
     if lot is None or (alone and linked):
         return list(groups)  # in their order, which is right for forwards of their own
-    return [*[[one] for one in alone], replace(lot, linked=linked)]
+    asked = narrow(plan, lot.pieces, merger.order(calls), lambda path: find(module, path))
+    return [*[[one] for one in alone], replace(lot, linked=linked, narrow=asked)]
 
 
 _Needs = Mapping[int, Mapping[int, bool]]
