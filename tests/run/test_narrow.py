@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import weft
@@ -32,6 +32,7 @@ def lowered(item: Any) -> Any:
     return Name("ellipsis") if item is ... else item
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.lists(NUMBER | SLICES | st.just(...), min_size=1, max_size=4))
 def test_places_are_what_an_index_takes(items):
     """Rows and positions, told from a tensor in which each place holds its own number."""
@@ -160,7 +161,7 @@ def test_what_comes_after_it_needs_all_of_it(rows):
 
 
 def test_a_module_with_somebodys_hook_is_given_all(rows):
-    net = zoo.build("llama")
+    net: Any = zoo.build("llama")
     model = weft.LanguageModel(net)
     run(model, last)
     seen = []
@@ -172,15 +173,15 @@ def test_a_module_with_somebodys_hook_is_given_all(rows):
 
 
 def test_a_module_that_is_more_than_a_linear_map_is_given_all(rows):
-    class Centred(torch.nn.Linear):
+    class Shifted(torch.nn.Linear):
         def forward(self, x):
-            y = super().forward(x)
-            return y - y.mean(1, keepdim=True)
+            return super().forward(x) + 1
 
-    net = zoo.build("llama")
-    net.lm_head.__class__ = Centred
+    net: Any = zoo.build("llama")
+    net.lm_head.__class__ = Shifted
     model = weft.LanguageModel(net)
-    run(model, last, alone=True)
-    rows.clear()
+    expected = run(model, last, alone=True)
     run(model, last)
-    assert set(rows) <= {36, 9, 4}
+    rows.clear()
+    bounded(run(model, last), expected)
+    assert rows == [36]

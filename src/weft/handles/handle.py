@@ -190,7 +190,7 @@ class Handle(Module):
         if not own.blocking or own.grad:
             name = "grad=True" if own.grad else "blocking=False"
             raise UnknownOptionError(f"{name}: a sweep waits for its results, which are numbers")
-        function = inputs[-1] if inputs else None
+        function: Any = inputs[-1] if inputs else None
         refuse_single(function, rest)
         grid = Grid(given)
         grid.check(function)

@@ -91,8 +91,8 @@ def _asked(plan: Plan, site: Site, shape: tuple[int, ...]) -> tuple[Place, ...] 
             continue
         if sum([ref.node in reads for ref in inputs_of(node)]) != 1:
             return None
-        source, index = node.args
-        places = _places(index, shape) if isinstance(source, Ref) else None
+        source: Any = node.args[0]
+        places = _places(node.args[1], shape) if type(source) is Ref else None
         if places is None or source.node not in reads:
             return None
         found.update(dict.fromkeys(places))
@@ -120,7 +120,7 @@ def _range(item: Any, size: int) -> range | None:
     if type(item) is int:
         return range(size)[item : item + 1 or None] if -size <= item < size else None
     if isinstance(item, Slice):
-        parts = (item.start, item.stop, item.step)
+        parts: Any = (item.start, item.stop, item.step)
         if all(part is None or type(part) is int for part in parts) and item.step != 0:
             return range(size)[slice(*parts)]
     return None
@@ -151,18 +151,15 @@ class Head:
         if not isinstance(hidden, torch.Tensor) or hidden.shape[:-1] != self._sizes:
             return structure
         self._narrowed = True
-        index = torch.tensor(self._flat, device=hidden.device)
+        index = torch.tensor(self._flat, dtype=torch.int64, device=hidden.device)
         return (hidden.flatten(0, 1).index_select(0, index),), kwargs
 
-    def ends(self, site: Site) -> bool:
-        """Whether this is the module's result."""
-        return site in self._rows
-
-    def cut(self, site: Site, whole: torch.Tensor) -> torch.Tensor:
-        """An invoke's own tensor: what it asks for is in its place, and nothing else."""
+    def cut(self, site: Site, whole: torch.Tensor) -> torch.Tensor | None:
+        """An invoke's own tensor: what it asks for is in its place, and nothing else. None where
+        nothing was cut short."""
+        if not self._narrowed or site not in self._rows:
+            return None
         piece = self._pieces[site, ()]
-        if not self._narrowed:
-            return piece.cut(whole)
         own = torch.zeros(piece.shape, dtype=whole.dtype, device=whole.device)
         places = self._narrow.asked[site]
         rows, positions = [row for row, _ in places], [position for _, position in places]

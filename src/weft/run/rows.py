@@ -200,8 +200,8 @@ class SharedPart(Part):
         wholes = {}
         for leaf in leaves_of(plan, site):
             whole = wholes[leaf] = at(structure, leaf)
-            head = self._head is not None and self._head.ends(site)
-            part = self._head.cut(site, whole) if head else self._pieces[site, leaf].cut(whole)
+            narrowed = None if self._head is None else self._head.cut(site, whole)
+            part = self._pieces[site, leaf].cut(whole) if narrowed is None else narrowed
             own = replaced(own, leaf, part)
         new = self.interpreter.fire(site, own)
         for leaf, in_place in changes.items():

@@ -229,7 +229,7 @@ class Rows:
 
 def _picked(tensor: torch.Tensor, rows: Sequence[int], size: int) -> torch.Tensor:
     """These of `size` rows, each of one place or more of the first dimension."""
-    index = torch.tensor(rows, device=tensor.device)
+    index = torch.tensor(rows, dtype=torch.int64, device=tensor.device)
     if tensor.shape[0] == size:
         return tensor.index_select(0, index)
     whole = tensor.unflatten(0, (size, tensor.shape[0] // size))
