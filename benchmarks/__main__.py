@@ -13,6 +13,7 @@ import torch
 from .library import Row, all_rows
 from .recording import memory_slope, operation_times
 from .service import service_rows
+from .sweep import ROUNDS, sweep_rows
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 
@@ -92,6 +93,18 @@ def _service(rounds: int) -> Lines:
     )
 
 
+def _sweep(rounds: int) -> Lines:
+    rounds = min(rounds, ROUNDS)
+    yield (
+        f"{_when(rounds)} Seconds; medians.",
+        "",
+        "| layers x positions, GPT-2 small shape | by hand | Weft | Weft / by hand |",
+        "|---|---|---|---|",
+    )
+    for row in sweep_rows(rounds):
+        yield (f"| {row.name} | {row.seconds:.2f} | {row.weft:.2f} | {row.ratio:.2f} |",)
+
+
 def _when(rounds: int) -> str:
     return (
         f"Measured {date.today()}, torch {torch.__version__}, Python {platform.python_version()}, "
@@ -105,7 +118,11 @@ def _say(*lines: str) -> tuple[str, ...]:
     return lines
 
 
-PARTS: dict[str, Callable[[int], Lines]] = {"library": _library, "service": _service}
+PARTS: dict[str, Callable[[int], Lines]] = {
+    "library": _library,
+    "service": _service,
+    "sweep": _sweep,
+}
 
 
 if __name__ == "__main__":

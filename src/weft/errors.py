@@ -7,6 +7,9 @@ site), and what to do. All derive from `WeftError`; where Python or PyTorch has 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class WeftError(Exception):
     """Base of all errors raised by Weft itself.
@@ -161,6 +164,31 @@ class OverwrittenError(WeftError, RuntimeError):
     """The model changed a tensor in place after it was read, before it was used."""
 
     code = "overwritten"
+
+
+class SweepError(WeftError, RuntimeError):
+    """Points of a sweep failed. The others' results are kept.
+
+    result: what the sweep would have returned, NaN at failed points; None where all failed.
+    failed: the error of each failed point, by name. points: what each other point gave, by name.
+    """
+
+    code = "sweep"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        line: object = None,
+        fix: str | None = None,
+        result: Any = None,
+        failed: Mapping[str, Exception] | None = None,
+        points: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message, line=line, fix=fix)
+        self.result = result
+        self.failed = dict(failed or {})
+        self.points = dict(points or {})
 
 
 class SettingError(WeftError, ValueError):

@@ -34,6 +34,7 @@ class Settings:
     connect_seconds: float = 5.0
     retry_seconds: float = 30.0
     progress: bool = True
+    sweep_bytes: int = 0
 
     # The server
     bind: str = "127.0.0.1"
@@ -65,7 +66,8 @@ TEXTS: dict[str, str] = {
     "key": "the key sent to it; for a server on this machine it is found by itself",
     "connect_seconds": "how long to wait for a connection",
     "retry_seconds": "how long to keep trying while a server is away",
-    "progress": "show progress bars for large transfers, on a terminal",
+    "progress": "show progress bars for large transfers and sweeps, on a terminal",
+    "sweep_bytes": "bytes that one pass of a sweep may take; 0: a quarter of what is free",
     "bind": "the address that the server listens on",
     "port": "its port; 0 takes a free one",
     "data": "the folder with its jobs, results and keys",

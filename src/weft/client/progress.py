@@ -1,4 +1,4 @@
-"""Progress bars: on a terminal, for what is large, if the user wants them."""
+"""Progress bars: on a terminal, for what is large or takes long, if the user wants them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from weft.settings import Settings
 
 LARGE = 32 << 20
 """Bytes from which it takes long enough to be told."""
+
+LONG = 1.0
+"""Seconds after which something counted is told."""
 
 
 @contextmanager
@@ -28,7 +31,26 @@ def bar(settings: Settings, what: str, size: int) -> Iterator[Callable[[int], ob
         yield shown.update
 
 
+@contextmanager
+def counted(settings: Settings, what: str, count: int) -> Iterator[Callable[[int], object]]:
+    """As `bar`, for `count` points of something that may take long; it shows when it does."""
+    if not _can_show(settings):
+        yield lambda done: None
+        return
+    from tqdm import tqdm
+
+    class Bar(tqdm):
+        monitor_interval = 0
+
+    with Bar(total=count, desc=what, unit="point", leave=False, delay=LONG) as shown:
+        yield shown.update
+
+
 def _wanted(settings: Settings, size: int) -> bool:
-    if size < LARGE or not settings.progress or not sys.stderr.isatty():
+    return size >= LARGE and _can_show(settings)
+
+
+def _can_show(settings: Settings) -> bool:
+    if not settings.progress or not sys.stderr.isatty():
         return False
     return importlib.util.find_spec("tqdm") is not None

@@ -9,13 +9,15 @@ Two things must agree before rows of different prompts stand in one batch:
 - *a trial* (`engine.trial`): once for each model, prompts beside over-long ones and beside NaN,
   infinities and 1e30 gave what they give alone, at every site that is offered.
 
+Those whose inputs are equal then need rows of their own only from their first edit on (`trunks`).
+
 Where a row lies in a site comes from the signature's formulas. A site without a batch dimension, or
 without a formula, is not offered: an invoke that uses one runs alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from copy import copy
 from functools import cache
 from typing import Any
@@ -29,9 +31,11 @@ from weft.graph.site import Leaf, Site, is_inside
 from weft.kernels.aval import Aval
 from weft.run.part import ModuleCall
 from weft.run.rows import Lot, Piece
+from weft.run.trunk import Station
 from weft.signatures.rows import dims_of
 from weft.signatures.signature import Signature, Signatures
 
+from . import trunks
 from .known import Known
 from .trial import Refused, trial
 
@@ -50,6 +54,7 @@ class Merger:
         self._their = ref(signatures)  # who knows a merger by its signatures must let go of them
         self._facts = facts
         self._trials: WeakKeyDictionary[nn.Module, tuple[Any, Refused | None]] = WeakKeyDictionary()
+        self._trunks: WeakKeyDictionary[nn.Module, tuple[Any, Refused | None]] = WeakKeyDictionary()
 
     @property
     def _signatures(self) -> Signatures:
@@ -71,12 +76,39 @@ class Merger:
         invokes: Sequence[int],
         calls: Sequence[ModuleCall],
         leaves: Mapping[Site, Sequence[Leaf]],
+        edited: Collection[Site],
         module: nn.Module,
     ) -> tuple[Lot | None, set[int]]:
         refused = self._refused(module)
         if refused is None:
             return None, set(invokes)
-        return self.offered(invokes, calls, leaves, refused)
+        lot, alone = self.offered(invokes, calls, leaves, refused)
+        if lot is not None and trunks.repeat(lot.invokes, calls):
+            felt = self._felt(module, refused)
+            used = {(site.path, site.port, site.call, leaf) for site, leaf in lot.pieces}
+            if felt is not None and felt.isdisjoint(used):
+                lot = self.grown(lot, calls, edited, module)
+        return lot, alone
+
+    def grown(
+        self,
+        lot: Lot,
+        calls: Sequence[ModuleCall],
+        edited: Collection[Site],
+        module: nn.Module,
+    ) -> Lot:
+        """The lot with rows that grow, where that is less."""
+        places = self.stations(lot.call, module)
+        return trunks.shared(lot, calls, edited, self._signature(lot.call), places)
+
+    def stations(self, call: ModuleCall, module: nn.Module) -> tuple[Station, ...]:
+        """Where rows of a pass like this call, of several rows, may change."""
+        signature = self._signature(call)
+        if "stations" not in signature.kept:
+            found = self._signatures.formulas(call[0], dict(call[1]))
+            places = () if found is None else trunks.stations(module, signature, found[0])
+            signature.kept["stations"] = places
+        return signature.kept["stations"]
 
     def offered(
         self,
@@ -136,6 +168,17 @@ class Merger:
             if not self.tries:
                 return set()
             known = self._trials[module] = state, trial(self, module, self._facts)
+        return known[1]
+
+    def _felt(self, module: nn.Module, refused: Refused) -> Refused | None:
+        """The sites at which it is felt that rows grow; None where they must not."""
+        state = state_of(module, self._facts)
+        known = self._trunks.get(module)
+        if known is None or known[0] != state:
+            if not self.tries:
+                return set()
+            found = trunks.trial(self, module, self._facts, refused)
+            known = self._trunks[module] = state, found
         return known[1]
 
 

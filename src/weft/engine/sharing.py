@@ -30,7 +30,7 @@ from weft.families.forward import LanguageFacts
 from weft.families.sampling import Sampling
 
 from .merging import may_share, state_of
-from .trial import VICTIMS, agree, calls_of
+from .trial import LENGTHS, VICTIMS, agree, device_of, prompts
 
 POISON = {2: float("nan"), 3: float("inf"), 4: 1e30}
 """What the neighbours' caches hold, by number."""
@@ -63,7 +63,8 @@ class _Step(NamedTuple):
 
 
 def _trial(net: nn.Module, facts: LanguageFacts) -> bool:
-    calls = [ModelCall(*call, batch=1, length=_length(call)) for call in calls_of(facts, net)]
+    plain = prompts(facts, device_of(net), LENGTHS)
+    calls = [ModelCall(*call, batch=1, length=_length(call)) for call in plain]
     try:
         alone = [{step.step: step for step in _alone(net, calls[one], one)} for one in VICTIMS]
         steps = list(_together(net, calls))

@@ -8,7 +8,7 @@ A site where it is not is never offered; where the model's own result is not, no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -21,10 +21,14 @@ from weft.kernels.aval import Aval, dtype_name
 from weft.run.invokes import run_all
 from weft.run.part import ModuleCall
 from weft.run.rows import Lot
+from weft.run.trunk import Station
 from weft.signatures.signature import Signature
 
-Refused = set[tuple[str, str, int, Leaf]]
-"""(path, port, call, leaf) of tensors that are not offered."""
+Key = tuple[str, str, int, Leaf]
+"""(path, port, call, leaf) of a tensor at a site, whosever it is."""
+
+Refused = set[Key]
+"""Tensors that are not offered."""
 
 LENGTHS = (5, 23, 4, 6, 3, 7)
 VICTIMS = (0, 5)
@@ -47,21 +51,31 @@ class Merging(Protocol):
 
     def order(self, calls: Sequence[ModuleCall]) -> Callable[[Site], int]: ...
 
+    def grown(
+        self,
+        lot: Lot,
+        calls: Sequence[ModuleCall],
+        edited: Collection[Site],
+        module: nn.Module,
+    ) -> Lot: ...
+
+    def stations(self, call: ModuleCall, module: nn.Module) -> tuple[Station, ...]: ...
+
     def _signature(self, call: ModuleCall) -> Signature: ...
 
 
 def trial(merging: Merging, module: nn.Module, facts: LanguageFacts) -> Refused | None:
     """The tensors that must not be offered; None where no forward of the model may be shared."""
-    calls = calls_of(facts, module)
+    calls = prompts(facts, device_of(module), LENGTHS)
     signatures = [merging._signature(call) for call in calls]
     offered, refused = _sites(merging, calls, signatures)
     poisoned = _poisoned(signatures[0], offered)
     if poisoned is None:
         return None
     try:
-        alone = _run(module, calls, _reads(signatures, offered), None)
+        alone = run_graph(module, calls, _reads(signatures, offered), None)
         graph = _reads(signatures, offered, poisoned)
-        together = _run(module, calls, graph, _Given(merging, offered | {poisoned}, refused))
+        together = run_graph(module, calls, graph, Given(merging, refused))
     except (RuntimeError, ValueError, TypeError, LookupError):
         return None  # a model that cannot even take the batch is not shared
     bad: Refused = set()
@@ -75,30 +89,26 @@ def trial(merging: Merging, module: nn.Module, facts: LanguageFacts) -> Refused 
     return refused | bad
 
 
-def _device(module: nn.Module) -> torch.device:
+def device_of(module: nn.Module) -> torch.device:
     first = next(module.parameters(), None)
     return torch.device("cpu") if first is None else first.device
 
 
-def calls_of(facts: LanguageFacts, module: nn.Module) -> list[ModuleCall]:
+def prompts(facts: LanguageFacts, device: torch.device, lengths: Sequence[int]) -> list[ModuleCall]:
     """Prompts of random tokens, the same each time."""
-    device = _device(module)
     draw = torch.Generator().manual_seed(0)
     keywords: dict[str, Any] = {"use_cache": False} if "use_cache" in facts.takes else {}
-    longest = min(LENGTHS[1], facts.positions or LENGTHS[1])
-    lengths = [min(length, longest) for length in LENGTHS]
+    longest = facts.positions or max(lengths)
+    lengths = [min(length, longest) for length in lengths]
     ids = [torch.randint(facts.vocab, (1, n), generator=draw).to(device) for n in lengths]
     return [((), {"input_ids": one, **keywords}) for one in ids]
 
 
-_Key = tuple[str, str, int, Leaf]
-
-
 def _sites(
     merging: Merging, calls: list[ModuleCall], signatures: list[Signature]
-) -> tuple[set[_Key], Refused]:
+) -> tuple[set[Key], Refused]:
     """The tensors whose rows the formulas know, and all others."""
-    offered: set[_Key] = set()
+    offered: set[Key] = set()
     refused: Refused = set()
     for path, port, call in signatures[0].order:
         for leaf, _ in signatures[0].site(path, port, call).tensors:
@@ -108,7 +118,7 @@ def _sites(
     return offered, refused
 
 
-def _poisoned(signature: Signature, offered: set[_Key]) -> _Key | None:
+def _poisoned(signature: Signature, offered: set[Key]) -> Key | None:
     """Where neighbours are poisoned: the first hidden states of the pass."""
     for path, port, call in signature.order:
         for leaf, aval in signature.site(path, port, call).tensors:
@@ -118,24 +128,24 @@ def _poisoned(signature: Signature, offered: set[_Key]) -> _Key | None:
     return None
 
 
-def _reads(signatures: list[Signature], offered: set[_Key], poisoned: _Key | None = None) -> Graph:
+def _reads(signatures: list[Signature], offered: set[Key], poisoned: Key | None = None) -> Graph:
     """A graph that saves all tensors of the victims, and poisons the neighbours."""
     nodes: list[AnyNode] = []
     for victim in VICTIMS:
         for name, key in _names(offered).items():
-            nodes.append(_read(signatures[victim], victim, key))
+            nodes.append(read_of(signatures[victim], victim, key))
             nodes.append(Save(name=f"{victim} {name}", value=Ref(len(nodes) - 1)))
     if poisoned is not None:
         nodes += _poison(signatures, poisoned, len(nodes))
     return Graph(nodes=tuple(nodes))
 
 
-def _poison(signatures: list[Signature], key: _Key, first: int) -> list[AnyNode]:
+def _poison(signatures: list[Signature], key: Key, first: int) -> list[AnyNode]:
     nodes: list[AnyNode] = []
-    nodes.append(_read(signatures[1], 1, key))  # the over-long one takes part
+    nodes.append(read_of(signatures[1], 1, key))  # the over-long one takes part
     nodes.append(Save(name="long", value=Ref(first)))
     for invoke, value in POISON.items():
-        read = _read(signatures[invoke], invoke, key)
+        read = read_of(signatures[invoke], invoke, key)
         at = first + len(nodes)
         nodes += [
             read,
@@ -145,30 +155,31 @@ def _poison(signatures: list[Signature], key: _Key, first: int) -> list[AnyNode]
     return nodes
 
 
-def _read(signature: Signature, invoke: int, key: _Key) -> Read:
+def read_of(signature: Signature, invoke: int, key: Key) -> Read:
     path, port, call, leaf = key
     aval: Aval = dict(signature.site(path, port, call).tensors)[leaf]
     site = Site(path, port, call, invoke=invoke)
     return Read(site=site, leaf=leaf, shape=tuple(aval.shape), dtype=dtype_name(aval.dtype))
 
 
-def _names(offered: set[_Key]) -> dict[str, _Key]:
+def _names(offered: set[Key]) -> dict[str, Key]:
     ordered = sorted(offered, key=repr)
     return {str(number): key for number, key in enumerate(ordered)}
 
 
-def _run(
+def run_graph(
     module: nn.Module, calls: list[ModuleCall], graph: Graph, merger: Any
 ) -> dict[str, torch.Tensor]:
     return run_all(graph, {}, module, calls, merger=merger).saved
 
 
-class _Given:
-    """A merger that puts all into one lot."""
+class Given:
+    """A merger that puts all into one lot; with a `module` one whose rows grow."""
 
-    def __init__(self, merging: Merging, offered: set[_Key], refused: Refused) -> None:
+    def __init__(self, merging: Merging, refused: Refused, grows: nn.Module | None = None) -> None:
         self._merging = merging
         self._refused = refused
+        self._grows = grows
 
     def keys(self, calls: Sequence[ModuleCall], module: nn.Module) -> list[str]:
         return ["trial"] * len(calls)
@@ -181,11 +192,16 @@ class _Given:
         invokes: Sequence[int],
         calls: Sequence[ModuleCall],
         leaves: Mapping[Site, Sequence[Leaf]],
+        edited: Collection[Site],
         module: nn.Module,
     ) -> tuple[Lot | None, set[int]]:
         lot, alone = self._merging.offered(invokes, calls, leaves, self._refused)
         if lot is None or alone:
             raise LookupError("not all sites have formulas at this size")
+        if self._grows is not None:
+            lot = self._merging.grown(lot, calls, edited, self._grows)
+            if lot.growth is None:
+                raise LookupError("the rows of the trial do not grow")
         return lot, alone
 
 

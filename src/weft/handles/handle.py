@@ -26,8 +26,10 @@ from weft.trace.aliases import Rename, rename_tree
 from weft.trace.tree import Module, Root
 
 from .experiment import Experiment, refuse_generation, vet
+from .grid import SEQUENCES, Grid, refuse_single
 from .options import OWN_OPTIONS, Own, check_blocking, split
 from .served import Served
+from .sweep import Sweep
 from .tracer import Tracer
 from .weights import Fingerprints, Weights
 from .where import InPlaces, Place, Places, Remote, checked
@@ -150,6 +152,53 @@ class Handle(Module):
         refused.
         """
         return self._open(inputs, options, runs=False)
+
+    def sweep(self, *inputs: Any, batch: int | str = "auto", **options: Any) -> Any:
+        """One experiment at every point of a grid: `sweep(prompt, f, layer=range(12), ...)`.
+
+            def patch(tracer, layer, position):
+                layers[layer].output[:, position] = clean[layer][:, position]
+                return model.lm_head.output[0, -1, token]
+
+            effect = model.sweep(prompt, patch, layer=range(12), position=range(9))
+
+        inputs: what `trace` takes, and last a function `f(tracer, **point)`, whose lines are those
+        of a block: `trace(prompt)` at each point gives the same. It returns a tensor, or a dict of
+        named tensors; the sweep returns a `Labelled` tensor, or a dict of them, of the coordinates'
+        dimensions and then the tensor's own. `f` may be called more than once for a point.
+        batch: the most points in one pass; "auto" asks free memory (`sweep_bytes` of the settings).
+        options: coordinates (lists or ranges); all others are those of `trace`.
+        Raises `SweepError`, which has the other points' results, where points fail.
+        """
+        return self._sweep(inputs, batch, options).run()
+
+    def _sweep(self, inputs: tuple, batch: int | str, options: dict[str, Any]) -> Sweep:
+        given = {name: options[name] for name in options if self._is_coordinate(name, options)}
+        own, rest = split({name: options[name] for name in options if name not in given})
+        if not own.blocking or own.grad:
+            name = "grad=True" if own.grad else "blocking=False"
+            raise UnknownOptionError(f"{name}: a sweep waits for its results, which are numbers")
+        function: Any = inputs[-1] if inputs else None
+        refuse_single(function, rest)
+        grid = Grid(given)
+        grid.check(function)
+        place = self._places.pick(own.remote)
+        call = self._prepare(inputs[:-1], rest)
+        if place.kind == "here":
+            call = call.to(self._weights.device())
+
+        def opened() -> Tracer:
+            return Tracer(
+                self, None, place, alone=own.alone, seed=own.seed, device=own.device
+            )  # fmt: skip
+
+        return Sweep(self, call, opened, function, grid, batch)
+
+    def _is_coordinate(self, name: str, options: dict[str, Any]) -> bool:
+        """Whether a keyword of a sweep is a coordinate, and not an option of `trace`."""
+        value = options[name]
+        several = isinstance(value, SEQUENCES) and not isinstance(value, torch.Tensor)
+        return several and name not in OWN_OPTIONS
 
     def dispatch(self) -> torch.nn.Module:
         """Loads the weights now, if they are not there yet, and returns the module itself."""

@@ -16,7 +16,7 @@ from weft.engine.known import Known
 from weft.engine.merging import Merger, merger
 from weft.errors import InputError, UnknownOptionError, WrongModelError
 from weft.families.call import ModelCall
-from weft.families.forward import language_facts, split_keywords
+from weft.families.forward import OPTION_NAMES, TENSOR_NAMES, language_facts, split_keywords
 from weft.families.loading import (
     LoadOptions,
     Source,
@@ -31,7 +31,9 @@ from weft.families.together import language_together
 from weft.trace.aliases import Rename, rename_tree
 
 from .generate import Generator, open_generator
+from .grid import SEQUENCES
 from .handle import Handle
+from .options import OWN_OPTIONS
 from .served import Served, only_served, served
 from .weights import Weights
 from .where import Remote, is_server
@@ -173,6 +175,10 @@ class LanguageModel(Handle):
 
     def _is_empty(self, inputs: tuple, options: dict[str, Any]) -> bool:
         return not inputs and not split_keywords(options, self._facts)[1]
+
+    def _is_coordinate(self, name: str, options: dict[str, Any]) -> bool:
+        known = (*OWN_OPTIONS, *OPTION_NAMES, *TENSOR_NAMES)
+        return name not in known and isinstance(options[name], SEQUENCES)
 
     def _merger(self) -> Merger:
         return merger(self._signatures, self._facts)

@@ -11,7 +11,7 @@ Which invokes may share a forward, and where their rows lie in each site, is not
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
@@ -22,10 +22,12 @@ import torch
 from weft.graph.node import Fill
 from weft.graph.site import Leaf, Site
 
-from .hooks import Drive
+from .hooks import Drive, find
+from .narrow import Head, Narrow, narrow
 from .part import ModuleCall, Part
 from .steps import Plan
 from .structure import at, replaced
+from .trunk import Growth, Rows
 from .turns import reaches
 
 Dims = tuple[tuple["str | int", ...], ...]
@@ -111,13 +113,17 @@ def _zeros_strided(shape: Any, stride: Any, **options: Any) -> torch.Tensor:
 class Lot:
     """Invokes that share a forward, its call, and their pieces at each of their sites.
 
-    `linked`: an edit of one needs a value of another.
+    `linked`: an edit of one needs a value of another. `growth`: how the rows change on the way,
+    where those of equal inputs share a trunk; the call then has fewer. `narrow`: what is asked of
+    its last module, where that is little.
     """
 
     invokes: tuple[int, ...]
     call: ModuleCall
     pieces: Mapping[tuple[Site, Leaf], Piece]
     linked: bool = True
+    growth: Growth | None = None
+    narrow: Narrow | None = None
 
 
 class Merger(Protocol):
@@ -138,10 +144,11 @@ class Merger(Protocol):
         invokes: Sequence[int],
         calls: Sequence[ModuleCall],
         leaves: Mapping[Site, Sequence[Leaf]],
+        edited: Collection[Site],
         module: torch.nn.Module,
     ) -> tuple[Lot | None, set[int]]:
-        """The forward for these invokes, at whose sites these leaves are used, and those of them
-        that must run alone after all. No lot where fewer than two are left."""
+        """The forward for these invokes, at whose sites these leaves are used, some of them
+        `edited`, and those invokes that must run alone after all. No lot of fewer than two."""
         ...
 
 
@@ -152,16 +159,26 @@ class SharedPart(Part):
         super().__init__(whole, lot.invokes, *lot.call)
         self._pieces = lot.pieces
         self._linked = lot.linked
+        self._rows = None if lot.growth is None else Rows(lot.growth)
+        self._head = None if lot.narrow is None else Head(lot.narrow, lot.pieces)
         self._there: dict[tuple[str, str, int], list[Site]] = {}
         for site in self._left:
             self._there.setdefault((site.path, site.port, site.call), []).append(site)
 
     def sites(self) -> list[Site]:
-        return [sites[0] for sites in self._there.values()]
+        further = [] if self._rows is None else self._rows.sites()
+        if self._head is not None:
+            further.append(self._head.begin)
+        unnamed = [s for s in further if (s.path, s.port, s.call) not in self._there]
+        return [*[sites[0] for sites in self._there.values()], *unnamed]
 
     def become(self, site: Site, structure: Any) -> Any:
         """Lets each invoke see and change its rows; who needs another's comes after it."""
         interpreter = self.interpreter
+        if self._rows is not None:
+            structure = self._rows.become(site, structure)
+        if self._head is not None and site == self._head.begin:
+            return self._head.given(structure)
         waiting = self._there.pop((site.path, site.port, site.call), [])
         if not self._linked:
             self.open.difference_update(waiting)
@@ -183,7 +200,9 @@ class SharedPart(Part):
         wholes = {}
         for leaf in leaves_of(plan, site):
             whole = wholes[leaf] = at(structure, leaf)
-            own = replaced(own, leaf, self._pieces[site, leaf].cut(whole))
+            narrowed = None if self._head is None else self._head.cut(site, whole)
+            part = self._pieces[site, leaf].cut(whole) if narrowed is None else narrowed
+            own = replaced(own, leaf, part)
         new = self.interpreter.fire(site, own)
         for leaf, in_place in changes.items():
             whole = wholes[leaf] if in_place else wholes[leaf].clone()
@@ -250,11 +269,13 @@ def _lots_of(
 ) -> list[list[int] | Lot]:
     invokes = [invoke for group in groups for invoke in group]
     leaves = {s: leaves_of(plan, s) for s in plan.sites if s.invoke in invokes}
-    lot, alone = merger.lot(invokes, calls, leaves, module)
+    edited = [site for site in leaves if plan.sites[site].effects]
+    lot, alone = merger.lot(invokes, calls, leaves, frozenset(edited), module)
     linked = any(needs[one].keys() & set(invokes) for one in invokes)
     if lot is None or (alone and linked):
         return list(groups)  # in their order, which is right for forwards of their own
-    return [*[[one] for one in alone], replace(lot, linked=linked)]
+    asked = narrow(plan, lot.pieces, merger.order(calls), lambda path: find(module, path))
+    return [*[[one] for one in alone], replace(lot, linked=linked, narrow=asked)]
 
 
 _Needs = Mapping[int, Mapping[int, bool]]

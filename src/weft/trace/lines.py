@@ -44,6 +44,17 @@ def user_line() -> tuple[str, int]:
     return "<unknown>", 0
 
 
+def line_of_error(error: BaseException) -> tuple[str, int] | None:
+    """`(file, line)` of the user's innermost frame that an exception came through."""
+    found, trace = None, error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        if not _internal(code):
+            found = code.co_filename, trace.tb_lineno
+        trace = trace.tb_next
+    return found
+
+
 def frames_within(file_ending: str) -> bool:
     """Whether any frame of the current stack lies in a file with this ending."""
     frame: FrameType | None = sys._getframe(1)
