@@ -78,6 +78,13 @@ class Invoke:
                     "an empty invoke shows all prompts of the block, and there is none yet",
                     "open it after the others: it comes last",
                 )
+            recorder = tracer._recorder
+            if recorder.steps is not None and recorder.edits:
+                raise recorder.refusal(
+                    "an empty invoke of a generation shows what all prompts generate as they are, "
+                    "and this block changes some of them",
+                    "leave out the empty invoke, and save in the others",
+                )
             calls = list(tracer._calls)
             call = tracer._handle._together(calls, self._options)
             tracer._whole = number = tracer._add(call)
