@@ -252,6 +252,39 @@ def test_across_invokes(model, net, ids):
     bounded(got, (first[LAYER], second[LAYER]))
 
 
+def test_each_invoke_may_ask_before_its_own_backward(model, net, ids):
+    """A backward of another invoke, with which it has nothing to do, does not count."""
+    prompts, got = (ids, ids.flip(1)), []
+    with model.trace() as tracer:
+        for one in prompts:
+            with tracer.invoke(one):
+                got.append(model.transformer.h[1].output.grad.save())
+                model.output.logits[0, -1].sum().backward()
+    alone = [gradients(net, [LAYER], lambda out: out.logits[0, -1].sum(), one) for one in prompts]
+    bounded(tuple(got), tuple([one[LAYER] for one in alone]))
+
+
+def test_a_backward_that_another_invoke_flows_into_counts(model, net, ids):
+    """`.grad` after it is what it gives, though the value is of another invoke."""
+    others, kept = ids.flip(1), []
+    with model.trace() as tracer:
+        with tracer.invoke(others):
+            h = model.transformer.h[1].output
+        with tracer.invoke(ids):
+            model.transformer.h[2].output = h * 2
+            model.output.logits[0, -1].sum().backward()
+        got = h.grad.save()
+    with torch.no_grad():
+        hook = net.transformer.h[1].register_forward_hook(lambda m, a, out: kept.append(out))
+        net(others)
+        hook.remove()
+    leaf = kept[0].requires_grad_()
+    hook = net.transformer.h[2].register_forward_hook(lambda m, a, out: leaf * 2)
+    (expected,) = torch.autograd.grad(net(ids).logits[0, -1].sum(), leaf)
+    hook.remove()
+    bounded(got, expected)
+
+
 def test_custom_functions_lose_their_backward_with_a_word(model, ids):
     class Twice(torch.autograd.Function):
         @staticmethod

@@ -26,6 +26,7 @@ from .node import (
     Skip,
     Write,
     inputs_of,
+    outs_of,
 )
 
 MAX_BACKWARDS = 4096
@@ -133,3 +134,38 @@ def _hand_on(
         bits[ref.node] |= own
         owner = roots.get(ref, ref)
         stored[owner] = stored.get(owner, 0) | own
+
+
+def invokes_behind(
+    nodes: tuple[AnyNode, ...], losses: Iterable[Ref], roots: dict[Ref, Ref]
+) -> set[int]:
+    """The invokes on whose forwards these values may depend: what they are made of, and what was
+    put into the forwards that it comes from."""
+    made: dict[Ref, list[Ref]] = {}  # by the owner of a storage: of what all that is in it is made
+    put: dict[int, list[Ref]] = {}
+    for number, node in enumerate(nodes):
+        sources = inputs_of(node)
+        if isinstance(node, (Write, Fill, Skip)):
+            put.setdefault(node.site.invoke, []).extend(sources)
+        elif isinstance(node, Grad):
+            made[Ref(number)] = list(inputs_of(nodes[node.backward]))
+        else:
+            results = [Ref(number, out) for out in range(outs_of(node))]
+            written = node.writes if isinstance(node, Call) else ()
+            for ref in (*results, *written):
+                made.setdefault(roots.get(ref, ref), []).extend(sources)
+    found: set[int] = set()
+    seen: set[Ref] = set()
+    waiting = list(losses)
+    while waiting:
+        ref = waiting.pop()
+        owner = roots.get(ref, ref)
+        if owner in seen:
+            continue
+        seen.add(owner)
+        waiting += made.get(owner, ())
+        node = nodes[owner.node]
+        if isinstance(node, Read) and node.site.invoke not in found:
+            found.add(node.site.invoke)
+            waiting += put.get(node.site.invoke, ())
+    return found

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from weft.errors import GradientError
-from weft.graph.gradients import reaching
-from weft.graph.node import Backward, Param, Read, Ref
+from weft.graph.gradients import invokes_behind, reaching
+from weft.graph.node import Backward, Param, Read, Ref, inputs_of
 from weft.graph.passes import roots
 
 from .flows import Block, Flow, Pass
@@ -169,7 +169,7 @@ class Gradients:
         value = self._known(value)
         if self.inside:
             return self._flow(self.inside[-1], value).read()
-        if not self.added():
+        if self._none_yet(value):
             if self.upcoming is None:
                 self.upcoming = self._new()
             return self._flow(self.upcoming, value).read()
@@ -180,7 +180,7 @@ class Gradients:
         recorder, known = self.recorder, self._known(value)
         if self.inside:
             return self._flow(self.inside[-1], known).write(new)
-        if not self.added():
+        if self._none_yet(known):
             if self.upcoming is None:
                 self.upcoming = self._new()
             return self._flow(self.upcoming, known).write(new)
@@ -216,6 +216,14 @@ class Gradients:
         """The backwards that add to `.grad` and stand before this line."""
         return [one for one in self.passes if one.adds_up and one.node is not None]
 
+    def _none_yet(self, value: Any) -> bool:
+        """Whether `.grad` on this line is that of the next backward: there is none before it, or
+        in a block of several invokes none that has to do with the value."""
+        added = self.added()
+        if not added or self.recorder.invokes is None:
+            return not added
+        return not any(self._may_depend(one, value) for one in added)
+
     def _sum(self, value: Any) -> Value | None:
         """What all backwards so far add up to, as in `.grad`; None after it was set to None."""
         passes, key = self.added(), self._key(value)
@@ -250,7 +258,11 @@ class Gradients:
         if run.node is None:
             return True
         if isinstance(node, Read):
-            return recorder.invokes is not None or value._time <= run.time
+            if recorder.invokes is None:
+                return value._time <= run.time
+            everything = tuple(recorder.nodes)
+            losses = inputs_of(everything[run.node])
+            return node.site.invoke in invokes_behind(everything, losses, roots(everything))
         if isinstance(node, Param):
             return True
         nodes = tuple(recorder.nodes[: run.node + 1])
