@@ -8,7 +8,7 @@ site), and what to do. All derive from `WeftError`; where Python or PyTorch has 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 
 class WeftError(Exception):
@@ -23,9 +23,19 @@ class WeftError(Exception):
         self.message = message
         self.line = None if line is None else str(line)
         self.fix = fix
+        super().__init__(self._text())
+
+    def _text(self) -> str:
         at = f"\n  at {self.line}" if self.line else ""
-        way_out = f"\n  fix: {fix}" if fix else ""
-        super().__init__(f"{message}{at}{way_out}")
+        way_out = f"\n  fix: {self.fix}" if self.fix else ""
+        return f"{self.message}{at}{way_out}"
+
+    def at(self, line: object) -> Self:
+        """This error, with the user's line if it had none: what raised it knew no lines."""
+        if self.line is None:
+            self.line = str(line)
+            self.args = (self._text(),)
+        return self
 
 
 class RecordingError(WeftError):

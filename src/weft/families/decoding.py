@@ -214,7 +214,10 @@ def _facts_of(net: Any) -> LanguageFacts:
             fix="use weft.LanguageModel with a causal language model",
         )
     if getattr(net.config, "is_encoder_decoder", False):
-        raise InputError(f"{type(net).__name__} has an encoder: generation from one is not offered")
+        raise InputError(
+            f"{type(net).__name__} has an encoder: generation from one is not offered",
+            fix="trace single forwards, with decoder_input_ids",
+        )
     return language_facts(net.config, type(net))
 
 
@@ -224,7 +227,10 @@ def _ids_of(call: ModelCall) -> Tensor:
         return ids
     embeds = call.kwargs.get("inputs_embeds")
     if not isinstance(embeds, Tensor):
-        raise InputError("a generation begins with token ids or embeddings")
+        raise InputError(
+            "a generation begins with token ids or embeddings",
+            fix="give input_ids or inputs_embeds",
+        )
     return torch.empty((len(embeds), 0), dtype=torch.int64, device=embeds.device)
 
 

@@ -41,10 +41,15 @@ class ForwardOptions:
     def __post_init__(self) -> None:
         for name in _FLAGS:
             if not isinstance(getattr(self, name), bool):
-                raise UnknownOptionError(f"{name} is True or False, not {getattr(self, name)!r}")
+                raise UnknownOptionError(
+                    f"{name} is True or False, not {getattr(self, name)!r}", fix="True or False"
+                )
         keep = self.logits_to_keep
         if not isinstance(keep, int) or isinstance(keep, bool) or keep < 0:
-            raise UnknownOptionError(f"logits_to_keep is a whole number, 0 or more, not {keep!r}")
+            raise UnknownOptionError(
+                f"logits_to_keep is a whole number, 0 or more, not {keep!r}",
+                fix="logits_to_keep=1 for the last position, 0 for all",
+            )
 
     def chosen(self) -> dict[str, object]:
         """The options that differ from their default."""
@@ -91,7 +96,7 @@ def unknown_option(
 ) -> UnknownOptionError:
     """The error for a keyword that is not offered: the valid ones, and what to do instead."""
     near = difflib.get_close_matches(name, valid, n=1)
-    fix = instead.get(name) or (f"did you mean {near[0]}?" if near else None)
+    fix = instead.get(name) or (f"did you mean {near[0]}?" if near else "leave it out")
     return UnknownOptionError(f"unknown option {name!r}; valid: {', '.join(valid)}", fix=fix)
 
 
@@ -113,7 +118,10 @@ def _check_taken(name: str, facts: LanguageFacts) -> None:
     # In transformers 5 these two travel in **kwargs: the forward's signature does not show them.
     hidden = facts.takes_any and name in ("output_hidden_states", "output_attentions")
     if name not in facts.takes and not hidden:
-        raise UnknownOptionError(f"{name}: a model of type {facts.model_type!r} does not take it")
+        raise UnknownOptionError(
+            f"{name}: a model of type {facts.model_type!r} does not take it",
+            fix="leave it out; print(model) shows the model",
+        )
     attention = facts.attention
     if name == "output_attentions" and attention != "eager":
         raise UnknownOptionError(

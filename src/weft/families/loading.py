@@ -94,7 +94,10 @@ def _dtype(given: object) -> torch.dtype | None:
         return None
     dtype = getattr(torch, given, None) if isinstance(given, str) else given
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise UnknownOptionError(f"dtype {given!r} is no floating-point dtype of torch")
+        raise UnknownOptionError(
+            f"dtype {given!r} is no floating-point dtype of torch",
+            fix="dtype=torch.bfloat16, or its name",
+        )
     return dtype
 
 
@@ -123,7 +126,8 @@ class Source:
             path = Path(what).expanduser()
             return cls(name=_folder(path) if path.exists() or _is_path(what) else what)
         raise InputError(
-            f"a model is a hub id, a folder or a torch.nn.Module, not {type(what).__name__}"
+            f"a model is a hub id, a folder or a torch.nn.Module, not {type(what).__name__}",
+            fix="give one of these",
         )
 
     @property
@@ -223,7 +227,10 @@ def load_tokenizer(
     """
     if tokenizer is not None and not isinstance(tokenizer, str | Path):
         if not callable(tokenizer):
-            raise InputError(f"a tokenizer is an id, a folder or callable, not {tokenizer!r}")
+            raise InputError(
+                f"a tokenizer is an id, a folder or callable, not {tokenizer!r}",
+                fix="tokenizer=<id, folder or tokenizer>",
+            )
         return tokenizer
     place = Source.of(source if tokenizer is None else tokenizer)
     if place.name is None:
@@ -329,7 +336,8 @@ def _check_fit(source: Source, report: dict[str, Any]) -> None:
         name, stored, needed = wrong[0]
         raise InputError(
             f"the checkpoint {source.name} does not fit its configuration: {name} is "
-            f"{list(stored)} in the file, {list(needed)} in the model"
+            f"{list(stored)} in the file, {list(needed)} in the model",
+            fix="give the configuration and the checkpoint of one model",
         )
     if missing := sorted(report["missing_keys"]):
         raise InputError(

@@ -114,11 +114,17 @@ def _as_batch(
     """Ids `[batch, pos]` and a bool mask of that shape, None where every position is real."""
     if isinstance(tokens, Tensor):
         if tokens.numel() == 0:
-            raise InputError(f"the prompt is empty: token ids of shape {list(tokens.shape)}")
+            raise InputError(
+                f"the prompt is empty: token ids of shape {list(tokens.shape)}",
+                fix="give at least one token",
+            )
         return tokens, None if mask is None else _mask(mask, tokens.shape, tokens.device)
     lengths = [len(row) for row in tokens]
     if not all(lengths):
-        raise InputError(f"the prompt is empty: row {lengths.index(0)} has no tokens")
+        raise InputError(
+            f"the prompt is empty: row {lengths.index(0)} has no tokens",
+            fix="give each row at least one token, or leave it out",
+        )
     if min(lengths) == max(lengths):
         ids = _tensor(tokens)
         return ids, None if mask is None else _mask(mask, ids.shape, ids.device)
@@ -138,7 +144,9 @@ def _tensor(rows: Rows) -> Tensor:
     try:
         return torch.tensor(rows, dtype=torch.int64)
     except (ValueError, RuntimeError) as error:  # an int of more than 64 bits
-        raise InputError(f"token ids do not fit: {error}") from error
+        raise InputError(
+            f"token ids do not fit: {error}", fix="give ids of this model's vocabulary"
+        ) from error
 
 
 def _pad_id(tokenizer: Any, facts: LanguageFacts) -> int:
@@ -161,12 +169,16 @@ def _mask(given: object, shape: torch.Size, device: torch.device) -> Tensor | No
         )
     real = mask != 0
     if mask.dtype is not torch.bool and not torch.equal(real.to(mask.dtype), mask):
-        raise InputError("attention_mask holds more than 0 and 1")
+        raise InputError(
+            "attention_mask holds more than 0 and 1",
+            fix="one 0 (padding) or 1 (a token) for each token",
+        )
     if real.all():
         return None
     if not real.any(-1).all():
         raise InputError(
-            f"the prompt is empty: row {int(real.any(-1).long().argmin())} is all mask"
+            f"the prompt is empty: row {int(real.any(-1).long().argmin())} is all mask",
+            fix="give each row at least one token, or leave it out",
         )
     return real
 
@@ -224,7 +236,9 @@ def _merge(inputs: object, tensors: Mapping[str, object]) -> dict[str, object]:
     else:
         given = {} if inputs is None else {"input_ids": inputs}
     if doubled := given.keys() & tensors.keys():
-        raise InputError(f"{', '.join(sorted(doubled))} given twice")
+        raise InputError(
+            f"{', '.join(sorted(doubled))} given twice", fix="give it once, by name or as the input"
+        )
     given |= tensors
     if unknown := given.keys() - set(TENSOR_NAMES):
         raise InputError(
@@ -233,7 +247,10 @@ def _merge(inputs: object, tensors: Mapping[str, object]) -> dict[str, object]:
         )
     given = {name: value for name, value in given.items() if value is not None}
     if ("input_ids" in given) == ("inputs_embeds" in given):
-        raise InputError("give the prompt once, as tokens or as inputs_embeds")
+        raise InputError(
+            "give the prompt once, as tokens or as inputs_embeds",
+            fix="leave one of input_ids and inputs_embeds out",
+        )
     return given
 
 
@@ -243,12 +260,21 @@ def _prepare_embeddings(
     """The call for `inputs_embeds`: `[batch, pos, d_model]`, or `[pos, d_model]` for one row."""
     embeds = given.pop("inputs_embeds")
     if not isinstance(embeds, Tensor) or not embeds.is_floating_point():
-        raise InputError("inputs_embeds is a floating-point tensor [batch, pos, d_model]")
+        raise InputError(
+            "inputs_embeds is a floating-point tensor [batch, pos, d_model]",
+            fix="take it from the embedding: floats [batch, pos, d_model]",
+        )
     if "inputs_embeds" not in facts.takes:
-        raise InputError(f"models of type {facts.model_type!r} take no inputs_embeds")
+        raise InputError(
+            f"models of type {facts.model_type!r} take no inputs_embeds",
+            fix="give token ids, and write to the embedding's .output",
+        )
     embeds = embeds[None] if embeds.ndim == 2 else embeds
     if embeds.ndim != 3 or embeds.numel() == 0:
-        raise InputError(f"inputs_embeds is [batch, pos, d_model], not {list(embeds.shape)}")
+        raise InputError(
+            f"inputs_embeds is [batch, pos, d_model], not {list(embeds.shape)}",
+            fix="give one vector for each position",
+        )
     mask = given.pop("attention_mask", None)
     if mask is not None:
         mask = _mask(mask, embeds.shape[:2], embeds.device)
@@ -263,16 +289,26 @@ def _other_tensors(
     for name, value in given.items():
         tensor = _as_tensor(name, value)
         if tensor.is_floating_point() or tensor.dtype is torch.bool:
-            raise InputError(f"{name} holds whole numbers, not {tensor.dtype}")
+            raise InputError(
+                f"{name} holds whole numbers, not {tensor.dtype}",
+                fix="give integers, one for each token",
+            )
         if tuple(tensor.shape) not in {(length,), (1, length), (batch, length)}:
-            raise InputError(f"{name} is {list(tensor.shape)}, the tokens are {[batch, length]}")
+            raise InputError(
+                f"{name} is {list(tensor.shape)}, the tokens are {[batch, length]}",
+                fix="give [pos], [1, pos] or [batch, pos]",
+            )
         if tensor.min() < 0:
-            raise InputError(f"{name} holds negative numbers")
+            raise InputError(
+                f"{name} holds negative numbers", fix="positions and types count from 0"
+            )
         if name in facts.takes:
             taken[name] = tensor.long().expand(batch, length).clone()
         elif name != "token_type_ids" or tensor.any():
             # A tokenizer may add token types of 0 by itself, for a model that knows none.
-            raise InputError(f"models of type {facts.model_type!r} take no {name}")
+            raise InputError(
+                f"models of type {facts.model_type!r} take no {name}", fix="leave it out"
+            )
     return taken
 
 
@@ -280,4 +316,6 @@ def _as_tensor(name: str, value: object) -> Tensor:
     try:
         return torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{name} is not a tensor: {error}") from error
+        raise InputError(
+            f"{name} is not a tensor: {error}", fix="give a tensor, an array or a list of numbers"
+        ) from error

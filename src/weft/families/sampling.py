@@ -241,7 +241,9 @@ def _checked(name: str, value: Any) -> Any:
     try:
         return _CHECKS[name](value)
     except (TypeError, ValueError):
-        raise UnknownOptionError(f"{name}={value!r}: it is {_MEANT[_CHECKS[name]]}") from None
+        raise UnknownOptionError(
+            f"{name}={value!r}: it is {_MEANT[_CHECKS[name]]}", fix="give one, or leave it out"
+        ) from None
 
 
 # What None means where the field itself is never None.

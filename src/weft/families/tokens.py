@@ -63,7 +63,10 @@ def _all(items: Sequence[Any], kind: Any, name: str) -> Sequence[Any]:
     """The items, all of one kind: a mixture is a mistake somewhere."""
     for number, item in enumerate(items):
         if not isinstance(item, kind):
-            raise InputError(f"a list of {name} holds {_kind(item)} at index {number}")
+            raise InputError(
+                f"a list of {name} holds {_kind(item)} at index {number}",
+                fix="give a list whose items are all of one kind",
+            )
     return items
 
 
@@ -112,17 +115,26 @@ _WHOLE = frozenset({torch.int64, torch.int32, torch.int16, torch.uint8, torch.in
 def _tensor_ids(ids: Tensor) -> Tensor:
     """A copy: an edit of the embedding's input in place must not reach the user's tensor."""
     if ids.dtype not in _WHOLE:
-        raise InputError(f"token ids are whole numbers, not a tensor of {ids.dtype}")
+        raise InputError(
+            f"token ids are whole numbers, not a tensor of {ids.dtype}",
+            fix="give integers: ids.long()",
+        )
     if ids.ndim == 1:
         ids = ids[None]
     if ids.ndim != 2:
-        raise InputError(f"token ids are [pos] or [batch, pos], not {list(ids.shape)}")
+        raise InputError(
+            f"token ids are [pos] or [batch, pos], not {list(ids.shape)}",
+            fix="give one row, or a batch of rows",
+        )
     return ids.clone() if ids.dtype is torch.int64 else ids.long()
 
 
 def _array_ids(ids: np.ndarray) -> Tensor:
     if ids.dtype.kind not in "iu":
-        raise InputError(f"token ids are whole numbers, not an array of {ids.dtype}")
+        raise InputError(
+            f"token ids are whole numbers, not an array of {ids.dtype}",
+            fix="give integers: ids.long()",
+        )
     return _tensor_ids(torch.from_numpy(ids.astype(np.int64)))
 
 
@@ -131,7 +143,10 @@ def _row(row: Any) -> list[int]:
     if isinstance(row, Tensor | np.ndarray):
         ids = _tensor_ids(row) if isinstance(row, Tensor) else _array_ids(row)
         if len(ids) != 1 or row.ndim != 1:
-            raise InputError(f"a row of a list is [pos], not {list(row.shape)}")
+            raise InputError(
+                f"a row of a list is [pos], not {list(row.shape)}",
+                fix="give a list of rows, or one tensor [batch, pos]",
+            )
         return ids[0].tolist()
     return [_whole(item) for item in row]
 

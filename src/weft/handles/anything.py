@@ -93,4 +93,5 @@ def _checked(batch_dim: Any) -> int | None:
     raise UnknownOptionError(
         f"batch_dim is the number of a dimension, counted from 0, not {batch_dim!r}",
         line=where(user_line()),
+        fix="batch_dim=0 where rows lie in the first",
     )

@@ -81,7 +81,10 @@ class Experiment:
         try:
             data = Path(path).read_bytes()
         except OSError as error:
-            raise GraphError(f"{path} cannot be read: {error.strerror}") from None
+            raise GraphError(
+                f"{path} cannot be read: {error.strerror}",
+                fix="give the path of a file that Experiment.save wrote",
+            ) from None
         graph, frames = decode(data)
         return cls(graph, {key: to_tensor(frame) for key, frame in frames.items()})
 

@@ -91,12 +91,15 @@ def refuse_single(function: Any, options: Mapping[str, Any]) -> None:
 def _values(name: str, given: Any) -> tuple[Any, ...]:
     if isinstance(given, (np.ndarray, torch.Tensor)):
         if given.ndim != 1:
-            raise InputError(f"{name} has {given.ndim} dimensions; a coordinate has one")
+            raise InputError(
+                f"{name} has {given.ndim} dimensions; a coordinate has one",
+                fix="give a row of values",
+            )
         given = given.tolist()
     values = tuple(given)
     if not values:
-        raise InputError(f"the coordinate {name} has no values")
+        raise InputError(f"the coordinate {name} has no values", fix="give one, or leave it out")
     for place, value in enumerate(values):
         if value in values[:place]:
-            raise InputError(f"the coordinate {name} has {value!r} twice")
+            raise InputError(f"the coordinate {name} has {value!r} twice", fix="give it once")
     return values

@@ -13,7 +13,7 @@ from weft.client.local import LocalBackend
 from weft.engine.known import Known
 from weft.engine.merging import Merger
 from weft.engine.weights import weights_mark
-from weft.errors import GraphError, InputError, UnknownOptionError
+from weft.errors import GraphError, InputError, UnknownOptionError, WeftError
 from weft.families.call import ModelCall
 from weft.families.names import returned_tuple_before
 from weft.graph.node import AnyNode, Apply, Backward, Fill, Graph, Param, Read, Skip, Write
@@ -23,6 +23,7 @@ from weft.signatures.later import overwritten_by
 from weft.signatures.layouts import Point
 from weft.signatures.signature import Signatures
 from weft.trace.aliases import Rename, rename_tree
+from weft.trace.lines import user_line, where
 from weft.trace.tree import Module, Root
 
 from .experiment import Experiment, refuse_generation, vet
@@ -93,7 +94,9 @@ class Handle(Module):
 
     def _prepare(self, inputs: tuple, options: dict[str, Any]) -> ModelCall:
         """The call of the model's forward for a user's inputs. A family's own."""
-        raise UnknownOptionError(f"{type(self).__name__} takes no inputs")
+        raise UnknownOptionError(
+            f"{type(self).__name__} takes no inputs", fix="use weft.LanguageModel or weft.Model"
+        )
 
     _own_options = frozenset(OWN_OPTIONS)
     _takes_nothing = True  # whether the model can be called without an input
@@ -108,7 +111,9 @@ class Handle(Module):
 
     def _together(self, calls: list[ModelCall], options: dict[str, Any]) -> ModelCall:
         """The call of all inputs of these calls at once. A family's own."""
-        raise UnknownOptionError(f"{type(self).__name__} puts no inputs together")
+        raise UnknownOptionError(
+            f"{type(self).__name__} puts no inputs together", fix="use a block for each input"
+        )
 
     def _formulas(self, call: ModelCall) -> tuple[Formulas, Point] | None:
         """What says where rows lie in the sites of a call; None where nothing does."""
@@ -177,7 +182,9 @@ class Handle(Module):
         own, rest = split({name: options[name] for name in options if name not in given})
         if not own.blocking or own.grad:
             name = "grad=True" if own.grad else "blocking=False"
-            raise UnknownOptionError(f"{name}: a sweep waits for its results, which are numbers")
+            raise UnknownOptionError(
+                f"{name}: a sweep waits for its results, which are numbers", fix="leave it out"
+            )
         function: Any = inputs[-1] if inputs else None
         refuse_single(function, rest)
         grid = Grid(given)
@@ -205,6 +212,12 @@ class Handle(Module):
         return self._weights.loaded()
 
     def _open(self, inputs: tuple, options: dict[str, Any], runs: bool) -> Tracer:
+        try:
+            return self._tracer(inputs, options, runs)
+        except WeftError as error:
+            raise error.at(where(user_line()))  # noqa: B904 (it is the same error)
+
+    def _tracer(self, inputs: tuple, options: dict[str, Any], runs: bool) -> Tracer:
         own, rest = split(options)
         place = self._places.pick(own.remote if runs else _checked(own.remote))
         check_blocking(own, place)
@@ -227,7 +240,9 @@ class Handle(Module):
         """`Experiment.run`."""
         own, rest = split(options)
         if not own.blocking:
-            raise UnknownOptionError("blocking=False: Experiment.run waits for what it returns")
+            raise UnknownOptionError(
+                "blocking=False: Experiment.run waits for what it returns", fix="leave it out"
+            )
         refuse_generation(experiment.graph)
         self._check_paths(experiment.graph)
         place = self._places.pick(own.remote)
@@ -277,7 +292,11 @@ class Handle(Module):
             for path in _paths_of(node):
                 if path not in known:
                     at = graph.where[node.at] if graph.where else None
-                    raise GraphError(f"the graph is for another model: no {path!r} here", line=at)
+                    raise GraphError(
+                        f"the graph is for another model: no {path!r} here",
+                        line=at,
+                        fix="run it on the model that it was recorded on",
+                    )
 
 
 def _paths_of(node: AnyNode) -> list[str]:

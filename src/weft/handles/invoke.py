@@ -109,6 +109,7 @@ class _Replay:
 
     def show(self, number: int) -> None:
         recorder = self._recorder
+        recorder.invokes.shown = number
         edits = list(recorder.invokes.edited())
         if not edits:
             return
@@ -118,7 +119,6 @@ class _Replay:
             for leaf in edits:
                 self._copy(leaf, found)
         del recorder.edits[noted:]  # they are no edits of the user's
-        recorder.invokes.shown = number
 
     def _copy(self, leaf: LeafState, found: Any) -> None:
         """Copies what a leaf is in its own invoke to where it lies in the batch."""
@@ -161,5 +161,8 @@ def mask_of(call: ModelCall | None) -> torch.Tensor:
     if call is not None and call.mask is not None:
         return call.mask
     if call is None or call.batch is None or call.length is None:
-        raise WeftError("this input has no tokens, so it has no mask")
+        raise WeftError(
+            "this input has no tokens, so it has no mask",
+            fix="give masks of your own where the input is not tokens",
+        )
     return torch.ones(call.batch, call.length, dtype=torch.bool)

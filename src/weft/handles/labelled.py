@@ -38,10 +38,16 @@ class Labelled:
         name: str = "value",
     ) -> None:
         if len(dims) != values.dim() or len(set(dims)) != len(dims):
-            raise InputError(f"{values.dim()} dimensions need as many names, not {list(dims)}")
+            raise InputError(
+                f"{values.dim()} dimensions need as many names, not {list(dims)}",
+                fix="give each dimension a name of its own",
+            )
         for dim, labels in coords.items():
             if dim not in dims or len(labels) != values.shape[dims.index(dim)]:
-                raise InputError(f"the coordinates {dim!r} do not fit {_sizes(values, dims)}")
+                raise InputError(
+                    f"the coordinates {dim!r} do not fit {_sizes(values, dims)}",
+                    fix="give one label for each place of a dimension",
+                )
         self.values = values
         self.dims = dims
         self.coords = {dim: tuple(coords[dim]) for dim in dims if dim in coords}

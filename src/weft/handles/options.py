@@ -37,10 +37,15 @@ def split(options: dict[str, Any]) -> tuple[Own, dict[str, Any]]:
     own = Own(**{key: value for key, value in options.items() if key in OWN_OPTIONS})
     seed, device = own.seed, own.device
     if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**63):
-        raise UnknownOptionError(f"seed is a whole number from 0, not {seed!r}")
+        raise UnknownOptionError(
+            f"seed is a whole number from 0, not {seed!r}", fix="seed=0, or any below 2**63"
+        )
     for name in ("blocking", "alone", "grad"):
         if not isinstance(getattr(own, name), bool):
-            raise UnknownOptionError(f"{name} is True or False, not {getattr(own, name)!r}")
+            given = getattr(own, name)
+            raise UnknownOptionError(
+                f"{name} is True or False, not {given!r}", fix=f"{name}={bool(given)}"
+            )
     return replaced(own, device=None if device is None else torch.device(device)), rest
 
 

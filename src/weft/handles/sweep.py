@@ -92,7 +92,10 @@ class Sweep:
         batch: int | str,
     ) -> None:
         if batch != "auto" and not (type(batch) is int and batch > 0):
-            raise UnknownOptionError(f"batch is 'auto' or a number of points, not {batch!r}")
+            raise UnknownOptionError(
+                f"batch is 'auto' or a number of points, not {batch!r}",
+                fix="batch='auto', or batch=8",
+            )
         grid.check(function)
         self._handle = handle
         self._call = call

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from weft.errors import UnknownOptionError
+from weft.errors import UnknownOptionError, WeftError
 from weft.families.call import ModelCall
 from weft.run.estimate import Estimate
 from weft.trace.caches import Cache, Spec, paths_of
@@ -50,7 +50,10 @@ class Tracer(Block):
                 "an invoke with an input was opened after an empty one, which shows all of them",
                 "open the empty one last",
             )
-        return Invoke(self, self._handle._prepare(inputs, options), options)
+        try:
+            return Invoke(self, self._handle._prepare(inputs, options), options)
+        except WeftError as error:
+            raise error.at(where(user_line()))  # noqa: B904 (it is the same error)
 
     def _check_invoke(self, options: Mapping[str, Any]) -> None:
         if self._recorder.invokes is None:
@@ -116,7 +119,9 @@ class Tracer(Block):
             recorder.sites.state("", "inputs", None)  # says what is missing, or makes it
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise UnknownOptionError(
-                f"dtype is a floating dtype of torch, not {dtype!r}", line=where(user_line())
+                f"dtype is a floating dtype of torch, not {dtype!r}",
+                line=where(user_line()),
+                fix="dtype=torch.float16, or leave it out to keep what the model has",
             )
         spec = Spec(paths_of(self._handle, modules), bool(inputs), dtype)
         found = Cache(

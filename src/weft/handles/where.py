@@ -109,7 +109,10 @@ class Places:
         wanted = self._model.wanted()
         found = sync.run(server, chosen(Talk(server, seconds=0.0), wanted))
         if found.fingerprint != wanted.fingerprint:
-            raise OtherModelError(f"the server's {found.id} is another version of this model")
+            raise OtherModelError(
+                f"the server's {found.id} is another version of this model",
+                fix="open the model from the server: LanguageModel(id, remote=True)",
+            )
 
     def _said(self, place: Place, why: str) -> Place:
         _LOG.info("remote='auto': blocks run at %s (%s)", place.text, why)

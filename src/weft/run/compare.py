@@ -71,7 +71,10 @@ def guard_error(look: str, expected: Any, got: Any, line: object) -> GuardError:
 def check_bound(bound: Bound, shape: Sequence[int], line: object) -> None:
     """Raises `GraphError` unless a size that the recording read as a number is that number."""
     if bound.dim >= len(shape):
-        raise GraphError(f"the experiment read dimension {bound.dim} of a tensor with less of them")
+        raise GraphError(
+            f"the experiment read dimension {bound.dim} of a tensor with less of them",
+            fix="record the experiment on an input like this one",
+        )
     if shape[bound.dim] != bound.size:
         raise GraphError(
             f"the experiment read dimension {bound.dim} as the number {bound.size}; "

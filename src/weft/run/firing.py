@@ -124,6 +124,7 @@ class SiteSteps:
                 f"{step.node.site}{leaf_text(step.node.leaf)} is {type_text(present)}, "
                 f"but {type_text(value)} is written to it",
                 line=self._line(step),
+                fix="write a tensor of its shape and kind of dtype",
             )
         if value.dtype is present.dtype and value.device == present.device:
             return value

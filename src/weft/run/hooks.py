@@ -229,7 +229,9 @@ class Drive:
         owner, _, name = path.rpartition(".")
         found = getattr(find(self.module, owner), name, None)
         if not isinstance(found, torch.Tensor):
-            raise UnknownPathError(f"the model has no weight {path!r}")
+            raise UnknownPathError(
+                f"the model has no weight {path!r}", fix="print(model) shows the tree"
+            )
         return found
 
     def apply(self, path: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
@@ -258,7 +260,9 @@ def find(module: Module, path: str) -> Module:
         if not isinstance(found, Module):
             break
     if not isinstance(found, Module):
-        raise UnknownPathError(f"the model has no module {path!r}")
+        raise UnknownPathError(
+            f"the model has no module {path!r}", fix="print(model) shows the tree"
+        )
     return found
 
 

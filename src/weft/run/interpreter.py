@@ -53,6 +53,7 @@ from weft.kernels.own import COUNTED
 from weft.kernels.results import flatten
 
 from .compare import agree, check_bound, check_look, guard_error, value_of
+from .cuts import cut
 from .firing import SiteSteps, type_text
 from .frame import Frame
 from .host import Host
@@ -299,6 +300,8 @@ class Interpreter:
         if source is not None:
             if result is not env[source] and storage(result) != storage(env[source]):
                 self._refuse_copy(step, out)
+            if step.slot + out in step.cuts:
+                return cut(result)
         elif storage(result) in [storage(env[slot]) for slot in step.uses]:
             return result.clone()
         return result
@@ -344,7 +347,11 @@ class Interpreter:
         node = step.node
         tensor = self._constants.get(node.key)
         if tensor is None:
-            raise GraphError(f"the constant {node.key!r} is missing", line=self._line(step))
+            raise GraphError(
+                f"the constant {node.key!r} is missing",
+                line=self._line(step),
+                fix="load the experiment with its constants",
+            )
         self._refuse_other(step, tensor, f"the constant {node.key!r}")
         device = self._host.device
         if device is not None and tensor.device != device:
@@ -359,7 +366,9 @@ class Interpreter:
         if tensor.shape != node.shape or tensor.dtype != step.dtype:
             recorded = f"{node.dtype}{list(node.shape)}"
             raise GraphError(
-                f"{name} should be {recorded}, but is {type_text(tensor)}", line=self._line(step)
+                f"{name} should be {recorded}, but is {type_text(tensor)}",
+                line=self._line(step),
+                fix="run the experiment with the constants and the model it was recorded with",
             )
 
     def _guard(self, step: Step) -> None:
@@ -387,6 +396,7 @@ class Interpreter:
             raise GraphError(
                 f"{what(step.node)} gave {len(results)} tensors where {step.outs} were recorded",
                 line=self._line(step),
+                fix="record the experiment on an input like this one",
             )
         for slot, result in enumerate(results, step.slot):
             self._memory.put(step, slot, result)

@@ -18,6 +18,7 @@ from typing import Any
 
 from weft.graph.node import Backward, Call, Const, Fill, Param, Read, Save, Skip, Stop, Write
 
+from .cuts import find_cuts
 from .gradlink import link_backward, link_followed
 from .skips import begin_of
 from .steps import Plan, SitePlan, Step
@@ -56,6 +57,8 @@ class Linker:
             elif step.kind is Stop:
                 self.link_stop(step)
             self.add_waits(step)
+        if not plan.backwards:
+            find_cuts(plan, steps)
         if plan.fills:
             self.find_direct()
         if plan.backwards:

@@ -145,7 +145,11 @@ class _Planner:
 
     def no_such(self, node: Call) -> GraphError:
         message = f"there is no operation {node.op!r} in this version of torch"
-        return GraphError(message, line=line_of(self.graph, node))
+        return GraphError(
+            message,
+            line=line_of(self.graph, node),
+            fix="run it with the version of torch that it was recorded with, or record it again",
+        )
 
     def refuse_weight(self, family: int, node: Call) -> None:
         source = self.result.source(family)

@@ -39,6 +39,7 @@ from weft.kernels.cost import cost
 from weft.kernels.forms import INDEXED, pinned
 from weft.kernels.quick import outcome as abstract_outcome
 
+from .cuts import families
 from .gradplay import Backwards
 from .late import late_edit
 from .lower import lower
@@ -59,7 +60,7 @@ class Play:
         self.graph = graph = unrolled(graph)
         self.plan = plan(graph, strict)
         self.operations = self.flops = self.constants = self.saved = 0
-        self.memory = Memory(self.plan.family)
+        self.memory = Memory(families(self.plan))
         self.sites: list[Site] = []
         self.env: dict[int, Aval] = {}
         self._looks = dict(_looks(self.plan))
@@ -194,6 +195,7 @@ class Play:
             raise GraphError(
                 f"the shape of torch.{step.node.op} depends on numbers, and no guard tells it",
                 line=self.line(step),
+                fix="record the experiment with model.trace, which looks at it",
             )
         counts = step.node.op in _COUNTS or (slot != step.slot and "unique" in step.node.op)
         dtype = torch.int64 if counts else self.env[step.uses[0]].dtype
@@ -205,6 +207,7 @@ class Play:
             raise GraphError(
                 f"the shape of what the module {node.path!r} gives is not known",
                 line=self.line(step),
+                fix="record the experiment again",
             )
         return [contiguous(shape, dtype_of(dtype)) for dtype, shape in node.types]
 

@@ -55,11 +55,19 @@ def output_of(step: Step, frame: Frame, hand: Hand, told: Told | None, line: obj
     signature = None if told is None else told.site(node.site)
     if signature is None:
         if tuple(values) != ((),):
-            raise GraphError(f"the structure of {node.site} is not known", line=line)
+            raise GraphError(
+                f"the structure of {node.site} is not known",
+                line=line,
+                fix="record the experiment on this model",
+            )
         return values[()]
     leaves = signature.leaves
     if [leaf for leaf, what in leaves if hasattr(what, "dtype")] != list(values):
-        raise GraphError(f"a skip gives other tensors than {node.site} has", line=line)
+        raise GraphError(
+            f"a skip gives other tensors than {node.site} has",
+            line=line,
+            fix="record the experiment on this model",
+        )
     found = [_leaf(node.site, leaf, what, values.get(leaf), device, line) for leaf, what in leaves]
     return signature.rebuild(found)
 
@@ -69,7 +77,11 @@ def _leaf(
 ) -> Any:
     if value is None:
         if not hasattr(what, "value"):
-            raise GraphError(f"{site}{leaf_text(leaf)} is a {what}; a graph cannot make it")
+            raise GraphError(
+                f"{site}{leaf_text(leaf)} is a {what}; a graph cannot make it",
+                line=line,
+                fix="skip the modules inside it instead",
+            )
         return what.value
     floating = value.is_floating_point() and what.dtype.is_floating_point
     if tuple(value.shape) != tuple(what.shape) or (value.dtype != what.dtype and not floating):
@@ -77,6 +89,7 @@ def _leaf(
             f"{site}{leaf_text(leaf)} is {what!r}, but {str(value.dtype)[6:]}{list(value.shape)} "
             "is given for it",
             line=line,
+            fix="give a tensor of its shape and kind of dtype",
         )
     return value.to(device=device or value.device, dtype=what.dtype)
 

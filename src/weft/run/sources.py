@@ -142,7 +142,10 @@ class Level:
             )
         for name in self._runs:
             if name not in listing.by_name:
-                raise OtherSourceError(f"{where} has no operation {name[:200]!r}")
+                raise OtherSourceError(
+                    f"{where} has no operation {name[:200]!r}",
+                    fix="name one that it has: print the source to see its operations",
+                )
 
     def copied(self, function: Any) -> Any:
         """A copy of the function that leads here."""

@@ -30,7 +30,8 @@ class Step:
     clones: Collection[int] = ()  # slots that a save must copy
     direct = False  # a read whose edits may act on the model's own tensor
     watch = False  # its results may be the model's own tensors
-    verify = False  # shared storage must be as recorded
+    verify = False  # shared storage must be as recorded, or results are cut out
+    cuts: Collection[int] = ()  # results that only wait to be saved (`cuts`)
     # Gradients (`gradlink`):
     of = -1  # of a gradient: the slot that it is the gradient of
     losses: tuple[tuple[int, int | None], ...] = ()  # of a backward: slots of losses and seeds

@@ -24,7 +24,7 @@ from weft.kernels.aval import Aval, dtype_name
 from weft.signatures.structure import Plain
 
 from .containers import Unreadable
-from .lines import where
+from .lines import user_line, where
 from .times import TURN
 
 if TYPE_CHECKING:
@@ -384,6 +384,7 @@ def paths_of(tree: Module, modules: Any) -> tuple[str, ...] | None:
         if getattr(module, "_root", None) is not tree._root or not hasattr(module, "_children"):
             raise UnknownPathError(
                 f"{one!r} is no module of this model, so it cannot be cached",
+                line=where(user_line()),
                 fix="give paths, or modules of the model: [model.get(path), ...]",
             )
         found.append(module._path)

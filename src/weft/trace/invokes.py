@@ -88,8 +88,6 @@ class Invokes:
                 "an invoke was opened inside another one",
                 "close the outer one first: values of one can be used in the other",
             )
-        if recorder.steps is not None:
-            recorder.steps.refuse_invoke()
         self.stay(number)
         try:
             yield

@@ -347,10 +347,7 @@ class Recorder(Recording):
         if what is None and not torch.is_grad_enabled() and frames_within("utils/checkpoint.py"):
             what = "torch.utils.checkpoint"
         if what is not None:
-            raise self.refusal(
-                f"{what} cannot be recorded: it would act on the recording, not on the numbers",
-                "call the function directly in the block, or use the saved tensor after it",
-            )
+            raise self._transformed(what)
 
     def _own_task(self) -> bool:
         return threading.get_ident() == self.thread

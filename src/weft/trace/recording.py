@@ -19,7 +19,8 @@ from weft.graph.node import AnyNode, Bound, Ref
 from weft.graph.site import Where
 from weft.kernels.table import reason
 
-from .lines import user_line, where
+from .lines import frames_within, user_line, where
+from .special import TRANSFORMS
 from .value import Value, short
 
 if TYPE_CHECKING:
@@ -130,7 +131,15 @@ class Recording:
             return other._ended(value)
         return self.refusal("a value of another open block was used", "save it there first")
 
+    def _transformed(self, what: str) -> RecordingError:
+        return self.refusal(
+            f"{what} cannot be recorded: it would act on the recording, not on the numbers",
+            "call the function directly in the block, or use the saved tensor after it",
+        )
+
     def _unsupported(self, func: Any) -> Exception:
+        if frames_within("_functorch/apis.py"):  # a rule of its own, written in Python, is at work
+            return self._transformed(TRANSFORMS)
         shown = getattr(func, "__qualname__", None) or getattr(func, "__name__", repr(func))
         why = reason(func) or "it is not in the operation table"
         return UnsupportedOperationError(

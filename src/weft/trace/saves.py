@@ -139,7 +139,10 @@ class Saves:
             if name in self.records:  # a user's own name
                 return self._name(None)
         elif not isinstance(name, str) or not name or name[-1] == "+" or name[0] == "<":
-            raise self.recorder.refusal(f"{name!r} cannot name a save", "use a plain text")
+            raise self.recorder.refusal(
+                f"{name!r} cannot name a save",
+                "use a text that is not empty, does not begin with '<' and does not end with '+'",
+            )
         elif name in self.records:
             raise self.recorder.refusal(f"two saves are named {name!r}", "give each its own name")
         return name

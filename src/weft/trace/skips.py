@@ -171,12 +171,6 @@ def _check_time(recorder: Recorder, output: SiteState, begin: int, source: Any) 
             line=line,
             fix="move the skip above the look, or keep the branch in the graph with torch.where",
         )
-    shown = None if recorder.invokes is None else recorder.invokes.shown
-    if shown is not None and output.site.invoke != shown:
-        raise recorder.refusal(
-            f"{name} is skipped after an empty invoke has shown the whole batch",
-            "move the skip above the empty invoke: it comes last",
-        )
 
 
 def record_stop(recorder: Recorder, condition: Any) -> None:

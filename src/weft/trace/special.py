@@ -208,10 +208,13 @@ ASKED: dict[str, Callable[[torch.device], Any]] = {
 """What a value answers about itself that is not in its numbers."""
 
 
+TRANSFORMS = "torch.func (vmap, grad, ...)"
+
+
 def active_transform() -> str | None:
     """The name of an active PyTorch transform that a recorder cannot see through."""
     if torch._C._functorch.maybe_current_level() is not None:  # type: ignore[attr-defined]
-        return "torch.func (vmap, grad, ...)"
+        return TRANSFORMS
     if torch._C._is_any_autocast_enabled():
         return "torch.autocast"
     if _CHECKPOINTING(True) is not None:

@@ -98,12 +98,6 @@ class Steps:
             self._pinned.append((self._moved, len(self.recorder.nodes)))
             self.now = self._moved = None
 
-    def refuse_invoke(self) -> None:
-        if self.now is not None:
-            raise self.recorder.refusal(
-                "an invoke was opened inside a step loop", "open the loop inside the invoke"
-            )
-
     def time(self, site: Site) -> int:
         """When a site fires."""
         if site.port == RESULT:

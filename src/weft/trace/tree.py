@@ -55,7 +55,11 @@ class Root:
 
 
 def _unknown_source(*_: Any) -> Any:
-    raise OutsideTraceError("the sources of this tree are not known")
+    raise OutsideTraceError(
+        "the sources of this tree are not known",
+        line=where(user_line()),
+        fix="open the model with weft.LanguageModel or weft.Model",
+    )
 
 
 class Module:
