@@ -158,6 +158,12 @@ class NotReachedError(WeftError, RuntimeError):
     code = "not-reached"
 
 
+class EditError(RecordingError):
+    """An edit of the model (`model.edit`) that cannot be one, or does not fit an input."""
+
+    code = "edit"
+
+
 class SiteMismatchError(WeftError, RuntimeError):
     """A site gave another structure, shape or dtype than was recorded."""
 

@@ -32,6 +32,7 @@ from weft.signatures.signature import Signature
 from weft.trace.lines import user_line, where
 from weft.trace.recorder import Recorder
 
+from .edits import begin
 from .where import Place
 
 if TYPE_CHECKING:
@@ -102,7 +103,17 @@ class Block:
     def __enter__(self) -> Self:
         self._line = user_line()
         self._recorder.__enter__()
+        try:
+            self._begin()
+        except BaseException as failure:
+            self._fail(failure)
+            raise
         return self
+
+    def _begin(self) -> None:
+        """What the edits of the model do to the input that is meant now."""
+        if self._handle._edits and self._recorder.invoke is not None:
+            begin(self._recorder, self._handle._edits)
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         try:
@@ -265,6 +276,7 @@ class Block:
         """The block is one call without an input, where the model can be called so."""
         number = self._add(self._handle._prepare((), self._defaults))
         self._recorder.invokes.stay(number)  # type: ignore[union-attr]
+        self._begin()
 
 
 def lean(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from weft.trace.aliases import Rename, rename_tree
 from weft.trace.lines import user_line, where
 from weft.trace.tree import Module, Root
 
+from . import edits
 from .experiment import Experiment, refuse_generation, vet
 from .grid import SEQUENCES, Grid, refuse_single
 from .options import OWN_OPTIONS, Own, check_blocking, split
@@ -61,6 +63,7 @@ class Handle(Module):
             _was_tuple=frozenset(
                 path for path, one in module.named_modules() if returned_tuple_before(one)
             ),
+            _edits=(),
             _family=family,
             _fingerprints=Fingerprints(weights),
             _places=Places(
@@ -207,6 +210,54 @@ class Handle(Module):
         several = isinstance(value, SEQUENCES) and not isinstance(value, torch.Tensor)
         return several and name not in OWN_OPTIONS
 
+    def edit(self, *inputs: Any, inplace: bool = False, **options: Any) -> edits.Edit:
+        """Opens a block of changes with which every later trace of the edited handle begins.
+
+            with model.edit() as edited:
+                model.model.layers[2].mlp.output[:] *= 0.5
+            with edited.trace(prompt):          # as if the line stood first in this block
+                ...
+
+        The block holds writes, edits in place and skips of the model's sites; it brings nothing
+        back. inplace: True changes this handle; else it stays as it is, and `edited` is another one
+        on the same weights. Edits of an edited handle come after those it has.
+        Sizes of batch and length are open: an edit acts on any input, and one that cannot is
+        refused with its line, here where that shows, else in the trace. inputs, options: an example
+        of what it is for, where an edit depends on one prompt's size, and for modules of which no
+        input is known (`weft.Model`).
+        Tensors of yours are taken by value when the block closes; parameters (that require
+        gradients) are followed: each trace takes their values and gives them their gradients.
+        """
+        if not isinstance(inplace, bool):
+            raise UnknownOptionError(f"inplace is True or False, not {inplace!r}")
+        return edits.Edit(self, edits.calls_for(self, inputs, options), inplace)
+
+    def clear_edits(self) -> None:
+        """Forgets all edits of this handle; others on the same model keep theirs."""
+        self.__dict__["_edits"] = ()
+
+    def save_edits(self, path: str | Path) -> None:
+        """Writes all edits of this handle to one graph file, parameters as they are now."""
+        edits.save_edits(self, path)
+
+    def load_edits(
+        self, path: str | Path, *inputs: Any, inplace: bool = False, **options: Any
+    ) -> Handle:
+        """A handle with the edits of a file after its own; with `inplace` this one.
+
+        Raises `EditError` for edits of another model, `GraphError` and its kin for what is no such
+        file: whoever it is from, it is checked before anything is done with it. inputs, options: an
+        example, as for `edit`.
+        """
+        made = edits.load_edits(self, path, edits.calls_for(self, inputs, options))
+        edited = self if inplace else edits.twin(self)
+        edited.__dict__["_edits"] = (*edited._edits, made)
+        return edited
+
+    def _examples(self, options: dict[str, Any]) -> list[ModelCall]:
+        """Calls of two sizes that stand for any input, where a family has them."""
+        return []
+
     def dispatch(self) -> torch.nn.Module:
         """Loads the weights now, if they are not there yet, and returns the module itself."""
         return self._weights.loaded()
@@ -251,13 +302,14 @@ class Handle(Module):
         if place.kind == "here":
             calls = [call.to(self._weights.device()) for call in calls]
         call, *further = calls
-        graph = _seeded(experiment.graph, own.seed)
+        graph, constants = edits.before(self, calls, experiment)
+        graph = _seeded(graph, own.seed)
         if place.kind == "here":
             vet(graph, calls, self._known())
         seen = self._signatures.inside.seen(self._signatures, graph, calls)
         request = Request(
             graph,
-            experiment.constants,
+            constants,
             call.args,
             call.kwargs,
             strict=False,

@@ -42,10 +42,18 @@ class Invoke:
                 "an invoke was opened a second time", "call tracer.invoke(...) again"
             )
         tracer = self._tracer
+        whole = self._call is None  # what the others have changed is in its rows already
         number = self._whole() if self._call is None else tracer._add(self._call)
         self._call = tracer._calls[number]
-        self._scope = tracer._recorder.invokes.opened(number)  # type: ignore[union-attr]
-        self._scope.__enter__()
+        scope = tracer._recorder.invokes.opened(number)  # type: ignore[union-attr]
+        scope.__enter__()
+        try:
+            if not whole:
+                tracer._begin()
+        except BaseException:
+            scope.__exit__(None, None, None)
+            raise
+        self._scope = scope
         return self
 
     def __exit__(self, *error: Any) -> None:

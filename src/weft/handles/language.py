@@ -38,6 +38,11 @@ from .served import Served, only_served, served
 from .weights import Weights
 from .where import Remote, is_server
 
+_MANY, _LONG = 8, 128
+"""Rows and positions of the inputs that stand for any other."""
+_TOKEN = 2
+"""What they hold: zeros and ones would look like a mask, whose numbers may decide."""
+
 
 class LanguageModel(Handle):
     """A causal language model to experiment on.
@@ -179,6 +184,12 @@ class LanguageModel(Handle):
     def _is_coordinate(self, name: str, options: dict[str, Any]) -> bool:
         known = (*OWN_OPTIONS, *OPTION_NAMES, *TENSOR_NAMES)
         return name not in known and isinstance(options[name], SEQUENCES)
+
+    def _examples(self, options: dict[str, Any]) -> list[ModelCall]:
+        most = min(self._facts.positions or _LONG, _LONG)
+        sizes = ((_MANY, most - 1), (_MANY + 1, most))
+        ids = [torch.full(size, _TOKEN, dtype=torch.int64) for size in sizes]
+        return [self._prepare((one,), options) for one in ids]
 
     def _merger(self) -> Merger:
         return merger(self._signatures, self._facts)

@@ -70,6 +70,10 @@ class Places:
         self._default = checked(default) or False
         self._auto: Place | None = None
 
+    def wanted(self) -> Wanted:
+        """Which model it is, as a server would be asked for it."""
+        return self._model.wanted()
+
     def pick(self, remote: Remote) -> Place:
         """The place that `remote=` means. Raises `UnknownOptionError` for what means none."""
         asked = self._default if remote is None else remote

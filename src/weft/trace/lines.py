@@ -66,8 +66,10 @@ def frames_within(file_ending: str) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def where(line: tuple[str, int]) -> Where:
+def where(line: tuple[str, int] | Where) -> Where:
     """The line with its text, where the source can be had."""
+    if isinstance(line, Where):
+        return line
     file, number = line
     return Where(_shown(file), number, _shown(linecache.getline(file, number).strip()))
 

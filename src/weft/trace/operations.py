@@ -9,7 +9,7 @@ import torch
 
 from weft.errors import ReadOnlyError, UnsupportedOperationError
 from weft.graph.check import RESERVED
-from weft.graph.node import DRAWS, Apply, Call, Name, Param, Ref
+from weft.graph.node import DRAWS, STEP_DRAWS, Apply, Call, Name, Param, Ref
 from weft.graph.ops import OPS
 from weft.kernels.abstract import OUTCOMES, DataDependentError, Outcome, rebuild
 from weft.kernels.aval import Aval, dtype_name
@@ -199,12 +199,14 @@ class Operations:
     def _first_draw(self) -> int:
         """With a seed an invoke draws what it draws alone; without one no two draw the same."""
         invoke, steps = self.recorder.invoke, self.recorder.steps
-        of_step = 0 if steps is None or steps.now is None else steps.first_draw(steps.now)
+        first = 0 if steps is None or steps.now is None else steps.first_draw(steps.now)
+        if self.recorder.replayed is not None:
+            first += (DRAWS if steps is None else STEP_DRAWS) // 4  # so the block's own stay
         if not self.seeded:
-            return of_step
+            return first
         if steps is not None and invoke is not None:
-            return invoke * DRAWS + of_step
-        return DRAWS // 2 if invoke is None else invoke * DRAWS
+            return invoke * DRAWS + first
+        return DRAWS // 2 if invoke is None else invoke * DRAWS + first
 
     def _values(
         self, outcome: Outcome, tensors: list, number: int, time: int, at: int

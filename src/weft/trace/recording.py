@@ -34,7 +34,9 @@ class Recording:
         self.open = False
         self.failure: BaseException | str | None = None
         self.nodes: list[AnyNode] = []
-        self.lines: dict[tuple[str, int], int] = {}
+        self.lines: dict[tuple[str, int] | Where, int] = {}
+        self.replayed: int | None = None
+        """The line that is meant while the nodes of an edit are recorded anew (`edits`)."""
         self.bounds: dict[tuple[Ref, int], Bound] = {}
         self.edits: list[tuple[int, int]] = []
         self.stops: list[int] = []
@@ -54,13 +56,15 @@ class Recording:
 
     def here(self) -> int:
         """The index of the user's current line."""
+        if self.replayed is not None:
+            return self.replayed
         line = user_line()
         found = self.lines.get(line)
         if found is None:
             found = self.lines[line] = len(self.lines)
         return found
 
-    def line_of(self, at: int) -> tuple[str, int]:
+    def line_of(self, at: int) -> tuple[str, int] | Where:
         return list(self.lines)[at]
 
     def refusal(self, message: str, fix: str) -> RecordingError:

@@ -5,6 +5,7 @@ metadata. Decoding builds frozen data and nothing else; what breaks the grammar 
 
     data = encode(graph, {"c0": Frame("float32", (2,), b"...")})
     graph, frames = decode(data)
+    data = encode_edits(graph, frames, fingerprint)     # of one model; decode reads it too
     content_hash(graph, frames)     # hex; says nothing of lines and files
 """
 
@@ -32,12 +33,36 @@ _AS_BYTES = frozenset(("bfloat16", "complex64", "complex128"))
 
 def encode(graph: Graph, frames: Mapping[str, Frame]) -> bytes:
     """The bytes of a graph file."""
-    text = msgspec.json.encode(graph).decode()
-    return write(frames, {"format": FORMAT, "graph": text})
+    return write(frames, {"format": FORMAT, "graph": _text(graph)})
 
 
 def decode(data: bytes) -> tuple[Graph, dict[str, Frame]]:
     """The graph and its constants; raises `GraphError` for anything that is not a graph file."""
+    graph, frames, _ = _opened(data)
+    return graph, frames
+
+
+def encode_edits(graph: Graph, frames: Mapping[str, Frame], fingerprint: str) -> bytes:
+    """A graph file of edits, with the fingerprint of the model that they are for."""
+    return write(frames, {"format": FORMAT, "graph": _text(graph), "edits_of": fingerprint})
+
+
+def decode_edits(data: bytes) -> tuple[Graph, dict[str, Frame], str]:
+    """What `encode_edits` was given. Raises `GraphError` for any other file."""
+    graph, frames, metadata = _opened(data)
+    if "edits_of" not in metadata:
+        raise GraphError(
+            "this graph file has no edits of a model",
+            fix="run it as an experiment: weft.Experiment.load(path).run(model, ...)",
+        )
+    return graph, frames, metadata["edits_of"]
+
+
+def _text(graph: Graph) -> str:
+    return msgspec.json.encode(graph).decode()
+
+
+def _opened(data: bytes) -> tuple[Graph, dict[str, Frame], dict[str, str]]:
     try:
         frames, metadata = read(data, MAX_HEADER)
     except MessageError as error:
@@ -46,7 +71,7 @@ def decode(data: bytes) -> tuple[Graph, dict[str, Frame]]:
         raise GraphError(f"this is not a graph file: its format is not {FORMAT!r}")
     graph = _graph(metadata)
     check(graph)
-    return graph, _frames(graph, frames)
+    return graph, _frames(graph, frames), metadata
 
 
 def content_hash(graph: Graph, frames: Mapping[str, Frame]) -> str:
