@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import weft
-from tests.language import refusals_flow, refusals_own, refusals_steps
+from tests.language import refusals_edits, refusals_flow, refusals_own, refusals_steps
 from tests.language.refusals import CASES, Case, Things
 from weft import errors
 from weft.errors import WeftError
@@ -25,7 +25,9 @@ def message_of(case: Case, on: Things) -> WeftError:
     return error
 
 
-assert refusals_flow and refusals_own and refusals_steps  # they have added their cases
+assert (
+    refusals_edits and refusals_flow and refusals_own and refusals_steps
+)  # they have added their cases
 
 
 @pytest.fixture

@@ -194,7 +194,9 @@ def load_edits(handle: Handle, path: str | Path, calls: Sequence[ModelCall]) -> 
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise GraphError(f"{path} cannot be read: {error.strerror}") from None
+        raise GraphError(
+            f"{path} cannot be read: {error.strerror}", fix="name a file of model.save_edits(path)"
+        ) from None
     graph, frames, fingerprint = decode_edits(data)
     if fingerprint != _fingerprint(handle):
         raise EditError(
@@ -204,7 +206,7 @@ def load_edits(handle: Handle, path: str | Path, calls: Sequence[ModelCall]) -> 
         )
     check_edit(graph)
     if not any(isinstance(node, (Write, Fill, Skip)) for node in graph.nodes):
-        raise EditError(f"{path} holds no edits")
+        raise EditError(f"{path} holds no edits", fix="save some first: edited.save_edits(path)")
     graph = prune(graph)  # what nothing needs is not looked at when it is checked
     vet(graph, calls[:1], handle._known())
     kept = {node.key for node in graph.nodes if isinstance(node, Const)}

@@ -229,7 +229,8 @@ class Handle(Module):
         gradients) are followed: each trace takes their values and gives them their gradients.
         """
         if not isinstance(inplace, bool):
-            raise UnknownOptionError(f"inplace is True or False, not {inplace!r}")
+            fix = "leave it out, or give inplace=True to change this handle"
+            raise UnknownOptionError(f"inplace is True or False, not {inplace!r}", fix=fix)
         return edits.Edit(self, edits.calls_for(self, inputs, options), inplace)
 
     def clear_edits(self) -> None:

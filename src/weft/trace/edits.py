@@ -65,10 +65,15 @@ def check_edit(graph: Graph) -> None:
     owner = roots(graph.nodes)
     for node in graph.nodes:
         if not isinstance(node, KINDS):
-            raise EditError(_ODD.get(type(node).__name__, _ODD[""]), line=_line(graph, node.at))
+            says, fix = _ODD.get(type(node).__name__, _ODD[""])
+            raise EditError(says, line=_line(graph, node.at), fix=fix)
         site = getattr(node, "site", None)
         if site is not None and (site.invoke or site.step):
-            raise EditError("an edit is about every input and step", line=_line(graph, node.at))
+            raise EditError(
+                "an edit is about every input and step",
+                line=_line(graph, node.at),
+                fix="change one invoke or step in a block of the edited model",
+            )
         for ref in node.writes if isinstance(node, Call) else ():
             if isinstance(graph.nodes[owner.get(ref, ref).node], Const):
                 raise EditError(
@@ -79,12 +84,20 @@ def check_edit(graph: Graph) -> None:
 
 
 _ODD = {
-    "Save": "an edit brings nothing back, so nothing can be saved in it; save in a trace of the "
-    "edited model",
-    "Log": "an edit logs nothing; use tracer.log in a trace of the edited model",
-    "Guard": "an edit holds for every input, so no number can be looked at in it",
-    "Stop": "an edit does not end a pass; use tracer.stop in a trace of the edited model",
-    "": "a gradient cannot be part of an edit; change gradients in a trace of the edited model",
+    "Save": (
+        "an edit brings nothing back, so nothing can be saved in it",
+        "save in a trace of the edited model",
+    ),
+    "Log": ("an edit logs nothing", "use tracer.log in a trace of the edited model"),
+    "Guard": (
+        "an edit holds for every input, so no number can be looked at in it",
+        "keep the branch in the graph with torch.where",
+    ),
+    "Stop": ("an edit does not end a pass", "use tracer.stop in a trace of the edited model"),
+    "": (
+        "a gradient cannot be part of an edit",
+        "change gradients in a trace of the edited model",
+    ),
 }
 
 
@@ -154,8 +167,17 @@ class _Replay:
                 raise EditError(
                     f"an edit of the model names operations of {mark.path or 'the model'}.source, "
                     "and its code is another one here",
+                    line=self._line_in(mark.path),
                     fix="make the edit anew with this version of the code",
                 )
+
+    def _line_in(self, path: str) -> Where | None:
+        """The first line of the edit that names a site of this module."""
+        for node in self._graph.nodes:
+            site = getattr(node, "site", None)
+            if site is not None and site.path == path:
+                return _line(self._graph, node.at)
+        return None
 
     # -- nodes -------------------------------------------------------------------------------
 

@@ -32,6 +32,7 @@ from weft.kernels.abstract import DataDependentError
 from weft.kernels.aval import Aval, contiguous
 from weft.kernels.replay import outcome_again, tensor_refs, value_of
 
+from .lines import where
 from .value import short
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class Replay:
     def _check_bound(self, node: AnyNode, bound: Bound) -> None:
         size = self.env[bound.value].shape[bound.dim]
         if size != bound.size:
-            line = self._steps.recorder.line_of(bound.at)[1]
+            line = where(self._steps.recorder.line_of(bound.at)).line
             raise self._refusal(
                 node, f"line {line} reads the size {bound.size} as a number; there it is {size}"
             )
