@@ -95,7 +95,7 @@ def test_local_is_all_but_the_network(
 
 @pytest.mark.parametrize("remote", ["there", 3, "127.0.0.1:1", "ftp://a", ""])
 def test_what_means_no_place_is_refused(net: Any, x: Any, remote: Any) -> None:
-    with pytest.raises(UnknownOptionError, match=r"means no place.*\n.*'auto'"):
+    with pytest.raises(UnknownOptionError, match=r"(?s)means no place.*\n.*'auto'"):
         weft.Model(net).trace(x, remote=remote)
     with pytest.raises(UnknownOptionError, match="means no place"):
         weft.Model(net, remote=remote)

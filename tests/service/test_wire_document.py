@@ -30,7 +30,7 @@ SECTIONS = dict(re.findall(r"^#{2,4} (.+?)\n(.*?)(?=^#{2,4} |\Z)", TEXT, re.M | 
 
 ONLY_CLIENTS = {
     *("outside-trace", "not-saved", "failed-run", "stale-handle", "changed-constant", "setting"),
-    *("server-away", "result-changed", "travel"),
+    *("server-away", "result-changed", "travel", "edit", "sweep"),
 }
 """Codes of errors that never come from a server."""
 
