@@ -7,7 +7,14 @@ import torch
 
 import weft
 from tests.families import zoo
-from weft.errors import SweepError
+from weft.errors import (
+    ResultTooLargeError,
+    ServerAwayError,
+    ServerError,
+    SweepError,
+    WorkerLostError,
+    WorkerMemoryError,
+)
 from weft.handles import budget
 from weft.testing.same import bounded
 
@@ -186,21 +193,43 @@ def test_a_pass_takes_no_more_than_the_budget(model, monkeypatch):
     assert counts == [1] * 9
 
 
-def test_where_memory_runs_out_points_are_tried_again_fewer_at_a_time(model, monkeypatch):
-    """A pass of more than two points fails as an allocator fails."""
+TOO_MUCH = {
+    "device": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB"),
+    "worker": WorkerMemoryError("the worker had not enough memory"),
+    "limit": ResultTooLargeError("it saves 3 GiB, and a job may bring back 1 GiB"),
+}
+
+
+@pytest.mark.parametrize("error", TOO_MUCH.values(), ids=TOO_MUCH)
+def test_where_memory_runs_out_points_are_tried_again_fewer_at_a_time(model, monkeypatch, error):
+    """A pass of more than two points fails as an allocator fails, or as a server refuses it."""
     counts = blocks_of(monkeypatch)
     backend = model._places.pick(None).backend
     run = type(backend).run
 
     def scarce(self, request):
         if len(request.calls) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB")
+            raise error
         return run(self, request)
 
     monkeypatch.setattr(type(backend), "run", scarce)
     found = model.sweep(IDS, scaled(model), **GRID)
     assert counts == [9, 4, 2, 2, 2, 2, 1]
     expect(model, found)
+
+
+@pytest.mark.parametrize("kind", [ServerAwayError, WorkerLostError, ServerError])
+def test_what_is_no_points_own_is_raised_at_once(model, monkeypatch, kind):
+    counts = blocks_of(monkeypatch)
+    error = kind("it is gone")
+
+    def gone(self, request):
+        raise error
+
+    monkeypatch.setattr(type(model._places.pick(None).backend), "run", gone)
+    with pytest.raises(kind) as caught:
+        model.sweep(IDS, scaled(model), **GRID)
+    assert caught.value is error and counts == [9]
 
 
 def test_where_one_point_does_not_fit_it_is_named(model, monkeypatch):

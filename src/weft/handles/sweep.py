@@ -34,6 +34,7 @@ from weft.errors import (
     UnknownOptionError,
     VersionMismatchError,
     WeftError,
+    WorkerLostError,
     WrongModelError,
 )
 from weft.families.call import ModelCall
@@ -55,9 +56,9 @@ MOST_FAILURES = 10
 
 _EVERYBODYS = (
     *(ServerAwayError, AccessError, VersionMismatchError, WrongModelError, OtherModelError),
-    *(ModelNotReadyError, CancelledError, ServerError, SettingError),
+    *(ModelNotReadyError, WorkerLostError, CancelledError, ServerError, SettingError),
 )
-"""Errors that are no point's own."""
+"""Errors that are no point's own. To look for the point that cost a worker would cost others."""
 
 Point = dict[str, Any]
 """What a function returned for one point: tensors by name."""
