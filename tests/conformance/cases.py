@@ -24,9 +24,10 @@ from tests.language.hooks import hook_count, with_hooks
 from weft.errors import UnknownOptionError, UnknownPathError
 
 from . import strangers
+from .generations import steering
 from .lanes import Lane, hidden
 from .models import Given, Subject
-from .verdicts import Judge, NotThereYet
+from .verdicts import Judge
 
 PADDED = (25, 24, 23, 20, 5)
 """Lengths of rows in one batch: 0, 1, 2, 5 and 20 pad tokens."""
@@ -169,16 +170,6 @@ def _edited(subject: Subject, net: nn.Module, given: Given) -> Any:
     hooks = {f"{subject.paths.layer(n)}.output": hook(each) for n, each in enumerate(EDITS)}
     args, kwargs = given
     return [before, after, with_hooks(net, hooks, *args, **kwargs).result.logits]
-
-
-# -- 3: steering in generate -----------------------------------------------------------------------
-
-
-def steering(lane: Lane, judge: Judge) -> None:
-    """Steering of every generated token, of one of them, and with and without a cache."""
-    if not hasattr(type(lane.model), "generate"):
-        raise NotThereYet("no generate yet")
-    raise NotThereYet("generate is there, its cell is not")
 
 
 # -- 4: a run patched with its own activations -----------------------------------------------------

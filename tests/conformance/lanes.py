@@ -48,6 +48,10 @@ class Lane:
         args, kwargs = given
         return self.model.trace(*args, **kwargs, **options)
 
+    def generation(self, row: Sequence[int], **options: Any) -> AbstractContextManager[Any]:
+        """One block that generates from this prompt."""
+        return self.model.generate(torch.tensor([list(row)]), **options)
+
     @contextmanager
     def several(self, **options: Any) -> Iterator[Any]:
         """One block that takes several inputs by `tracer.invoke`."""
@@ -92,6 +96,15 @@ class Beside(Lane):
             first, last = NEIGHBOURS
             self._neighbour(tracer, first)
             yield tracer
+            self._neighbour(tracer, last)
+
+    @contextmanager
+    def generation(self, row: Sequence[int], **options: Any) -> Iterator[Any]:
+        first, last = NEIGHBOURS
+        with self.model.generate(**options) as tracer:
+            self._neighbour(tracer, first)
+            with tracer.invoke(torch.tensor([list(row)])):
+                yield tracer
             self._neighbour(tracer, last)
 
     def _neighbour(self, tracer: Any, factor: float) -> None:

@@ -47,6 +47,22 @@ def test_cells(family, dtype, lane, request):
     assert [one for one in faults(cells, must_work()) if few_cells not in one] == []
 
 
+@pytest.mark.parametrize("lane", NAMES)
+def test_a_model_that_gives_no_next_token_is_refused_by_name(lane, request):
+    places = Places(request.getfixturevalue("server") if lane == "remote" else None)
+    (cell,) = run(places, ("bert",), (SINGLE,), (lane,), [CASES[2]])
+    assert (cell.case, cell.verdict) == (3, REFUSED)
+    assert "a model of type 'bert' cannot generate" in cell.reason
+
+
+def test_a_library_that_steers_the_prompt_only_fails_case_3(monkeypatch):
+    from weft.trace.templates import Template
+
+    monkeypatch.setattr(Template, "spread", lambda self, nodes, bounds, pinned: (nodes, bounds))
+    (cell,) = run(Places(), ("gpt2",), (SINGLE,), ("local",), [CASES[2]])
+    assert cell.verdict == FAILED
+
+
 # -- the suite itself ------------------------------------------------------------------------------
 
 CELL = Cell("gpt2", 2, "float32", "local", BITWISE)

@@ -9,6 +9,7 @@ from tests.run.graphs import Builder, site
 from tests.run.nets import example, same
 from weft.errors import GraphError, LateEditError, NotReachedError, ReadOnlyError
 from weft.run.interpreter import Interpreter
+from weft.run.logs import Lines
 from weft.run.plan import plan
 
 
@@ -69,19 +70,73 @@ def test_what_needs_no_site_runs_before_the_first():
     assert run.finished
 
 
-def test_ready_nodes_run_in_program_order():
-    g, lines, x = Builder(), [], example()
+def test_ready_nodes_run_in_program_order(monkeypatch):
+    g, ran, x = Builder(), [], example()
     h = g.read("b", x)
     for number in range(5):
         g.log(f"{number}", g.call("sum", g.read("a", x) if number % 2 else h))
+    monkeypatch.setattr(Lines, "say", lambda self, index, parts: ran.append(parts[0]))
+    drive(g, [("a", x), ("b", x)])
+    assert ran == ["1", "3", "0", "2", "4"]
+
+
+def five_lines(g, x, *more):
+    """Of sites b, a, b, a, b, each with its number; then text."""
+    h = g.read("b", x)
+    for number in range(5):
+        g.log(f"{number}", g.call("sum", g.read("a", x) if number % 2 else h))
+    g.log("text")
+    return [f"{number} 24.0" for number in range(5)] + ["text"]
+
+
+def test_lines_come_in_program_order():
+    g, lines, x = Builder(), [], torch.ones(2, 3, 4)
+    expected = five_lines(g, x)
     drive(g, [("a", x), ("b", x)], on_log=lines.append)
-    assert [line[0] for line in lines] == ["1", "3", "0", "2", "4"]
+    assert lines == expected
+
+
+def test_a_line_comes_as_soon_as_it_may():
+    g, lines, x = Builder(), [], example()
+    h = g.read("b", x)
+    g.log("begun")
+    g.log("a", g.read("a", x))
+    g.log("b", h)
+    run = Interpreter(g.graph(), {}, NoModel(), on_log=lambda text: lines.append(text[:2]))
+    run.begin()
+    assert lines == ["be"]
+    run.fire(site("a"), x)
+    assert lines == ["be", "a "]
+    run.fire(site("b"), x)
+    assert lines == ["be", "a ", "b "]
+
+
+def test_lines_that_wait_are_said_when_the_run_fails():
+    g, lines, x = Builder(), [], example()
+    g.log("b", g.call("sum", g.read("b", x)))
+    g.log("text")
+    run = Interpreter(g.graph(), {}, NoModel(), on_log=lines.append)
+    run.begin()
+    assert lines == []
+    run.close()
+    assert lines == ["text"]
+    run.close()
+    assert lines == ["text"]
+
+
+def test_too_much_text_does_not_wait(monkeypatch):
+    monkeypatch.setattr("weft.run.logs._HELD", 12)
+    g, lines, x = Builder(), [], torch.ones(2, 3, 4)
+    five_lines(g, x)
+    drive(g, [("a", x), ("b", x)], on_log=lines.append)
+    assert lines == ["1 24.0", "3 24.0", "text", "0 24.0", "2 24.0", "4 24.0"]
 
 
 def test_a_step_runs_as_soon_as_its_site_fires():
     g, lines, x = Builder(), [], example()
-    g.log("b", g.call("sum", g.read("b", x)))
+    h = g.read("b", x)
     g.log("a", g.call("sum", g.read("a", x)))
+    g.log("b", g.call("sum", h))
     run = Interpreter(g.graph(), {}, NoModel(), on_log=lambda text: lines.append(text[0]))
     run.begin()
     assert set(run.sites) == {site("a"), site("b")}

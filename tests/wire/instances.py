@@ -298,6 +298,19 @@ INSTANCES: dict[str, Struct] = {
     "SignatureQuery-2": m.SignatureQuery(
         model="tiny", fingerprint=MARK, inputs=LANGUAGE, tensors=TENSORS, turn="next"
     ),
+    "Submit-log": m.Submit(
+        protocol=1,
+        request_id="Req_8-h",
+        model="tiny",
+        fingerprint=MARK,
+        graph=Graph(
+            nodes=(
+                Read(site=Site("", "inputs", step=2), leaf=(1, "input_ids"), shape=(1, 1)),
+                Log(parts=("step", 2), after=Ref(0)),
+            )
+        ),
+        inputs=LANGUAGE,
+    ),
     "Submit-4": m.Submit(
         protocol=1,
         request_id="Req_4-d",

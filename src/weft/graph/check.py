@@ -425,7 +425,7 @@ def _args_of(node: AnyNode) -> tuple[Arg, ...]:
         case Save() | Write() | Fill():
             return (node.value,)
         case Log():
-            return node.parts
+            return (*node.parts, node.after)
     return ()
 
 

@@ -206,9 +206,14 @@ class Save(Node, frozen=True, tag="save"):
 
 
 class Log(Node, frozen=True, tag="log"):
-    """Prints `parts` (text and values) when they exist."""
+    """Prints `parts` (text and values) when they exist, below what the logs before it print.
+
+    What is only text, in a step of a generation, belongs to it by `after`: it is printed when that
+    value is there, and never if that never happens.
+    """
 
     parts: tuple[Arg, ...]
+    after: Ref | None = None
 
 
 class Stop(Node, frozen=True, tag="stop"):
@@ -366,7 +371,7 @@ def inputs_of(node: AnyNode) -> list[Ref]:
     if isinstance(node, (Write, Fill, Guard, Save)):
         return refs(node.value)
     if isinstance(node, Log):
-        return refs(node.parts)
+        return refs(node.parts) if node.after is None else [*refs(node.parts), node.after]
     if isinstance(node, Skip):
         return list(node.values)
     if isinstance(node, Stop):

@@ -63,6 +63,24 @@ def prune(graph: Graph) -> Graph:
     return replace(graph, nodes=nodes, bounds=bounds)
 
 
+def silent(graph: Graph) -> Graph:
+    """The same graph without logs: for a run that will be done again."""
+    quiet = [_silent(node) for node in graph.nodes]
+    place = {old: new for new, old in enumerate([n for n, one in enumerate(quiet) if one])}
+    nodes = tuple([_moved(quiet[old], place) for old in place])  # type: ignore[arg-type]
+    return replace(graph, nodes=nodes, bounds=tuple([_bound(one, place) for one in graph.bounds]))
+
+
+def _silent(node: AnyNode) -> AnyNode | None:
+    if not isinstance(node, Loop):
+        return None if isinstance(node, Log) else node
+    kept = [number for number, one in enumerate(node.body) if not isinstance(one, Log)]
+    first = len(node.takes) + len(node.along)
+    place = {n: n for n in range(first)} | {first + old: first + n for n, old in enumerate(kept)}
+    body: Any = tuple([_moved(node.body[old], place) for old in kept])
+    return replace(node, body=body, gives=_arg(node.gives, place)) if kept else None
+
+
 def invokes_of(graph: Graph) -> set[int]:
     """The invokes whose sites a graph names."""
     inside = [one for node in graph.nodes if isinstance(node, Loop) for one in node.body]
@@ -156,7 +174,7 @@ def _moved(node: AnyNode, place: dict[int, int]) -> AnyNode:
         expected = _arg(node.expected, place)
         return replace(node, value=_arg(node.value, place), expected=expected)
     if isinstance(node, Log):
-        return replace(node, parts=_arg(node.parts, place))
+        return replace(node, parts=_arg(node.parts, place), after=_arg(node.after, place))
     if isinstance(node, Skip):
         return replace(node, values=_arg(node.values, place))
     if isinstance(node, Stop):

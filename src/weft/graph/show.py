@@ -98,7 +98,8 @@ def _body(node: AnyNode) -> str:
         case Save():
             return f"save {node.name!r} = {_arg(node.value)}"
         case Log():
-            return f"log {_args(node.parts, ())}"
+            after = "" if node.after is None else f" after {_arg(node.after)}"
+            return f"log {_args(node.parts, ())}{after}"
         case Skip():
             return _skip(node)
         case Stop():

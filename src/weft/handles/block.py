@@ -24,7 +24,7 @@ from weft.errors import (
 from weft.families.call import ModelCall
 from weft.graph.folding import folded
 from weft.graph.node import Const, Graph
-from weft.graph.passes import asks_nothing, prune
+from weft.graph.passes import asks_nothing, prune, silent
 from weft.graph.site import Site
 from weft.run.turns import check_turns
 from weft.signatures.later import Later, overwritten_by
@@ -228,7 +228,8 @@ class Block:
         """Runs what is recorded so far, for a number that the block needs."""
         if self._place.kind == "server":
             self._announce()
-        reply = self._place.backend.run(self._request(graph, constants, look=True))
+        request = self._request(silent(graph), constants, look=True)
+        reply = self._place.backend.run(request)
         self._note(reply)
         return reply.saved
 

@@ -18,7 +18,7 @@ import torch
 from weft.client.backend import Request
 from weft.engine.forecast import sizes
 from weft.engine.turns import turns_for
-from weft.errors import UnknownOptionError
+from weft.errors import InputError, UnknownOptionError
 from weft.families.call import ModelCall
 from weft.families.decoding import Decoding
 from weft.families.forward import TENSOR_NAMES
@@ -29,6 +29,7 @@ from weft.kernels.aval import Aval, contiguous
 from weft.run.estimate import Estimate, estimate
 from weft.signatures.later import Later
 from weft.signatures.signature import Signature
+from weft.trace.lines import user_line, where
 from weft.trace.steps import Chosen, Steps
 
 from .options import check_blocking, split
@@ -193,6 +194,12 @@ class Steppings:
 
 def open_generator(handle: Any, inputs: tuple, options: dict[str, Any]) -> Generator:
     """`LanguageModel.generate`."""
+    if "use_cache" not in handle._facts.takes:
+        raise InputError(
+            f"a model of type {handle._facts.model_type!r} cannot generate: it gives no next token",
+            line=where(user_line()),
+            fix="trace it: model.trace(...)",
+        )
     own, rest = split(options)
     place = handle._places.pick(own.remote)
     check_blocking(own, place)

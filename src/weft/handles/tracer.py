@@ -94,7 +94,11 @@ class Tracer(Block):
         return self._handle.output
 
     def log(self, *parts: Any) -> None:
-        """Prints text and values when the values exist."""
+        """Prints text and values as soon as they exist, in the order of the block's lines.
+
+        In a generation the lines of an invoke come step by step: text alone belongs to the step
+        that it stands in, and outside of loops to step 0; with values it comes at every step.
+        """
         self._recorder.log(parts)
 
     def cache(

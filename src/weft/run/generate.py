@@ -86,7 +86,7 @@ def _run(whole: Drive, decoders: Sequence[Decoder]) -> Results:
             ended = parts[-1].ended
         return Results(interpreter.end(), None, ended)
     finally:
-        del whole.interpreter  # it knows its host: no cycle may hold tensors
+        whole.leave()
         for decoder in decoders:
             decoder.close()
 

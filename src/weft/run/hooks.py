@@ -138,7 +138,12 @@ class Drive:
                 result = self.forward(args, kwargs, line)
             return Results(interpreter.end(result), result, self.ended)
         finally:
-            del self.interpreter  # it knows its host: no cycle may hold tensors
+            self.leave()
+
+    def leave(self) -> None:
+        """Lets go of the interpreter, which knows its host: no cycle may hold tensors."""
+        self.interpreter.close()
+        del self.interpreter
 
     def guarded(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         """The caller's tensors never change: edits in place and histories get copies of them."""

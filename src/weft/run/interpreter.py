@@ -58,7 +58,7 @@ from .firing import SiteSteps, type_text
 from .frame import Frame
 from .host import Host
 from .late import late_edit, what
-from .logs import log_text
+from .logs import Lines, unreached
 from .lower import Env, lower
 from .memory import Memory, storage, version
 from .plan import plan
@@ -92,7 +92,7 @@ class Interpreter:
         self.plan = plan(graph, strict)
         self._constants = constants
         self._host = host
-        self._on_log = on_log
+        self._lines = Lines(self.plan.logs, on_log)
         self._watch = watch
         self._memory = Memory(graph, self.plan, host)
         self._memory.taken = self.plan.taken if self.takes else frozenset()
@@ -200,6 +200,8 @@ class Interpreter:
         for site in [*sites]:
             if self._pending.pop(site, None) is not None:
                 self.left_out[site] = None
+        if self.plan.logs:
+            self._lines.skip(unreached(self.plan, self.left_out))
 
     def is_blocked(self, site: Site) -> bool:
         """Whether an edit of this site waits for a site of another invoke."""
@@ -212,11 +214,16 @@ class Interpreter:
             if self._pending or not self.left_out:
                 raise self._not_reached()
             self._saves += reached(self.plan, self._waits, self._memory)
+        self._lines.close()
         self._memory.check_saves()
         if result is not None:
             self._memory.unshare(tensors(result))
         self._saves.sort(key=lambda save: save[0].index)
         return {step.node.name: _filled(step, kept) for step, kept in self._saves}
+
+    def close(self) -> None:
+        """Prints what still waits for its turn: to be called in any case, also after an error."""
+        self._lines.close()
 
     # The loop
 
@@ -389,7 +396,7 @@ class Interpreter:
 
     def _log(self, step: Step) -> None:
         parts, _ = step.args.build(self._memory.inputs(step))  # type: ignore[union-attr]
-        self._on_log(" ".join(map(log_text, parts)))
+        self._lines.say(step.index, parts)
 
     def _give(self, step: Step, results: list[torch.Tensor]) -> None:
         if len(results) != step.outs:

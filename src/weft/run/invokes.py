@@ -115,7 +115,7 @@ class _Block:
                 ended = self._forward(group)
             return Results(interpreter.end(), None, ended)
         finally:
-            del self._whole.interpreter  # it knows its host: no cycle may hold tensors
+            self._whole.leave()
 
     def _forwards(self) -> Sequence[list[int] | Lot]:
         """The forwards to run, in order."""

@@ -42,6 +42,7 @@ from weft.kernels.execute import MAKERS
 from weft.kernels.table import FUNCTIONS
 
 from .link import Linker
+from .logs import logs_in_order
 from .lower import Args, lower
 from .steps import Plan, Step, line_of
 
@@ -95,6 +96,7 @@ class _Planner:
             while not all(live[n] for n in self.partners(live)):
                 live = self.live(self.partners(live))
         Linker(self.result, self.writers).link([s for s in self.steps if live[s.index]])
+        self.result.logs = logs_in_order(self.result)
         return self.result
 
     # Lowering: arguments, slots, families
@@ -173,6 +175,7 @@ class _Planner:
 
     def lower_log(self, step: Step, node: Log) -> None:
         step.args = Args(node.parts, (), self.base, step.uses)
+        lower(node.after, self.base, step.uses)
 
     def lower_skip(self, step: Step, node: Skip) -> None:
         step.args = Args(node.values, (), self.base, step.uses)

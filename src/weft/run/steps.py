@@ -73,6 +73,7 @@ class Plan:
         "fills",
         "nodes",
         "left",
+        "logs",
         "maker",
         "members",
         "params",
@@ -100,6 +101,7 @@ class Plan:
         self.skips: dict[Site, Site] = {}  # outputs of skipped modules -> where they begin
         self.taken: frozenset[int] = frozenset()  # slots of sites that are only read and saved
         self.quick: dict[Site, Any] = {}  # those of them where it is the whole of one output
+        self.logs: tuple[int, ...] = ()  # the nodes that print, in the order of what they print
         self.count = 0
         self.fills = False  # whether anything is copied into the model's own tensors
         self.backwards: list[int] = []  # live ones

@@ -269,9 +269,11 @@ class Recorder(Recording):
         return self.saves.value(value, name)
 
     def log(self, parts: tuple) -> None:
-        """Prints `parts` when they exist."""
+        """Prints `parts` when they exist, below what was logged before."""
         walk = Walk(self, "log")
-        self.append(Log(parts=tuple([walk.lower(part) for part in parts]), at=self.here()))
+        lowered = tuple([walk.lower(part) for part in parts])
+        after = None if self.steps is None else self.steps.moment(lowered)
+        self.append(Log(parts=lowered, after=after, at=self.here()))
 
     # -- the end -----------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from weft.errors import GradientError, NotReachedError, RecordingError
 from weft.graph.loops import odd_result
-from weft.graph.node import STEP_DRAWS, AnyNode, Bound, Read
+from weft.graph.node import STEP_DRAWS, AnyNode, Arg, Bound, Read, Ref, refs
 from weft.graph.site import RESULT, Site
 from weft.kernels.aval import Aval, dtype_name
 
@@ -173,6 +173,15 @@ class Steps:
     def first_draw(step: int) -> int:
         """The number of the first draw in a loop's body; below are those of the template."""
         return step * STEP_DRAWS + STEP_DRAWS // 2
+
+    def moment(self, parts: tuple[Arg, ...]) -> Ref | None:
+        """What a log of these parts waits for, so that text belongs to the step it stands in, and
+        outside of loops to step 0; None where it has values of its own to wait for."""
+        recorder = self.recorder
+        if refs(parts) or recorder.invoke is None:
+            return None
+        self._pinned.append((len(recorder.nodes), len(recorder.nodes) + 2))  # this, and the log
+        return recorder.sites.read_leaf(recorder.first_input("", "inputs", None))._ref
 
     # -- the result --------------------------------------------------------------------------
 
