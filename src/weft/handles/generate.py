@@ -32,6 +32,7 @@ from weft.signatures.signature import Signature
 from weft.trace.steps import Chosen, Steps
 
 from .options import check_blocking, split
+from .session import join, remote_of
 from .tracer import Tracer
 from .where import Place
 
@@ -194,7 +195,7 @@ class Steppings:
 def open_generator(handle: Any, inputs: tuple, options: dict[str, Any]) -> Generator:
     """`LanguageModel.generate`."""
     own, rest = split(options)
-    place = handle._places.pick(own.remote)
+    place = handle._places.pick(remote_of(handle, own.remote))
     check_blocking(own, place)
     if own.grad:
         raise UnknownOptionError(
@@ -205,7 +206,7 @@ def open_generator(handle: Any, inputs: tuple, options: dict[str, Any]) -> Gener
     seed = own.seed if own.seed is not None else int(torch.randint(2**62, ()))
     sampling = sampling_of({**rest, "seed": seed}, handle._generation_defaults())
     several = handle._is_empty(inputs, tensors)
-    return Generator(
+    generator = Generator(
         handle,
         None if several else handle._prepare(inputs, tensors),
         place,
@@ -216,3 +217,5 @@ def open_generator(handle: Any, inputs: tuple, options: dict[str, Any]) -> Gener
         device=own.device,
         blocking=own.blocking,
     )
+    join(generator, place)
+    return generator
