@@ -377,3 +377,41 @@ def test_a_generation_that_is_over_is_not_kept() -> None:
     del one
     gc.collect()
     assert not any(one() for one in gone)
+
+
+@torch.no_grad()
+def test_who_leaves_with_a_turn_has_no_token_of_it() -> None:
+    net = zoo.build("qwen3")
+    requests = [(zoo.tokens(3), {"max_new_tokens": 6}), (zoo.tokens(5), {"max_new_tokens": 6})]
+    expected = [run(net, one) for one in _ones(net, requests)]
+    ones = _ones(net, requests)
+    with closing(Decodings(net, shared=True)) as decodings:
+        numbers = [decodings.add(one) for one in ones]
+        turns = 0
+        while (turn := decodings.turn()) is not None:
+            turns += 1
+            output = net(**turn.call[1])
+            if turns == 4:  # two prompts, a step, and this one
+                output.logits[0] = float("nan")
+            decodings.took(output, [numbers[0]] if turns == 4 else [])
+    assert torch.equal(ones[0].result, expected[0][:, : 3 + 2])
+    assert torch.equal(ones[1].result, expected[1])
+    assert not decodings.errors
+
+
+@torch.no_grad()
+def test_a_turn_that_is_dropped_ends_all_that_are_in_it() -> None:
+    net = zoo.build("qwen3")
+    requests = [(zoo.tokens(n), {"max_new_tokens": 4}) for n in (3, 3, 5)]
+    expected = [run(net, one) for one in _ones(net, requests)]
+    ones = _ones(net, requests)
+    with closing(Decodings(net, shared=True)) as decodings:
+        for one in ones:
+            decodings.add(one)
+        first = decodings.turn()
+        assert first is not None and [place.number for place in first.places] == [0, 1]
+        decodings.drop()
+        while (turn := decodings.turn()) is not None:
+            decodings.took(net(**turn.call[1]))
+    assert [one.result.shape[1] for one in ones] == [3, 3, 9]
+    assert torch.equal(ones[2].result, expected[2])

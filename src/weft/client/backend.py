@@ -28,7 +28,8 @@ class Request:
     `grad`, there too, what is saved stays connected to weights and constants.
 
     In a generation `sampling` says how (`families.sampling.Sampling`), and `decoders(module)` gives
-    a `run.generate.Decoder` for each invoke, where the module is in this process.
+    a `run.generate.Decoder` for each invoke, where the module is in this process. `sharer` is asked
+    which of them may share forwards (`run.joined.Sharer`).
     """
 
     graph: Graph
@@ -45,6 +46,7 @@ class Request:
     merger: Any = None
     sampling: Any = None
     decoders: Callable[[torch.nn.Module], Sequence[Any]] | None = None
+    sharer: Any = None
 
     @property
     def calls(self) -> tuple[tuple[tuple[Any, ...], Mapping[str, Any]], ...]:

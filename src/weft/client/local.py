@@ -44,5 +44,6 @@ class LocalBackend:
             strict=request.strict,
             device=request.device,
             overwritten=request.overwritten,
+            sharer=None if request.alone else request.sharer,
         )
         return Reply(results.saved, results.ended)

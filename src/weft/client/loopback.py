@@ -16,6 +16,7 @@ from weft.engine.draw import draw, overwritten_by
 from weft.engine.known import Known
 from weft.engine.merging import merger_of
 from weft.engine.opened import open_submit
+from weft.engine.stepping import sharer_of
 from weft.errors import WeftError
 from weft.settings import Settings, load
 from weft.wire import frames
@@ -62,6 +63,7 @@ class LoopbackBackend:
             job,
             overwritten=overwritten_by(known, *job.calls, graph=job.graph, sampling=job.sampling),
             merger=merger_of(known),
+            sharer=sharer_of(known),
             tokenizer=known.tokenizer,
             limits=limits,
             strict=submit.strict,

@@ -37,6 +37,7 @@ from weft.graph.site import Site, Where
 from weft.kernels.frames import to_frame, to_tensor
 from weft.run.generate import run_generations
 from weft.run.invokes import run_all
+from weft.run.joined import Sharer
 from weft.run.price import short
 from weft.run.rows import Merger
 from weft.run.structure import mapped
@@ -87,6 +88,7 @@ def draw(
     limits: Limits,
     strict: bool = True,
     merger: Merger | None = None,
+    sharer: Sharer | None = None,
     tokenizer: Any = None,
     on_log: Callable[[str], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
@@ -119,6 +121,7 @@ def draw(
             if opened.sampling is not None:
                 moved = [call.to(device) for call in opened.calls]
                 each = decoders(net, moved, opened.sampling, tokenizer)
+                options["sharer"] = None if opened.alone else sharer
                 found = run_generations(opened.graph, constants, net, [*each], **options)
             else:
                 merger = None if opened.alone else merger

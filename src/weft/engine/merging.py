@@ -289,7 +289,7 @@ def _piece(
     aval = dict(here.tensors).get(leaf)
     if dims is None or aval is None or here.tree != there.tree or here.index != there.index:
         return None
-    if not any("B" in factors for factors in dims) or _overlaps(aval):
+    if not any("B" in factors for factors in dims) or overlaps(aval):
         return None
     rows, length, batch, width = size
     sizes = {"B": rows[1] - rows[0], "S": length}
@@ -302,7 +302,7 @@ def _piece(
     return Piece(dims, rows, length, batch, width, tuple(aval.shape), tuple(aval.stride))
 
 
-def _overlaps(aval: Aval) -> bool:
+def overlaps(aval: Aval) -> bool:
     return any(n > 1 and s == 0 for n, s in zip(aval.shape, aval.stride, strict=True))
 
 

@@ -15,7 +15,6 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 from weft.errors import InputError
 from weft.families.call import ModelCall
@@ -242,12 +241,9 @@ def _leaf(one: Any, other: Any, low: int, high: int, length: int) -> Any:
     return intern(shape, stride, number(one.offset, other.offset), one.dtype)
 
 
-_TURNS: WeakKeyDictionary[Signatures, Turns] = WeakKeyDictionary()
-
-
 def turns_for(signatures: Signatures, facts: LanguageFacts, ask: Ask | None = None) -> Turns:
     """The steps of the generations of the model that has these signatures."""
-    found = _TURNS.get(signatures)
-    if found is None:
-        found = _TURNS[signatures] = Turns(signatures, facts, ask)
+    found = signatures.kept.get("turns")
+    if found is None:  # they know the signatures: no table of ours may hold both
+        found = signatures.kept["turns"] = Turns(signatures, facts, ask)
     return found

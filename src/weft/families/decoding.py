@@ -52,13 +52,13 @@ class Decoding:
         self, net: nn.Module, call: ModelCall, sampling: Sampling, tokenizer: Any = None
     ) -> None:
         self.net: Any = net
-        self.facts = _facts_of(net)
+        self.facts = self._facts_of(net)
         self.sampling = sampling
         self.step = 0
         self.over = False
         self.tokens: Tensor | None = None
         self.prompt = call
-        self.ids = _ids_of(call)
+        self.ids = self._ids_of(call)
         self.mask = _mask_of(call)
         self.longest = self._longest()
         stopped = stop_strings(sampling, tokenizer)
@@ -123,6 +123,14 @@ class Decoding:
         self.kept = {}
         self._open.close()
 
+    # -- what a kind of model has of its own (`encoded`) -------------------------------------------
+
+    def _facts_of(self, net: Any) -> LanguageFacts:
+        return _facts_of(net)
+
+    def _ids_of(self, call: ModelCall) -> Tensor:
+        return _ids_of(call)
+
     # -- calls -------------------------------------------------------------------------------------
 
     def _inputs(self, last: int | None, first: bool) -> dict[str, Any]:
@@ -131,6 +139,11 @@ class Decoding:
     def _grow(self, output: Any) -> None:
         """One position more; the cache is the one that the model says it is."""
         self.kept = self.net._update_model_kwargs_for_generation(output, self.kept)
+
+    @property
+    def _start(self) -> int:
+        """Tokens that the answer goes on from."""
+        return self.prompt.length or 0
 
     @property
     def _embeds(self) -> bool:
@@ -169,7 +182,7 @@ class Decoding:
 
     def _longest(self) -> int:
         """Tokens of `ids` at the end, at most. Raises InputError where that cannot be."""
-        length, start = self.ids.shape[1], self.prompt.length or 0
+        length, start = self.ids.shape[1], self._start
         made_for = getattr(self.net.config, "max_position_embeddings", None)
         longest = self.sampling.longest(length, made_for)
         if self._embeds and self.sampling.max_new_tokens is None and self.sampling.max_length:
@@ -214,10 +227,7 @@ def _facts_of(net: Any) -> LanguageFacts:
             fix="use weft.LanguageModel with a causal language model",
         )
     if getattr(net.config, "is_encoder_decoder", False):
-        raise InputError(
-            f"{type(net).__name__} has an encoder: generation from one is not offered",
-            fix="trace single forwards, with decoder_input_ids",
-        )
+        raise InputError(f"{type(net).__name__} has an encoder", fix="use EncoderDecoding")
     return language_facts(net.config, type(net))
 
 

@@ -19,12 +19,13 @@ allows it is decided elsewhere (`engine.sharing`); without, and where rotary emb
 length, one generation runs after another. What a generation itself does not allow (no cache, a
 padded prompt, a cache of another kind) runs alone, its forwards between those of the others.
 
-Not here: graphs. A forward that raises ends all who are in it: `close`, then begin anew.
+Not here: graphs (`run.joined`). A forward that raises ends all who are in it: `close`, then begin
+anew.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -35,9 +36,11 @@ from weft.errors import SamplingError
 from weft.run.part import ModuleCall
 
 from .caches import caches_in, can_join, fresh_cache, join, narrow
+from .call import ModelCall
 from .decoding import Decoding, inputs_of
 from .forward import language_facts
 from .ropes import moving_ropes
+from .sampling import Sampling
 
 LARGEST = 1 << 15
 """Tokens of one shared prompt forward."""
@@ -102,7 +105,7 @@ class Decodings:
         """A generation that has not begun; it joins at the next turn. Its number."""
         number, self._count = self._count, self._count + 1
         self._all[number] = decoding
-        self._may_share[number] = not self._in_turn and _may_share(decoding)
+        self._may_share[number] = not self._in_turn and may_share(decoding)
         self._waiting.append(number)
         return number
 
@@ -141,20 +144,32 @@ class Decodings:
         return None if self._now is None else self._now[1]
 
     @torch.no_grad()
-    def took(self, output: Any) -> None:
+    def took(self, output: Any, leaving: Collection[int] = ()) -> None:
         """Takes what the forward of the turn gave: `output.logits` `[rows, pos, vocab]`.
 
-        Where nothing can be drawn for a generation, it ends; any other error ends all of them.
+        Those that are `leaving` end here, and no token is chosen for them. Where nothing can be
+        drawn for a generation, it ends; any other error ends all of them.
         """
         assert self._now is not None, "there is no turn to take anything of"
         kind, turn = self._now
         with self._closed_by_errors():
-            if kind == "alone":
-                self._go_on_alone(turn.places[0].number, output)
-            else:
+            for number in leaving:
+                self._all[number].close()
+            if kind != "alone":
                 self._go_on(kind, turn, output)
+            elif not self._all[turn.places[0].number].over:
+                self._go_on_alone(turn.places[0].number, output)
             self._let_go()
             self._now = None
+
+    def drop(self) -> None:
+        """The forward of the turn came to nothing that is needed: all that are in it end here."""
+        assert self._now is not None, "there is no turn to drop"
+        _, turn = self._now
+        for place in turn.places:
+            self._all[place.number].close()
+        self._let_go()
+        self._now = None
 
     def _go_on(self, kind: str, turn: Turn, output: Any) -> None:
         logits = output.logits[:, -1]
@@ -162,6 +177,8 @@ class Decodings:
             self._absorb(turn, output)
         for place in turn.places:
             self._lengths[place.number] = place.length
+            if self._all[place.number].over:
+                continue  # it leaves
             try:
                 self._all[place.number].take(logits[slice(*place.rows)])
             except SamplingError as error:
@@ -310,14 +327,20 @@ class Decodings:
         return (), inputs_of(self.net, ids, None, first, {**kept, **cache, "use_cache": True})
 
 
-def _may_share(one: Decoding) -> bool:
-    """Whether a generation's rows can stand beside others: tokens without padding, a cache of a
-    kind that can be put together, and the model's result is logits alone."""
-    plain = one.prompt.kwargs.keys() <= {"input_ids", "use_cache"} and one.mask is None
-    more = one.sampling.output_attentions or one.sampling.output_hidden_states
+def may_share(one: Decoding) -> bool:
+    """Whether a generation's rows can stand beside others: it is plain, and has a cache of a kind
+    that can be put together."""
+    if not is_plain(one.prompt, one.sampling):
+        return False
     cache = fresh_cache(one.net)
-    joins = bool(cache) and all(can_join(it) for it in cache.values())
-    return plain and one.uses_cache and not more and joins
+    return bool(cache) and all(can_join(it) for it in cache.values())
+
+
+def is_plain(prompt: ModelCall, sampling: Sampling) -> bool:
+    """Whether a generation is from tokens without padding, with a cache, and the model's result is
+    logits alone."""
+    more = sampling.output_attentions or sampling.output_hidden_states or not sampling.use_cache
+    return prompt.kwargs.keys() <= {"input_ids", "use_cache"} and prompt.mask is None and not more
 
 
 def _looks(one: Decoding) -> tuple[int, int]:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from weft.client.backend import Request
-from weft.engine.forecast import sizes
+from weft.engine.forecast import Foreseen, forecast_steps, sizes
+from weft.engine.stepping import Stepping, sharer
 from weft.engine.turns import turns_for
 from weft.errors import InputError, UnknownOptionError
 from weft.families.call import ModelCall
@@ -101,10 +102,12 @@ class Generator(Tracer):
 
     def plan(self) -> Estimate:
         """What the recorded graph costs at all steps, beyond the model's own work: by line, by
-        site, and in all. Which forwards there are is not told."""
-        graph = self._frozen[0] if self._frozen is not None else self._recorder.graph()
-        size = sizes(self._handle._weights.skeleton())
-        return estimate(prune(graph), self._index(), size=size)
+        site, and in all; and which invokes share steps."""
+        graph = prune(self._frozen[0] if self._frozen is not None else self._recorder.graph())
+        net = self._handle._weights.skeleton()
+        ones = [Foreseen(call, self.sampling) for call in self._calls]
+        passes = forecast_steps(graph, ones, None if self._alone else self._sharer(), net)
+        return estimate(graph, self._index(), passes, sizes(net))
 
     # -- what a block asks of its model --------------------------------------------------------
 
@@ -148,7 +151,11 @@ class Generator(Tracer):
         def decoders(net: torch.nn.Module) -> Sequence[Any]:
             return [Decoding(net, call, sampling, self._tokenizer()) for call in calls]
 
-        return replace(request, decoders=decoders, sampling=sampling)
+        return replace(request, decoders=decoders, sampling=sampling, sharer=self._sharer())
+
+    def _sharer(self) -> Stepping | None:
+        several = len(self._calls) > 1
+        return sharer(self._handle._signatures, self._handle._facts) if several else None
 
     def _tokenizer(self) -> Any:
         return self._handle.tokenizer if self.sampling.stop_strings else None

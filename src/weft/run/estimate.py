@@ -67,11 +67,12 @@ class Visit:
 
 @dataclass(frozen=True)
 class Forward:
-    """The invokes of one forward pass. Where it is not `shared`, each of several has a pass of its
-    own, and they take turns."""
+    """The invokes of one forward pass, or of a generation's. Where it is not `shared`, each of
+    several has a pass of its own, and they take turns. `steps`: they are generations."""
 
     invokes: tuple[int, ...]
     shared: bool = False
+    steps: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 What is called, and when it is over, a `Decoder` says (`families.decoding`); here its forwards are
 called with the graph's hooks of their step. The forwards stop where nothing is left to do; a
-generation whose ids nobody wants ends with the last step that is needed.
+generation whose ids nobody wants ends with the last step that is needed. With a `Sharer` those of
+several invokes share forwards (`joined`).
 
     run_generations(graph, constants, module, [decoder])
 """
@@ -19,9 +20,9 @@ from weft.graph.node import Graph
 from weft.graph.site import RESULT, Leaf, Site
 
 from .hooks import Drive, Results, normal_mode
+from .joined import Joined, Sharer, lanes
 from .part import ModuleCall, Part
 from .structure import mapped
-from .turns import passes
 from .watch import Watch
 from .weave import Loom
 
@@ -58,27 +59,31 @@ def run_generations(
     device: torch.device | str | None = None,
     overwritten: Callable[[Site, Leaf], bool] | None = None,
     watch: Watch | None = None,
+    sharer: Sharer | None = None,
 ) -> Results:
     """As `invokes.run_all`, with a generation for each invoke of the graph.
 
-    An invoke without a site is not generated. Values of steps that did not happen, because a
+    An invoke without a site is not generated. With a `sharer` those that it lets share forwards do;
+    without, each has forwards exactly as alone. Values of steps that did not happen, because a
     generation was over before, are left out of what is saved.
     """
     whole = Drive(graph, constants, module, strict, on_log or print, overwritten, watch)
     with normal_mode(), whole.interpreter.mode(module):
-        found = _run(whole, decoders)
+        found = _run(whole, decoders, sharer)
     if device is not None:
         found.saved = mapped(found.saved, lambda tensor: tensor.to(device))
     return found
 
 
-def _run(whole: Drive, decoders: Sequence[Decoder]) -> Results:
+def _run(whole: Drive, decoders: Sequence[Decoder], sharer: Sharer | None) -> Results:
     interpreter = whole.interpreter
     ended = None
     try:
         interpreter.begin()
-        for group in passes(interpreter.plan):
-            parts = [Turns(whole, invoke, decoders[invoke]) for invoke in group]
+        for group, shared in lanes(interpreter.plan, decoders, sharer, whole.module):
+            parts: list[Part] = [Turns(whole, invoke, decoders[invoke]) for invoke in group]
+            if shared and sharer is not None:
+                parts = [Joined(whole, group, decoders, sharer)]
             if len(parts) == 1:
                 parts[0].call()
             else:

@@ -50,7 +50,7 @@ def _sums(found: Estimate) -> list[tuple[str, str]]:
 
 
 def passes_text(forwards: Iterable[Forward]) -> str:
-    """`0 and 2 share one; 1 alone`."""
+    """`0 and 2 share one; 1 alone`; of generations `0 and 2 share steps; 1 alone`."""
     return "; ".join([_forward(one) for one in forwards]) or "none"
 
 
@@ -59,7 +59,9 @@ def _forward(one: Forward) -> str:
     if len(named) == 1:
         return f"{named[0]} alone"
     listed = f"{', '.join(named[:-1])} and {named[-1]}"
-    return f"{listed} share one" if one.shared else f"{listed} take turns, each with its own"
+    if one.shared:
+        return f"{listed} share {'steps' if one.steps else 'one'}"
+    return f"{listed} take turns, each with its own"
 
 
 def _line(one: Line) -> Row:

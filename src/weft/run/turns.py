@@ -50,6 +50,20 @@ def passes(plan: Plan) -> list[list[int]]:
     return _components(needs)
 
 
+def levels(plan: Plan) -> list[list[list[int]]]:
+    """The groups of `passes`, level by level: a group needs values of lower levels alone."""
+    needs = _needs(plan)
+    level: dict[int, int] = {}
+    found: list[list[list[int]]] = []
+    for group in _components(needs):
+        below = {other for one in group for other in needs[one]}.difference(group)
+        mine = 1 + max([level[other] for other in below], default=-1)
+        level.update(dict.fromkeys(group, mine))
+        found += [[] for _ in range(mine + 1 - len(found))]
+        found[mine].append(group)
+    return found
+
+
 def check_turns(graph: Graph, order: Callable[[Site], int]) -> None:
     """Raises `LateEditError`, with both lines, where the edits of invokes wait for each other."""
     plan = plan_of(graph)

@@ -212,6 +212,8 @@ class Signatures:
         self._known: dict[Any, _Known] = {}
         self._kin: dict[Family, _Kin] = {}
         self.rules = Rules(self._passes.device_of, asker)
+        self.kept: dict[str, Any] = {}
+        """What others make of this model, by names of their own."""
 
     @property
     def passes(self) -> int:

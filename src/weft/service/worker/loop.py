@@ -25,6 +25,7 @@ from weft.engine.kept import Kept
 from weft.engine.known import Known
 from weft.engine.merging import merger_of
 from weft.engine.opened import Opened, open_submit
+from weft.engine.stepping import sharer_of
 from weft.engine.weights import refuse_other_weights
 from weft.errors import CancelledError, ServerError, WeftError
 from weft.graph.frame import Frame
@@ -166,6 +167,7 @@ class Worker:
                 opened,
                 overwritten=told,
                 merger=merger_of(self._known),
+                sharer=sharer_of(self._known),
                 tokenizer=self._known.tokenizer,
                 limits=self._limits,
                 strict=strict,
