@@ -19,6 +19,7 @@ from torch import nn
 import weft
 from tests.language.autograd import gradients
 from tests.language.hooks import hook_count, with_hooks
+from weft.errors import UnknownOptionError
 from weft.testing import tiny_path
 from weft.testing.same import bounded, moves
 
@@ -250,6 +251,43 @@ def alignment_search(found: Found) -> None:
     assert found["last"] < 0.5 * found["first"]
 
 
+def sessions(found: Found) -> None:
+    key, at = layer(found["LAYER"]), (slice(None), -1)
+    prompts = [f"The capital of {name} is" for name in found["COUNTRIES"]]
+    streams = torch.stack([with_hooks(net(), {key: None}, ids(one))[key][0, -1] for one in prompts])
+    torch.manual_seed(0)  # both trainings again, by hand
+    probe, vector = nn.Linear(128, 3), nn.Parameter(torch.zeros(128))
+    optimizer = torch.optim.Adam(probe.parameters(), lr=0.02)
+    for loss_found in found["probe_losses"]:
+        loss = nn.functional.cross_entropy(probe(streams), torch.arange(3))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        bounded(torch.tensor(loss_found), loss.detach())
+    assert found["guessed"].tolist() == [0, 1, 2]
+    optimizer, kept = torch.optim.Adam([vector], lr=1.0), {}
+
+    def steer(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
+        moved = output[:, -1:] + vector
+        kept["read"] = probe(moved[:, 0])
+        return torch.cat([output[:, :-1], moved], 1)
+
+    handle = net().get_submodule(f"model.layers.{found['LAYER']}").register_forward_hook(steer)
+    try:
+        for loss_found in found["losses"]:
+            said = net()(ids(found["PROMPT"])).logits[:, -1]
+            loss = nn.functional.cross_entropy(said, torch.tensor([found["target"]]))
+            loss = loss + nn.functional.cross_entropy(kept["read"], torch.tensor([1]))
+            bounded(torch.tensor(loss_found), loss.detach())
+            (vector.grad,) = torch.autograd.grad(loss, [vector])
+            optimizer.step()
+    finally:
+        handle.remove()
+    assert found["losses"][-1] < 0.5 * found["losses"][0]
+    bounded(found["steered"], last(found["PROMPT"], {key: added(at, vector.detach())}))
+    bounded(found["patched"], last(found["PROMPT"], {key: put(at, streams[1])}))
+
+
 ORACLES: dict[str, Callable[[Found], None]] = {
     "01_logit_lens": logit_lens,
     "02_activation_patching": activation_patching,
@@ -261,7 +299,10 @@ ORACLES: dict[str, Callable[[Found], None]] = {
     "08_sparse_autoencoder": sparse_autoencoder,
     "09_lora": lora,
     "10_distributed_alignment_search": alignment_search,
+    "11_sessions": sessions,
 }
+
+HERE_ONLY = {"11_sessions"}  # a session is of one machine
 
 
 # -- they run --------------------------------------------------------------------------------------
@@ -280,14 +321,21 @@ def server() -> Iterator[Any]:
         yield weft.LanguageModel(tiny_path(), remote=running.url)
 
 
+def run(script: Path, model: Any, monkeypatch: pytest.MonkeyPatch) -> Found:
+    """One handle for all scripts of a place: the source is the same, only where it runs is not."""
+    monkeypatch.setattr(weft, "LanguageModel", {tiny_path(): model}.__getitem__)
+    return runpy.run_path(str(script), run_name="__main__")
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("place", ["here", "server"])
 def test_a_script_finds_what_hooks_find(script, place, request, monkeypatch, capsys):
-    """One handle for all scripts of a place: the source is the same, only where it runs is not."""
     model = request.getfixturevalue(place)
-    monkeypatch.setattr(weft, "LanguageModel", {tiny_path(): model}.__getitem__)
-    found = runpy.run_path(str(script), run_name="__main__")
-    ORACLES[script.stem](found)
+    if place == "server" and script.stem in HERE_ONLY:
+        with pytest.raises(UnknownOptionError, match="a session runs on this machine"):
+            run(script, model, monkeypatch)
+        return
+    ORACLES[script.stem](run(script, model, monkeypatch))
     assert capsys.readouterr().out
     assert hook_count(net()) == 0
 

@@ -4,7 +4,7 @@
 run a server in this process, over HTTP on a free port, has the same modules: what a test gets from
 `subjects`, `weft.LanguageModel` and `weft.Model` then runs there by default. A language model's
 tree comes from the server as data; the tree of any other module is that of the test. Tests that are
-only about this process stand in `LOCAL_ONLY`, with the reason.
+only about this process stand in `LOCAL_ONLY`, with the reason; a file may have one of its own.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     module: Any = metafunc.module
     local = f"{module.__name__.rpartition('.')[2]}::{metafunc.function.__name__}"
     there = pytest.param(places.THERE, marks=_ANNOUNCED)
-    both = [places.HERE] if local in LOCAL_ONLY else [places.HERE, there]
+    here = local in LOCAL_ONLY or hasattr(module, "LOCAL_ONLY")  # with the reason
+    both = [places.HERE] if here else [places.HERE, there]
     metafunc.parametrize("place", both, ids=str, indirect=True, scope="session")
 
 

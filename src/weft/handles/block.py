@@ -29,6 +29,7 @@ from weft.graph.site import Site
 from weft.run.turns import check_turns
 from weft.signatures.later import Later, overwritten_by
 from weft.signatures.signature import Signature
+from weft.trace.carry import Carry
 from weft.trace.lines import user_line, where
 from weft.trace.recorder import Recorder
 
@@ -45,6 +46,8 @@ class UnusedEditWarning(UserWarning):
 
 class Block:
     """One block: recorded, run when it closes, its handles filled. See the module's text."""
+
+    _carry: Carry | None = None  # in a session
 
     def __init__(
         self,
@@ -157,6 +160,8 @@ class Block:
         if not self._calls:
             self._without_input()  # or it says what is missing
         graph, constants = self._frozen = recorder.freeze()
+        if self._carry is not None:
+            graph = recorder.graph(self._carry.saves())
         if len(self._calls) > 1:
             check_turns(graph, self._index())
         if not self._runs:
@@ -174,6 +179,8 @@ class Block:
         self.ended = reply.ended
         self._note(reply)
         self.results = self._recorder.deliver(reply.saved)
+        if self._carry is not None:
+            self._carry.deliver(reply.saved)
 
     def _sent(self, job: Any) -> None:
         """The block is on its way: its handles wait for the job."""

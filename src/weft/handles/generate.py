@@ -33,6 +33,7 @@ from weft.trace.lines import user_line, where
 from weft.trace.steps import Chosen, Steps
 
 from .options import check_blocking, split
+from .session import join, remote_of
 from .tracer import Tracer
 from .where import Place
 
@@ -201,7 +202,7 @@ def open_generator(handle: Any, inputs: tuple, options: dict[str, Any]) -> Gener
             fix="trace it: model.trace(...)",
         )
     own, rest = split(options)
-    place = handle._places.pick(own.remote)
+    place = handle._places.pick(remote_of(handle, own.remote))
     check_blocking(own, place)
     if own.grad:
         raise UnknownOptionError(
@@ -212,7 +213,7 @@ def open_generator(handle: Any, inputs: tuple, options: dict[str, Any]) -> Gener
     seed = own.seed if own.seed is not None else int(torch.randint(2**62, ()))
     sampling = sampling_of({**rest, "seed": seed}, handle._generation_defaults())
     several = handle._is_empty(inputs, tensors)
-    return Generator(
+    generator = Generator(
         handle,
         None if several else handle._prepare(inputs, tensors),
         place,
@@ -223,3 +224,5 @@ def open_generator(handle: Any, inputs: tuple, options: dict[str, Any]) -> Gener
         device=own.device,
         blocking=own.blocking,
     )
+    join(generator, place)
+    return generator

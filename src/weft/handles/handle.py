@@ -32,6 +32,7 @@ from .experiment import Experiment, refuse_generation, vet
 from .grid import SEQUENCES, Grid, refuse_single
 from .options import OWN_OPTIONS, Own, check_blocking, split
 from .served import Served
+from .session import Session, join, open_session, remote_of
 from .sweep import Sweep
 from .tracer import Tracer
 from .weights import Fingerprints, Weights
@@ -192,15 +193,14 @@ class Handle(Module):
         refuse_single(function, rest)
         grid = Grid(given)
         grid.check(function)
-        place = self._places.pick(own.remote)
+        place = self._places.pick(remote_of(self, own.remote))
         call = self._prepare(inputs[:-1], rest)
         if place.kind == "here":
             call = call.to(self._weights.device())
 
         def opened() -> Tracer:
-            return Tracer(
-                self, None, place, alone=own.alone, seed=own.seed, device=own.device
-            )  # fmt: skip
+            options: Any = {"alone": own.alone, "seed": own.seed, "device": own.device}
+            return Tracer(self, None, place, **options)
 
         return Sweep(self, call, opened, function, grid, batch)
 
@@ -232,6 +232,20 @@ class Handle(Module):
             fix = "leave it out, or give inplace=True to change this handle"
             raise UnknownOptionError(f"inplace is True or False, not {inplace!r}", fix=fix)
         return edits.Edit(self, edits.calls_for(self, inputs, options), inplace)
+
+    def session(self, *, remote: Remote = None) -> Session:
+        """Opens a session: its blocks share values without `.save()`.
+
+            with model.session():
+                with model.trace(a):
+                    h = model.model.layers[1].output
+                with model.trace(b):
+                    model.model.layers[1].output = h
+
+        Each block runs when it closes. What a variable still holds then can be used in later blocks
+        and between them, until the session ends. remote: False or "local", for all blocks in it.
+        """
+        return open_session(self, remote)
 
     def clear_edits(self) -> None:
         """Forgets all edits of this handle; others on the same model keep theirs."""
@@ -271,11 +285,12 @@ class Handle(Module):
 
     def _tracer(self, inputs: tuple, options: dict[str, Any], runs: bool) -> Tracer:
         own, rest = split(options)
-        place = self._places.pick(own.remote if runs else _checked(own.remote))
+        remote = remote_of(self, own.remote)
+        place = self._places.pick(remote if runs else _checked(remote))
         check_blocking(own, place)
         _check_grad(own, place, runs)
         several = self._is_empty(inputs, rest)
-        return Tracer(
+        tracer = Tracer(
             self,
             None if several else self._prepare(inputs, rest),
             place,
@@ -287,6 +302,9 @@ class Handle(Module):
             blocking=own.blocking,
             runs=runs,
         )
+        if runs:
+            join(tracer, place)
+        return tracer
 
     def _rerun(self, experiment: Experiment, inputs: tuple, options: dict[str, Any]) -> Any:
         """`Experiment.run`."""
@@ -297,7 +315,7 @@ class Handle(Module):
             )
         refuse_generation(experiment.graph)
         self._check_paths(experiment.graph)
-        place = self._places.pick(own.remote)
+        place = self._places.pick(remote_of(self, own.remote))
         _check_grad(own, place, True)
         calls = self._calls_again(experiment.graph, inputs, rest)
         if place.kind == "here":

@@ -67,7 +67,7 @@ class Places:
     def __init__(self, model: InPlaces, local: Backend, default: Remote) -> None:
         self._model = model
         self._local = Place(local, "here", "here")
-        self._default = checked(default) or False
+        self.default = checked(default) or False
         self._auto: Place | None = None
 
     def wanted(self) -> Wanted:
@@ -76,7 +76,7 @@ class Places:
 
     def pick(self, remote: Remote) -> Place:
         """The place that `remote=` means. Raises `UnknownOptionError` for what means none."""
-        asked = self._default if remote is None else remote
+        asked = self.default if remote is None else remote
         if asked is False:
             return self._local
         asked = checked(asked)

@@ -264,6 +264,8 @@ class Recorder(Recording):
     def save_value(self, value: Value, name: str | None) -> Any:
         if not self.open:
             if value._real is not None:
+                if value._kept is not None:
+                    value._kept.settle(value)
                 return value
             raise self._ended(value)
         return self.saves.value(value, name)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from weft.errors import (
@@ -43,6 +44,8 @@ class Recording:
         """Lines at which the block ends the pass."""
         self.steps: Steps | None = None
         """The steps of a generation; None in a single forward."""
+        self.made: list[weakref.ref[Value]] | None = None
+        """All handles, where a session wants to know who is left (`carry`)."""
 
     # -- nodes and lines ---------------------------------------------------------------------
 

@@ -154,7 +154,10 @@ class Saves:
             group[:] = [handle for handle in group if handle is not value]
 
     def _lower(self, item: Any, handles: list[list[Value]]) -> Arg:
-        if isinstance(item, Value) and isinstance(item := self.recorder.own(item), Value):
+        if isinstance(item, Value):
+            if not isinstance(self.recorder.own(item), Value):  # an earlier block has filled it
+                item.save()
+                return None
             self._forget(item)
             group = self.groups[id(item)] = [item]
             handles.append(group)
@@ -172,6 +175,8 @@ class Saves:
 def _values_in(item: Any, found: list[list[Value]]) -> None:
     if isinstance(item, Value) and item._real is None:
         found.append([item])
+    elif isinstance(item, Value):  # filled by an earlier block of this session
+        item.save()
     elif isinstance(item, (list, tuple)):
         for one in item:
             _values_in(one, found)

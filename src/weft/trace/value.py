@@ -9,6 +9,7 @@ This file is the noun only; what operations mean stands in `recorder`.
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from weft.graph.node import Ref
 from weft.kernels.aval import Aval, dtype_name
 
 if TYPE_CHECKING:
+    from .carry import Kept
     from .recorder import Recorder
     from .sites import LeafState
 
@@ -113,6 +115,7 @@ class Value(torch.Tensor):
     _missed: bool = False  # saved, but a stop came first
     _part: tuple[Ref, Any] | None = None
     _real: torch.Tensor | None = None
+    _kept: Kept | None = None  # the session that has filled it, until it ends
 
     @classmethod
     def __torch_function__(
@@ -209,6 +212,8 @@ def make(recorder: Recorder, ref: Ref, aval: Aval, family: Family, time: int, at
     value._family = family
     value._time = time
     value._at = at
+    if recorder.made is not None:
+        recorder.made.append(weakref.ref(value))
     return value
 
 

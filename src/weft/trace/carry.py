@@ -1,0 +1,97 @@
+"""In a session: the values of a block that later blocks may use without having been saved.
+
+When the block closes, every handle that somebody still holds is brought back with what was saved.
+Nobody can use any other later. A carried handle forwards to its tensor, which lives as long as the
+handle does, or until the session ends (`Kept.forget`).
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from weft.graph.node import Ref, Save
+
+from .value import Value
+
+if TYPE_CHECKING:
+    import torch
+
+    from .recorder import Recorder
+
+
+class Kept:
+    """The handles of a session that have a tensor without having been saved."""
+
+    def __init__(self) -> None:
+        self._handles: dict[int, weakref.ref[Value]] = {}
+
+    def __len__(self) -> int:
+        return len(self._handles)
+
+    def fill(self, handle: Value, tensor: torch.Tensor) -> None:
+        """Gives a handle its tensor, for as long as the session lasts."""
+        number = id(handle)
+        handle._real = tensor
+        handle._kept = self
+        self._handles[number] = weakref.ref(handle, lambda _: self._handles.pop(number, None))
+
+    def settle(self, handle: Value) -> None:
+        """`handle.save()` after its block: it keeps its tensor for good."""
+        self._handles.pop(id(handle), None)
+        handle._kept = None
+
+    def forget(self) -> None:
+        """The session is over: handles have no numbers any more."""
+        for one in list(self._handles.values()):
+            handle = one()
+            if handle is not None:
+                handle._real = handle._kept = None
+        self._handles.clear()
+
+
+class Carry:
+    """The handles of one block of a session."""
+
+    def __init__(self, recorder: Recorder, kept: Kept) -> None:
+        self._recorder = recorder
+        self._kept = kept
+        self._groups: dict[Ref, list[weakref.ref[Value]]] = {}
+        recorder.made = []
+
+    def saves(self) -> tuple[Save, ...]:
+        """At the end of the block: a save for each result on which somebody has a handle."""
+        recorder = self._recorder
+        made, recorder.made = recorder.made or [], None
+        ours = self._ours()
+        for one in made:
+            handle = one()
+            if handle is not None and id(handle) not in ours:
+                self._groups.setdefault(handle._ref, []).append(one)
+                recorder.saves.seen(handle)
+        del made  # a handle that is to be swapped with its tensor must not be known to anybody
+        refs = enumerate(self._groups)
+        return tuple([Save(name=f"<kept {number}", value=ref) for number, ref in refs])
+
+    def _ours(self) -> set[int]:
+        """Handles that are filled anyway, or that nobody but the recorder has."""
+        recorder = self._recorder
+        found = {key for record in recorder.saves.records.values() for key in record.keys}
+        gradients: Any = recorder._gradients
+        if gradients is not None:
+            found |= {id(value) for _, value in gradients.sums.values()}
+        return found
+
+    def deliver(self, saved: dict[str, torch.Tensor]) -> None:
+        """Gives the handles that are still there their tensors."""
+        for number, handles in enumerate(self._groups.values()):
+            tensor = saved.pop(f"<kept {number}", None)
+            for one in handles:
+                handle = one()
+                if handle is None:
+                    continue
+                if tensor is None:
+                    handle._missed = True
+                else:
+                    self._kept.fill(handle, tensor)
+        self._groups.clear()

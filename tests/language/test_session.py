@@ -1,0 +1,531 @@
+"""`model.session()`: traces that share values without `.save()`. The oracle is hooks by hand."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+import weft
+from tests.families import zoo
+from tests.language.generated import generated
+from tests.language.hooks import with_hooks
+from weft.errors import (
+    FailedRunError,
+    NotReachedError,
+    NotSavedError,
+    RecordingError,
+    UnknownOptionError,
+)
+from weft.testing.same import bitwise, bounded, moves
+
+LOCAL_ONLY = "sessions run on this machine"
+H = ["transformer.h.0.output", "transformer.h.1.output", "transformer.h.2.output"]
+
+
+@pytest.fixture(params=[False, "local"], ids=["plainly", "loopback"])
+def remote(request):
+    """The two places on this machine."""
+    return request.param
+
+
+def other_of(ids):
+    return ids.flip(1)
+
+
+# -- values flow -----------------------------------------------------------------------------------
+
+
+def test_a_value_of_one_trace_is_written_in_the_next(subject, remote):
+    model, net, paths, ids = subject.model, subject.net, subject.paths, subject.ids
+    key = f"{paths.layer(1)}.output"
+    source = with_hooks(net, {key: None}, other_of(ids))[key]
+
+    def patch(h):
+        h[:, -1] = source[:, -1]
+
+    expected = with_hooks(net, {key: patch}, ids).result.logits
+    with model.session(remote=remote):
+        with model.trace(other_of(ids)):
+            h = model.get(paths.layer(1)).output[:, -1]
+        with model.trace(ids):
+            model.get(paths.layer(1)).output[:, -1] = h
+            logits = model.output.logits.save()
+    bitwise(logits, expected)
+    moves(logits, subject.baseline)
+
+
+def test_every_way_in_which_a_value_is_used(model, net, ids, remote):
+    """Arithmetic with it on either side, in containers, in a skip, a whole write, an index."""
+    old = with_hooks(net, dict.fromkeys(H), other_of(ids))
+    with model.session(remote=remote):
+        with model.trace(other_of(ids)):
+            h0, h1, h2 = [layer.output for layer in model.transformer.h]
+            top = h2[0, :, 0].argmax()
+            row = model.lm_head.output[:, -1]
+        with model.trace(ids):
+            h = model.transformer.h
+            mixed = torch.stack([h0, h[0].output]).mean(0)
+            h[0].output = mixed
+            h[1].skip(h1 - h[1].input)
+            h[2].output = torch.cat([h2[:, :1], h[2].output[:, 1:]], 1)
+            picked = h[2].output[0, top].save()
+            logits = model.lm_head.output.save()
+        both = row + logits[:, -1]  # between traces it is the tensor that it is
+
+    kept = {}
+    twin = zoo.build("gpt2")
+    twin.load_state_dict(net.state_dict())
+    blocks = twin.transformer.h
+    blocks[0].register_forward_hook(lambda m, a, out: torch.stack([old[H[0]], out]).mean(0))
+    blocks[1].forward = lambda x, *a, **k: old[H[1]] - x
+    blocks[2].register_forward_hook(
+        lambda m, a, out: kept.setdefault("h", torch.cat([old[H[2]][:, :1], out[:, 1:]], 1))
+    )
+    with torch.no_grad():
+        expected = twin(ids).logits
+    bitwise(logits, expected)
+    bitwise(picked, kept["h"][0, old[H[2]][0, :, 0].argmax()])
+    bitwise(both, old.result.logits[:, -1] + expected[:, -1])
+
+
+def test_a_sum_over_a_loop_of_traces(model, net, ids, remote):
+    prompts = [ids[:, :n] for n in range(1, 9)]
+    total = 0.0
+    with model.session(remote=remote) as session:
+        for prompt in prompts:
+            with model.trace(prompt):
+                total = total + model.transformer.h[1].output[0, -1]
+            assert len(session) == 1  # the sums before are gone
+        with model.trace(ids):
+            total = (total / len(prompts)).save()
+    expected = 0.0
+    for prompt in prompts:
+        expected = expected + with_hooks(net, {H[1]: None}, prompt)[H[1]][0, -1]
+    bitwise(total, expected / len(prompts))
+
+
+def test_values_collected_in_a_list(model, net, ids):
+    prompts = [ids[:, :4], other_of(ids)[:, :4], ids[:, 4:8]]
+    collected = []
+    with model.session():
+        for prompt in prompts:
+            with model.trace(prompt):
+                collected.append(model.transformer.h[1].output[0, -1])
+        with model.trace(ids):
+            direction = torch.stack(collected).mean(0)
+            model.transformer.h[1].output[:, -1] += direction
+            logits = model.lm_head.output.save()
+    rows = [with_hooks(net, {H[1]: None}, prompt)[H[1]][0, -1] for prompt in prompts]
+
+    def steer(h):
+        h[:, -1] += torch.stack(rows).mean(0)
+
+    bitwise(logits, with_hooks(net, {H[1]: steer}, ids).result.logits)
+
+
+def test_a_value_that_a_later_trace_writes_into(model, net, ids, remote):
+    old, new = (with_hooks(net, {H[1]: None}, one)[H[1]] for one in (other_of(ids), ids))
+    with model.session(remote=remote):
+        with model.trace(other_of(ids)):
+            h = model.transformer.h[1].output
+        with model.trace(ids):
+            h[:, 0] = model.transformer.h[1].output[:, 3]
+        mine = h + 0
+    expected = old.clone()
+    expected[:, 0] = new[:, 3]
+    bitwise(mine, expected)
+
+
+def test_a_handle_is_what_it_was_when_its_trace_ended(model, net, ids):
+    """Frozen at its version; an edit through it is in it, one through another handle is not."""
+    plain = with_hooks(net, {H[1]: None}, ids)[H[1]]
+    with model.session():
+        with model.trace(ids):
+            before = model.transformer.h[1].output
+            h = model.transformer.h[1].output
+            h[:, 0] = 0
+        with model.trace(ids):
+            difference = (before - h).save()
+    expected = torch.zeros_like(plain)
+    expected[:, 0] = plain[:, 0]
+    bitwise(difference, expected)
+
+
+def test_what_is_written_into_one_later_is_not_seen_in_another(model, net, ids, remote):
+    """Two accesses of a site, and a view: each has a tensor of its own."""
+    plain = with_hooks(net, {H[1]: None}, ids)[H[1]]
+    with model.session(remote=remote):
+        with model.trace(ids):
+            one, two = model.transformer.h[1].output, model.transformer.h[1].output
+            row = one[:, 0]
+        one.zero_()
+        with model.trace(ids):
+            row[:] = model.transformer.h[1].output[:, 5]
+        bitwise(two + 0, plain)
+        bitwise(row + 0, plain[:, 5])
+        assert not (one + 0).any()
+
+
+def test_saved_in_a_later_trace_it_stays(model, net, ids):
+    kept = []
+    with model.session():
+        with model.trace(ids):
+            h, g, f = [layer.output for layer in model.transformer.h]
+        with model.trace(ids):
+            h.save()
+            weft.save([g])
+            weft.save(kept)
+            kept.append(f)
+            model.lm_head.output.save()
+    expected = with_hooks(net, dict.fromkeys(H), ids)
+    for value, key in zip((h, g, f), H, strict=True):
+        bitwise(value + 0, expected[key])
+
+
+def test_between_two_models(model, net, ids):
+    torch.manual_seed(1)
+    probe = nn.Linear(32, 3)
+    head = weft.Model(nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 3)))
+    with model.session():
+        with model.trace(ids):
+            h = model.transformer.h[1].output[:, -1]
+        with head.trace(torch.zeros(1, 32)):
+            head[0].output = h
+            out = head.output.save()
+        mine = probe(h)
+    row = with_hooks(net, {H[1]: None}, ids)[H[1]][:, -1]
+    bitwise(out, head[1](row).detach())
+    bitwise(mine.detach(), probe(row).detach())
+
+
+def test_invokes_and_edits_in_a_session(model, net, ids):
+    with model.edit() as edited:
+        model.transformer.h[0].output *= 2
+    with model.session():
+        with edited.trace() as tracer:
+            with tracer.invoke(ids):
+                one = model.transformer.h[1].output
+            with tracer.invoke(other_of(ids)):
+                two = model.transformer.h[1].output
+        with edited.trace(ids, alone=True):
+            model.transformer.h[1].output = (one + two) / 2
+            logits = model.lm_head.output.save()
+    twice = {H[0]: lambda h: h * 2}
+    rows = torch.cat([ids, other_of(ids)], 0)  # as they ran: two rows of one batch
+    seen = with_hooks(net, {**twice, H[1]: None}, rows)[H[1]]
+    made = {**twice, H[1]: lambda h: (seen[:1] + seen[1:]) / 2}
+    expected = with_hooks(net, made, ids).result.logits
+    assert (logits - expected).abs().max() <= 1e-5 * expected.abs().max()
+    moves(logits, with_hooks(net, twice, ids).result.logits)
+
+
+NEW = 3
+GREEDY = {"max_new_tokens": NEW, "do_sample": False}
+
+
+def test_a_generation_gives_and_takes_values(model, net, ids, remote):
+    """Of chosen steps, of the prompt's, and the ids; the next one is steered with them."""
+    seen = generated(net, ids, {H[1]: None}, max_new_tokens=NEW)
+    with model.session(remote=remote) as session:
+        with model.generate(ids, **GREEDY) as tracer:
+            first = model.transformer.h[1].output[:, -1]
+            steps = []
+            for _ in tracer.iter[1:]:
+                steps.append(model.transformer.h[1].output[:, -1])
+            answer = tracer.result
+        assert len(session) == 2 + len(steps)
+        with model.generate(answer, **GREEDY) as tracer:
+            model.transformer.h[1].output[:, -1] += first + sum(steps)
+            further = tracer.result.save()
+        with model.trace(answer):
+            h = model.transformer.h[1].output.save()
+    direction = seen[H[1], 0][:, -1] + (seen[H[1], 1] + seen[H[1], 2])[:, -1]
+
+    def steer(step, value):
+        value[:, -1] += direction
+
+    expected = generated(net, seen.result, {H[1]: steer}, max_new_tokens=NEW).result
+    bitwise(further, expected)
+    assert not torch.equal(further, generated(net, seen.result, {}, max_new_tokens=NEW).result)
+    bitwise(h, with_hooks(net, {H[1]: None}, seen.result)[H[1]])
+
+
+def test_a_step_that_was_never_reached(model, net, ids):
+    plain = generated(net, ids, {H[1]: None}, max_new_tokens=NEW)
+    ended = {**GREEDY, "eos_token_id": int(plain.result[0, ids.shape[1] + 1])}
+    with model.session():
+        steps = []
+        with model.generate(ids, **ended) as tracer:
+            for _ in tracer.iter[:]:
+                steps.append(model.transformer.h[1].output[:, -1])
+        bitwise(steps[1] + 0, plain[H[1], 1][:, -1])
+        with pytest.raises(NotReachedError, match="ended before"):
+            steps[2] + 0
+
+
+def test_a_sweep_takes_values(model, net, ids, remote):
+    """What its function holds is the function's own; what it returns is a tensor anyway."""
+    strengths = [0.0, 1.0, 3.0]
+
+    def steered(tracer, strength):
+        model.transformer.h[1].output[:, -1] += strength * h
+        return model.lm_head.output[0, -1]
+
+    with model.session(remote=remote):
+        with model.trace(other_of(ids)):
+            h = model.transformer.h[1].output[:, -1]
+        found = model.sweep(ids, steered, strength=strengths)
+    source = with_hooks(net, {H[1]: None}, other_of(ids))[H[1]][:, -1]
+    for number, strength in enumerate(strengths):
+
+        def steer(value, strength=strength):
+            value[:, -1] += strength * source
+
+        expected = with_hooks(net, {H[1]: steer}, ids).result.logits[0, -1]
+        bounded(found.values[number], expected)
+
+
+def test_an_edit_takes_values_and_outlives_the_session(model, net, ids, remote):
+    """By value, as it takes any tensor."""
+    with model.session(remote=remote):
+        with model.trace(other_of(ids)):
+            h = model.transformer.h[1].output[:, -1]
+        with model.edit() as edited:
+            model.transformer.h[1].output[:, -1] = h
+        with edited.trace(ids):
+            inside = model.lm_head.output.save()
+    with edited.trace(ids):
+        after = model.lm_head.output.save()
+    source = with_hooks(net, {H[1]: None}, other_of(ids))[H[1]]
+
+    def patch(value):
+        value[:, -1] = source[:, -1]
+
+    expected = with_hooks(net, {H[1]: patch}, ids).result.logits
+    bitwise(inside, expected)
+    bitwise(after, expected)
+
+
+def test_names_of_ones_own_in_a_session(net, ids, remote):
+    model = weft.LanguageModel(net, rename={"transformer.h": "layers", "lm_head": "unembed"})
+    with model.session(remote=remote):
+        with model.trace(other_of(ids)):
+            h = model.layers[1].output
+        with model.trace(ids):
+            model.layers[1].output = h
+            logits = model.unembed.output.save()
+    bitwise(logits, with_hooks(net, {}, other_of(ids)).result.logits)
+
+
+# -- gradients -------------------------------------------------------------------------------------
+
+
+def test_a_gradient_is_used_in_the_next_trace(model, net, ids, remote):
+    """One step uphill in the stream."""
+    with model.session(remote=remote):
+        with model.trace(ids):
+            h = model.transformer.h[1].output
+            model.lm_head.output[0, -1].log_softmax(-1)[7].backward()
+            slope = h.grad
+        with model.trace(ids):
+            model.transformer.h[1].output += 3 * slope
+            better = model.lm_head.output.save()
+    kept = {}
+    block = net.transformer.h[1]
+    hook = block.register_forward_hook(lambda m, a, out: kept.update(h=out))
+    (expected,) = torch.autograd.grad(
+        net(ids).logits[0, -1].log_softmax(-1)[7],
+        kept["h"],
+    )
+    hook.remove()
+    bitwise(better, with_hooks(net, {H[1]: lambda h: h + 3 * expected}, ids).result.logits)
+
+
+def test_gradients_flow_from_trace_to_trace_where_that_is_asked_for(model, net, ids):
+    """With `grad=True` a carried value is connected to what it was made of."""
+    v = torch.full((32,), 0.1, requires_grad=True)
+    w = torch.full((32,), 0.2, requires_grad=True)
+    with model.session():
+        with model.trace(other_of(ids), grad=True):
+            model.transformer.h[0].output += v
+            h = model.transformer.h[1].output[:, -1]
+        with model.trace(ids):
+            model.transformer.h[1].output[:, -1] = h * w
+            model.lm_head.output[0, -1].log_softmax(-1)[7].backward(inputs=[v, w])
+    mine = [v.grad, w.grad]
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+    kept = {}
+    first, second = net.transformer.h[0], net.transformer.h[1]
+    hooks = [
+        first.register_forward_hook(lambda m, a, out: out + v),
+        second.register_forward_hook(lambda m, a, out: kept.update(h=out[:, -1])),
+    ]
+    net(other_of(ids))
+    for hook in hooks:
+        hook.remove()
+    row = kept["h"] * w
+    hook = second.register_forward_hook(lambda m, a, out: torch.cat([out[:, :-1], row[:, None]], 1))
+    loss = net(ids).logits[0, -1].log_softmax(-1)[7]
+    hook.remove()
+    bounded(mine, list(torch.autograd.grad(loss, [v, w])))
+    assert mine[0].abs().max() > 0
+
+
+# -- what is kept ----------------------------------------------------------------------------------
+
+
+def test_only_what_somebody_holds_is_kept(model, ids):
+    with model.session() as session:
+        with model.trace(ids):
+            _ = model.transformer.h[0].output * 2
+            h = model.transformer.h[1].output
+            g = h * 2
+            saved = h.mean().save()
+        assert len(session) == 3  # `_`, `h`, `g`
+        tensors = [weakref.ref(one._real) for one in (_, h, g)]
+        del g, _
+        gc.collect()
+        assert [one() is None for one in tensors] == [True, False, True]
+        assert len(session) == 1
+    assert tensors[1]() is None
+    assert type(saved) is torch.Tensor
+    with pytest.raises(NotSavedError, match=r"not saved") as caught:
+        h + 1
+    assert "h = model.transformer.h[1].output" in str(caught.value.line)
+
+
+def test_a_trace_of_which_nothing_is_held_ends_early(model, ids):
+    with model.session():
+        with model.trace(ids) as tracer:
+            model.transformer.h[0].output.mean().save()
+            model.transformer.h[2].output.mean()
+        assert tracer.ended is not None
+        assert tracer.ended.path == "transformer.h.0"
+
+
+def test_nothing_piles_up_in_a_long_loop(model, ids):
+    alive = weakref.WeakSet()
+    h = torch.zeros(32)
+    with model.session() as session:
+        for _ in range(20):
+            with model.trace(ids):
+                h = h * 0.5 + model.transformer.h[1].output[0, -1]
+            alive.add(_Holder.of(h))
+            gc.collect()
+            assert len(session) == 1
+            assert len(alive) <= 2
+
+
+class _Holder:
+    """Lives as long as a tensor's storage."""
+
+    @staticmethod
+    def of(value):
+        return value._real.untyped_storage()
+
+
+def test_the_graph_of_a_trace_is_that_outside_of_a_session(model, ids):
+    def experiment():
+        with model.trace(ids) as tracer:
+            h = model.transformer.h[1].output
+            (h * 2).sum().save("x")
+        assert tracer.results.keys() == {"x"}
+        return tracer.graph.hash, h
+
+    with model.session():
+        inside, _ = experiment()
+    outside, _ = experiment()
+    assert inside == outside
+
+
+# -- what goes wrong -------------------------------------------------------------------------------
+
+
+def test_an_error_in_one_trace_leaves_the_session_clear(model, net, ids):
+    with model.session() as session:
+        with model.trace(ids):
+            good = model.transformer.h[1].output
+        with pytest.raises(KeyError), model.trace(ids):
+            bad = model.transformer.h[1].output
+            raise KeyError("x")
+        with pytest.raises(IndexError), model.trace(ids):
+            worse = model.transformer.h[1].output
+            torch.nn.functional.embedding(torch.tensor(99), model.lm_head.weight[:3]).save()
+        for lost in (bad, worse):
+            with pytest.raises(FailedRunError):
+                lost + 1
+        assert len(session) == 1
+        with model.trace(ids):
+            with pytest.raises(FailedRunError):
+                model.transformer.h[1].output = bad
+            same = (model.transformer.h[1].output - good).save()
+    assert same.abs().max() == 0
+    with pytest.raises(ValueError, match="y"), model.session() as session:
+        with model.trace(ids):
+            h = model.transformer.h[1].output
+        raise ValueError("y")
+    assert not len(session)
+    with pytest.raises(NotSavedError):
+        h + 1
+    with model.session(), model.trace(ids):
+        model.lm_head.output.save()
+
+
+def test_what_a_stop_has_kept_from_happening(model, ids):
+    with model.session():
+        with model.trace(ids) as tracer:
+            early = model.transformer.h[0].output
+            tracer.stop()
+            late = model.transformer.h[2].output
+        assert early.mean().isfinite()
+        with pytest.raises(NotReachedError):
+            late + 1
+
+
+def test_sessions_within_blocks_and_sessions(model, ids):
+    with model.session(), pytest.raises(RecordingError, match="inside another one"):
+        model.session().__enter__()
+    with model.trace(ids), pytest.raises(RecordingError, match="inside a block"):
+        model.session().__enter__()
+    session = model.session()
+    with session:
+        pass
+    with pytest.raises(RecordingError, match="second time"):
+        session.__enter__()
+
+
+def test_a_session_on_a_server_is_refused(model, gpt2):
+    for remote in (True, "auto", "http://127.0.0.1:9"):
+        with pytest.raises(UnknownOptionError, match="a session runs on this machine") as caught:
+            model.session(remote=remote)
+        assert "test_session.py" in str(caught.value.line)
+    there = weft.LanguageModel(gpt2.net, remote="http://127.0.0.1:9")
+    with pytest.raises(UnknownOptionError, match="a session runs on this machine"):
+        there.session()
+    with there.session(remote=False), there.trace(gpt2.ids) as tracer:  # and all traces in it
+        there.lm_head.output.save()
+    assert tracer.where == "here"
+    with pytest.raises(UnknownOptionError, match="means no place"):
+        model.session(remote="nowhere")
+
+
+def test_another_threads_traces_are_not_in_it(model, ids):
+    kept = {}
+
+    def work():
+        with model.trace(ids):
+            kept["h"] = model.transformer.h[1].output
+
+    with model.session() as session:
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        assert not len(session)
+    with pytest.raises(NotSavedError):
+        kept["h"] + 1
