@@ -242,9 +242,8 @@ class Handle(Module):
                 with model.trace(b):
                     model.model.layers[1].output = h
 
-        Each block runs when it closes, so an optimiser may step between two. What a variable still
-        holds then can be used in later blocks, and between them as the tensor that it is, until the
-        session ends. remote: False or "local", for all blocks of the model in it.
+        Each block runs when it closes. What a variable still holds then can be used in later blocks
+        and between them, until the session ends. remote: False or "local", for all blocks in it.
         """
         return open_session(self, remote)
 
