@@ -345,5 +345,9 @@ class TravelError(RemoteError, TypeError):
     code = "travel"
 
 
+class EagerWarning(UserWarning):
+    """Numbers that `trace(eager=True)` has shown are changed by an edit further down."""
+
+
 class RemoteLookWarning(UserWarning):
     """A number was needed while recording: the graph so far went to the server for it."""

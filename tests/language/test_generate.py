@@ -169,6 +169,17 @@ def test_next_goes_on_to_the_next_step(gpt2):
     bitwise([one, two, three], [expected[name, step] for step in (0, 1, 3)])
 
 
+def test_step_0_can_be_named_after_next(gpt2):
+    name = key(gpt2, 1)
+    expected = generated(gpt2.net, gpt2.ids, {name: None}, max_new_tokens=NEW)
+    with gpt2.model.generate(gpt2.ids, **GREEDY) as tracer:
+        tracer.next(2)
+        two = layer(gpt2, 1).output.save()
+        with tracer.iter[0]:
+            none = layer(gpt2, 1).output.save()
+    bitwise([two, none], [expected[name, step] for step in (2, 0)])
+
+
 @pytest.mark.parametrize("chosen", [4, [0, 4], -1, slice(-2, None), 1.5, "1"])
 def test_steps_that_there_are_not(gpt2, chosen):
     with (

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -30,9 +31,11 @@ from weft.run.turns import check_turns
 from weft.signatures.later import Later, overwritten_by
 from weft.signatures.signature import Signature
 from weft.trace.carry import Carry
+from weft.trace.eager import EagerRecorder
 from weft.trace.lines import user_line, where
 from weft.trace.recorder import Recorder
 
+from .eager import aside
 from .edits import begin
 from .where import Place
 
@@ -62,6 +65,7 @@ class Block:
         blocking: bool = True,
         runs: bool = True,
         grad: bool = False,
+        eager: bool = False,
     ) -> None:
         self._handle = handle
         self._calls: list[ModelCall] = []
@@ -76,7 +80,8 @@ class Block:
         self._grad = grad
         self._device = device
         prefix = self._prefix if blocking else _refuse_look
-        self._recorder = Recorder(
+        kind = EagerRecorder if eager else Recorder
+        self._recorder: Recorder = kind(
             None if call is None else self._seen(call),
             run_prefix=prefix if runs else None,
             device=device,
@@ -203,8 +208,7 @@ class Block:
         if self._recorder.open:  # Ctrl-C at a moment before it was closed
             self._recorder.__exit__()
         self._recorder.fail(f"{type(failure).__name__}: {failure}")
-        if not isinstance(failure, WeftError) or failure.line is None:
-            failure.add_note(f"while running the block at {where(self._line)}")
+        at_line(failure, self._line, "while running the block at")
 
     def _note(self, reply: Reply) -> None:
         self.stages = dict(reply.stages)
@@ -233,10 +237,18 @@ class Block:
 
     def _prefix(self, graph: Graph, constants: dict[str, torch.Tensor]) -> dict[str, Any]:
         """Runs what is recorded so far, for a number that the block needs."""
+        if len(self._calls) > 1:
+            check_turns(graph, self._index())
         if self._place.kind == "server":
             self._announce()
         request = self._request(silent(graph), constants, look=True)
-        reply = self._place.backend.run(request)
+        here = self._place.kind == "here"
+        try:
+            with aside(self._handle._weights) if here else nullcontext():
+                reply = self._place.backend.run(request)
+        except Exception as failure:
+            at_line(failure, user_line(), "while running what the block has recorded so far, for")
+            raise
         self._note(reply)
         return reply.saved
 
@@ -299,6 +311,12 @@ def lean(
 def firing_index(signatures: Sequence[Signature]) -> Callable[[Site], int]:
     """The position of a site in the firing order of its invoke."""
     return lambda site: signatures[site.invoke].site(site.path, site.port, site.call).index
+
+
+def at_line(failure: BaseException, line: tuple[str, int], what: str) -> None:
+    """Adds the user's line to an error that is not ours, or knows none."""
+    if not isinstance(failure, WeftError) or failure.line is None:
+        failure.add_note(f"{what} {where(line)}")
 
 
 def _scanned() -> FailedRunError:

@@ -33,7 +33,7 @@ from weft.signatures.signature import Signature
 from weft.trace.lines import user_line, where
 from weft.trace.steps import Chosen, Steps
 
-from .options import check_blocking, split
+from .options import check_place, split
 from .session import join, remote_of
 from .tracer import Tracer
 from .where import Place
@@ -210,12 +210,12 @@ def open_generator(handle: Any, inputs: tuple, options: dict[str, Any]) -> Gener
         )
     own, rest = split(options)
     place = handle._places.pick(remote_of(handle, own.remote))
-    check_blocking(own, place)
     if own.grad:
         raise UnknownOptionError(
             "grad=True: there are no gradients in a generation",
             fix="generate first, and trace what came out: model.trace(ids, grad=True)",
         )
+    check_place(own, place)
     tensors = {name: rest.pop(name) for name in TENSOR_NAMES if name in rest}
     seed = own.seed if own.seed is not None else int(torch.randint(2**62, ()))
     sampling = sampling_of({**rest, "seed": seed}, handle._generation_defaults())
@@ -230,6 +230,7 @@ def open_generator(handle: Any, inputs: tuple, options: dict[str, Any]) -> Gener
         seed=own.seed,
         device=own.device,
         blocking=own.blocking,
+        eager=own.eager,
     )
     join(generator, place)
     return generator

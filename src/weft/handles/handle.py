@@ -30,13 +30,13 @@ from weft.trace.tree import Module, Root
 from . import edits
 from .experiment import Experiment, refuse_generation, vet
 from .grid import SEQUENCES, Grid, refuse_single
-from .options import OWN_OPTIONS, Own, check_blocking, split
+from .options import OWN_OPTIONS, check_place, check_rerun, split
 from .served import Served
 from .session import Session, join, open_session, remote_of
 from .sweep import Sweep
 from .tracer import Tracer
 from .weights import Fingerprints, Weights
-from .where import InPlaces, Place, Places, Remote, checked
+from .where import InPlaces, Places, Remote, checked
 
 
 class Handle(Module):
@@ -145,6 +145,9 @@ class Handle(Module):
         blocking: True waits for the results. False only sends the block: `tracer.job` is a
         `weft.Job`, whose `result()` fetches what it saves; in such a block a look raises
         `LookError`.
+        eager: True shows numbers while the block is written: `print(h)`, an f-string and a debugger
+        do, and an operation that fails raises at its line. The results are the same. Only where the
+        block runs here; for finding out what goes wrong, not for speed (see docs/debugging.md).
         All other options are the family's own; an unknown one raises `UnknownOptionError`.
 
         On a server what the block saves arrives bit for bit as it was there; errors of the run are
@@ -184,8 +187,9 @@ class Handle(Module):
     def _sweep(self, inputs: tuple, batch: int | str, options: dict[str, Any]) -> Sweep:
         given = {name: options[name] for name in options if self._is_coordinate(name, options)}
         own, rest = split({name: options[name] for name in options if name not in given})
-        if not own.blocking or own.grad:
-            name = "grad=True" if own.grad else "blocking=False"
+        if not own.blocking or own.grad or own.eager:
+            chosen = {"grad=True": own.grad, "eager=True": own.eager, "blocking=False": True}
+            name = next(name for name, is_so in chosen.items() if is_so)
             raise UnknownOptionError(
                 f"{name}: a sweep waits for its results, which are numbers", fix="leave it out"
             )
@@ -287,8 +291,7 @@ class Handle(Module):
         own, rest = split(options)
         remote = remote_of(self, own.remote)
         place = self._places.pick(remote if runs else _checked(remote))
-        check_blocking(own, place)
-        _check_grad(own, place, runs)
+        check_place(own, place, runs)
         several = self._is_empty(inputs, rest)
         tracer = Tracer(
             self,
@@ -300,6 +303,7 @@ class Handle(Module):
             seed=own.seed,
             device=own.device,
             blocking=own.blocking,
+            eager=own.eager,
             runs=runs,
         )
         if runs:
@@ -309,14 +313,11 @@ class Handle(Module):
     def _rerun(self, experiment: Experiment, inputs: tuple, options: dict[str, Any]) -> Any:
         """`Experiment.run`."""
         own, rest = split(options)
-        if not own.blocking:
-            raise UnknownOptionError(
-                "blocking=False: Experiment.run waits for what it returns", fix="leave it out"
-            )
+        check_rerun(own)
         refuse_generation(experiment.graph)
         self._check_paths(experiment.graph)
         place = self._places.pick(remote_of(self, own.remote))
-        _check_grad(own, place, True)
+        check_place(own, place)
         calls = self._calls_again(experiment.graph, inputs, rest)
         if place.kind == "here":
             calls = [call.to(self._weights.device()) for call in calls]
@@ -379,14 +380,6 @@ def _paths_of(node: AnyNode) -> list[str]:
     if isinstance(node, Apply):
         return [node.path]
     return [node.path.rpartition(".")[0]] if isinstance(node, Param) else []
-
-
-def _check_grad(own: Own, place: Place, runs: bool) -> None:
-    if own.grad and runs and place.kind != "here":
-        raise UnknownOptionError(
-            f"grad=True: this block runs {place.text}, and what autograd knows stays there",
-            fix="call loss.backward() inside the block, and save the gradients; or remote=False",
-        )
 
 
 def _checked(remote: Remote) -> bool:

@@ -23,6 +23,7 @@ class Own:
     blocking: bool = True
     alone: bool = False
     grad: bool = False
+    eager: bool = False
 
 
 OWN_OPTIONS = tuple(field.name for field in fields(Own))
@@ -40,7 +41,7 @@ def split(options: dict[str, Any]) -> tuple[Own, dict[str, Any]]:
         raise UnknownOptionError(
             f"seed is a whole number from 0, not {seed!r}", fix="seed=0, or any below 2**63"
         )
-    for name in ("blocking", "alone", "grad"):
+    for name in ("blocking", "alone", "grad", "eager"):
         if not isinstance(getattr(own, name), bool):
             given = getattr(own, name)
             raise UnknownOptionError(
@@ -49,10 +50,37 @@ def split(options: dict[str, Any]) -> tuple[Own, dict[str, Any]]:
     return replaced(own, device=None if device is None else torch.device(device)), rest
 
 
-def check_blocking(own: Own, place: Place) -> None:
-    """Raises where a block cannot be sent without being waited for."""
+def check_place(own: Own, place: Place, runs: bool = True) -> None:
+    """Raises `UnknownOptionError` where a block cannot be what is asked for in this place."""
     if not own.blocking and place.kind != "server":
         raise UnknownOptionError(
             f"blocking=False: this block runs {place.text}, and is over when it closes",
             fix="leave it out, or run the block on a server with remote=True",
+        )
+    if own.eager and not runs:
+        raise UnknownOptionError(
+            "eager=True: a scan has no numbers", fix="use model.trace(..., eager=True)"
+        )
+    if own.eager and place.kind != "here":
+        raise UnknownOptionError(
+            f"eager=True: this block runs {place.text}, and numbers are shown line by line only "
+            "where the model is in this process",
+            fix="remote=False, or look at single numbers: float(h[0, -1, 3])",
+        )
+    if own.grad and runs and place.kind != "here":
+        raise UnknownOptionError(
+            f"grad=True: this block runs {place.text}, and what autograd knows stays there",
+            fix="call loss.backward() inside the block, and save the gradients; or remote=False",
+        )
+
+
+def check_rerun(own: Own) -> None:
+    """Raises for options that `Experiment.run` does not have."""
+    if not own.blocking:
+        raise UnknownOptionError(
+            "blocking=False: Experiment.run waits for what it returns", fix="leave it out"
+        )
+    if own.eager:
+        raise UnknownOptionError(
+            "eager=True: an experiment has no lines to stand at", fix="leave it out"
         )

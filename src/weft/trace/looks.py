@@ -97,9 +97,7 @@ class Looks:
 
         Looks at its arguments and runs it on them: shapes, shared storage and writes are seen.
         """
-        reals = [
-            _like(real, t._aval) for real, t in zip(self._fetch(tensors), tensors, strict=True)
-        ]
+        reals = [like(real, t._aval) for real, t in zip(self._fetch(tensors), tensors, strict=True)]
         versions = [real._version for real in reals]
         given = iter(reals)
         lent = abstract(list(args), given), abstract(kwargs, given)
@@ -125,7 +123,7 @@ class Looks:
             recorder.append(guard)
 
 
-def _like(real: torch.Tensor, aval: Aval) -> torch.Tensor:
+def like(real: torch.Tensor, aval: Aval) -> torch.Tensor:
     """`real` with the strides that were recorded: they decide what is a view."""
     if real.stride() == aval.stride or 0 in aval.stride:
         return real

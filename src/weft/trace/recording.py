@@ -73,6 +73,10 @@ class Recording:
     def refusal(self, message: str, fix: str) -> RecordingError:
         return RecordingError(message, line=where(user_line()), fix=fix)
 
+    def shown(self, value: Value) -> Any:
+        """The numbers of a value for `print` and the like: `eager` has them while recording."""
+        return None
+
     def describe(self, value: Value) -> str:
         node = self.nodes[value._ref.node]
         origin = str(

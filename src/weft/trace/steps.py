@@ -57,6 +57,8 @@ class Steps:
         self.now: int | None = None
         """The step whose sites are meant; None outside of loops."""
         self._sites: dict[tuple[int, int], Sites] = {}
+        if recorder.invokes is None:
+            self._sites[0, 0] = recorder.sites  # type: ignore[assignment]
         self._pinned: list[tuple[int, int]] = []  # nodes recorded in loops
         self._moved: int | None = None  # where a step began that `next` has gone to
         self._template: Template | None = None
@@ -118,7 +120,7 @@ class Steps:
         invokes = self.recorder.invokes
         if invokes is not None:
             return invokes.sites[invoke]
-        return self._sites.setdefault((0, 0), self.recorder.sites)  # type: ignore[arg-type]
+        return self._sites[0, 0]
 
     def _invoke(self, what: str) -> int:
         recorder = self.recorder

@@ -177,7 +177,8 @@ class Value(torch.Tensor):
         return self._rec.describe(self)
 
     def __format__(self, spec: str) -> str:
-        return format(self._real, spec) if self._real is not None else repr(self)
+        real = self._real if self._real is not None else self._rec.shown(self)
+        return format(real, spec) if real is not None else repr(self)
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
         """`array * value`, `np.exp(value)`: the function of that name in torch."""
