@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+import weft
 from tests.language.refusals import A, B, refused
 from weft import errors as e
 
@@ -134,3 +135,27 @@ def argument_in_place(on):
 def inside_of_a_module_of_the_model(on):
     with on.trace():
         on.model.lm_head(on.h[0].output, hook=True)  # here
+
+
+# -- blocks of a method ----------------------------------------------------------------------------
+
+
+class Coder(Own):
+    """It has a method beside its forward."""
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        return self.one(x)
+
+
+@refused(e.RecordingError, "called in a block of its method 'encode'", fix="without fn=")
+def model_in_a_block_of_its_method(on):
+    model: Any = weft.Model(Coder())
+    with model.trace(torch.ones(2, 32), fn="encode", remote=False):
+        model(model.one.output)  # here
+
+
+@refused(e.RecordingError, "no sites of a call of 'encode'", fix="leave out fn=")
+def source_in_a_block_of_a_method(on):
+    model: Any = weft.Model(Coder())
+    with model.trace(torch.ones(2, 32), fn="encode", remote=False):
+        model.one.source.F_linear_0.output  # here

@@ -311,6 +311,20 @@ INSTANCES: dict[str, Struct] = {
         ),
         inputs=LANGUAGE,
     ),
+    "Submit-root": m.Submit(
+        protocol=1,
+        request_id="Req_9-i",
+        model="net",
+        fingerprint=MARK,
+        graph=Graph(
+            nodes=(
+                Read(site=Site("", "output"), leaf=("z",), shape=(1, 3)),
+                Save(name="z", value=Ref(0)),
+            ),
+            root="encode",
+        ),
+        inputs=PLAIN,
+    ),
     "Submit-4": m.Submit(
         protocol=1,
         request_id="Req_4-d",

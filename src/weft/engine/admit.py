@@ -73,6 +73,12 @@ def admit(
     """
     check(graph)
     _check_size(graph, limits)
+    if graph.root != known.root:
+        raise GraphError(
+            f"the graph is of {_root(graph.root)}, and what runs here is {_root(known.root)}",
+            fix="run it where it was recorded: Experiment.run(model, ...) with a model of this "
+            "machine",
+        )
     calls = (call, *further)
     graph = unrolled(graph)
     check_generation(graph, calls, sampling, limits)
@@ -90,6 +96,10 @@ def admit(
     if any(_is_long(one, limits) for one in calls):
         admission.check_pass()
     return PriceInfo(**price_of(admission)._asdict())
+
+
+def _root(method: str | None) -> str:
+    return "a forward" if method is None else f"a call of {method!r}"
 
 
 def _signatures(

@@ -24,6 +24,7 @@ class Known:
     facts: of a language model, else None. tokenizer: of a language model that has one.
     fingerprint: a hash of tree, weights' shapes, configuration and source code.
     source: its id on the hub, if that is where it is from; never a path.
+    root: the method that a call of it is; None: its forward.
     """
 
     skeleton: nn.Module
@@ -33,3 +34,4 @@ class Known:
     facts: LanguageFacts | None = None
     tokenizer: Any = None
     source: str = ""
+    root: str | None = None

@@ -128,6 +128,8 @@ def _check_whole(graph: Graph) -> None:
         _refuse(graph, None, f"{len(graph.nodes)} nodes are more than {MAX_NODES}")
     if graph.seed is not None and not 0 <= graph.seed <= MAX_NUMBER:
         _refuse(graph, None, "a seed is a whole number of 63 bits from 0")
+    if graph.root is not None and not (_is_text(graph.root) and graph.root.isidentifier()):
+        _refuse(graph, None, "its root is no name of a method")
     for line in graph.where:
         if max(len(line.file), len(line.text)) > MAX_TEXT or not _is_size(line.line):
             _refuse(graph, None, "a line of the user's source has an impossible place")

@@ -331,7 +331,8 @@ class Graph(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True)
     """An experiment: nodes in program order, and the lines they came from.
 
     `seed` keys the random draws: the same graph with the same seed draws the same numbers.
-    `sources` has a mark for every source that a site is inside of.
+    `sources` has a mark for every source that a site is inside of. `root` is the method of the
+    model whose call is the pass; None is its forward.
     """
 
     nodes: tuple[AnyNode, ...]
@@ -340,6 +341,7 @@ class Graph(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True)
     seed: int | None = None
     version: int = VERSION
     sources: tuple[Mark, ...] = ()
+    root: str | None = None
 
 
 def refs(arg: object) -> list[Ref]:

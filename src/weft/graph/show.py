@@ -49,7 +49,8 @@ def show(graph: Graph) -> str:
     sizes = max((len(size) for _, size, _ in rows), default=0)
     lines = [f"{a:<{width}}  {b:<{sizes}}  {c}".rstrip() for a, b, c in rows]
     bounds = [f"bound: {_arg(b.value)}.shape[{b.dim}] was read as {b.size}" for b in graph.bounds]
-    return "\n".join(lines + bounds)
+    head = [] if graph.root is None else [f"a call of {graph.root}"]
+    return "\n".join(head + lines + bounds)
 
 
 def sites(graph: Graph) -> list[Site]:

@@ -90,7 +90,7 @@ class Block:
             owner=handle._root,
             grad=grad,
         )
-        self._recorder.calls = self._calls
+        self._recorder.calls, self._recorder.root = self._calls, handle._method
         if call is None and handle._takes_nothing:
             self._recorder.sites.alone = self._without_input  # type: ignore[union-attr]
         self._frozen: tuple[Graph, dict[str, torch.Tensor]] | None = None

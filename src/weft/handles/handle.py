@@ -30,7 +30,9 @@ from weft.trace.tree import Module, Root
 from . import edits
 from .experiment import Experiment, refuse_generation, vet
 from .grid import SEQUENCES, Grid, refuse_single
-from .options import OWN_OPTIONS, check_place, check_rerun, split
+from .methods import by_method
+from .options import OWN_OPTIONS, ROOT_OPTIONS, check_place, check_rerun, split
+from .outright import outright
 from .served import Served
 from .session import Session, join, open_session, remote_of
 from .sweep import Sweep
@@ -65,6 +67,8 @@ class Handle(Module):
                 path for path, one in module.named_modules() if returned_tuple_before(one)
             ),
             _edits=(),
+            _is_served=served is not None,
+            _methods={},
             _family=family,
             _fingerprints=Fingerprints(weights),
             _places=Places(
@@ -102,7 +106,8 @@ class Handle(Module):
             f"{type(self).__name__} takes no inputs", fix="use weft.LanguageModel or weft.Model"
         )
 
-    _own_options = frozenset(OWN_OPTIONS)
+    _method: str | None = None  # the method that its blocks call; None: the forward
+    _own_options = frozenset((*OWN_OPTIONS, *ROOT_OPTIONS))
     _takes_nothing = True  # whether the model can be called without an input
 
     def _is_empty(self, inputs: tuple, options: dict[str, Any]) -> bool:
@@ -123,7 +128,7 @@ class Handle(Module):
         """What says where rows lie in the sites of a call; None where nothing does."""
         return self._signatures.formulas(call.args, dict(call.kwargs))
 
-    def trace(self, *inputs: Any, **options: Any) -> Tracer:
+    def trace(self, *inputs: Any, trace: bool = True, fn: Any = None, **options: Any) -> Tracer:
         """Opens a block in which the inside of one forward pass can be read and changed.
 
         inputs: what the model is given (see the class); none in a block of several inputs, each
@@ -148,6 +153,10 @@ class Handle(Module):
         eager: True shows numbers while the block is written: `print(h)`, an f-string and a debugger
         do, and an operation that fails raises at its line. The results are the same. Only where the
         block runs here; for finding out what goes wrong, not for speed (see docs/debugging.md).
+        fn: another method of the model whose call the block is, by its name or itself: "encode".
+        It is given the inputs as they are; `model.input` and `model.output` are its own. Only here.
+        trace: False opens no block, and returns what the model returns, edits of this handle
+        included: plain tensors in the model's own structure.
         All other options are the family's own; an unknown one raises `UnknownOptionError`.
 
         On a server what the block saves arrives bit for bit as it was there; errors of the run are
@@ -155,15 +164,18 @@ class Handle(Module):
         what they are, too (`RunError` that is an `IndexError`). Ctrl-C cancels the job.
         `async with` is the same without blocking the event loop (a look inside the block does).
         """
-        return self._open(inputs, options, runs=True)
+        handle = by_method(self, fn)
+        if trace is not True:
+            return outright(handle, trace, inputs, options)
+        return handle._open(inputs, options, runs=True)
 
-    def scan(self, *inputs: Any, **options: Any) -> Tracer:
+    def scan(self, *inputs: Any, fn: Any = None, **options: Any) -> Tracer:
         """As `trace`, but only records: shapes and `tracer.plan()`, no weights, no run.
 
         It takes the same options; as nothing runs, `remote` has no effect and `blocking=False` is
         refused.
         """
-        return self._open(inputs, options, runs=False)
+        return by_method(self, fn)._open(inputs, options, runs=False)
 
     def sweep(self, *inputs: Any, batch: int | str = "auto", **options: Any) -> Any:
         """One experiment at every point of a grid: `sweep(prompt, f, layer=range(12), ...)`.
@@ -312,6 +324,8 @@ class Handle(Module):
 
     def _rerun(self, experiment: Experiment, inputs: tuple, options: dict[str, Any]) -> Any:
         """`Experiment.run`."""
+        if experiment.graph.root != self._method:
+            return by_method(self, experiment.graph.root)._rerun(experiment, inputs, options)
         own, rest = split(options)
         check_rerun(own)
         refuse_generation(experiment.graph)

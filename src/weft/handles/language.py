@@ -34,6 +34,7 @@ from .generate import Generator, open_generator
 from .grid import SEQUENCES
 from .handle import Handle
 from .options import OWN_OPTIONS
+from .outright import generated
 from .served import Served, only_served, served
 from .weights import Weights
 from .where import Remote, is_server
@@ -162,18 +163,21 @@ class LanguageModel(Handle):
         speaker = self._speaker(given)
         return prepare_language(given, speaker, self._facts, options=chosen, tensors=tensors)
 
-    def generate(self, *inputs: Any, **options: Any) -> Generator:
+    def generate(self, *inputs: Any, trace: bool = True, **options: Any) -> Generator:
         """Opens a block in which a generation can be read and changed, step by step.
 
         inputs: as in `trace`; none in a block of several inputs, each with its own invoke.
         max_new_tokens, do_sample, temperature, top_k, top_p, ...: how tokens are chosen, as in
         `generate` of `transformers` (`weft.families.sampling.Sampling` lists them); what is not
         given is what the model's generation config says. seed: keys all draws, those of tokens too.
-        remote, device, blocking, eager: as in `trace`.
+        remote, device, blocking, eager: as in `trace`. trace: False opens no block, and returns the
+        ids.
 
         Step 0 is the prompt's forward; each step makes one token. Sites outside of step loops are
         those of step 0; edits there act at every step. See `Generator`.
         """
+        if trace is not True:
+            return generated(self, trace, inputs, options)
         return open_generator(self, inputs, options)
 
     _takes_nothing = False

@@ -26,6 +26,8 @@ class Own:
     eager: bool = False
 
 
+ROOT_OPTIONS = ("fn", "trace")
+"""What is called, and whether there is a block at all."""
 OWN_OPTIONS = tuple(field.name for field in fields(Own))
 _NO_OPTIONS = Own()
 
@@ -34,6 +36,12 @@ def split(options: dict[str, Any]) -> tuple[Own, dict[str, Any]]:
     """Options of tracing, and those of the family."""
     if not options:
         return _NO_OPTIONS, options
+    for name in ROOT_OPTIONS:
+        if name in options:
+            raise UnknownOptionError(
+                f"{name} belongs to model.trace(...)" + (" and scan" if name == "fn" else ""),
+                fix="leave it out here",
+            )
     rest = {key: value for key, value in options.items() if key not in OWN_OPTIONS}
     own = Own(**{key: value for key, value in options.items() if key in OWN_OPTIONS})
     seed, device = own.seed, own.device

@@ -241,6 +241,11 @@ class Operations:
 
     def apply(self, path: str, module: Skeleton, args: tuple, kwargs: dict) -> Any:
         """Runs one of the model's own modules on given values; fires no site."""
+        if not path and self.recorder.root is not None:
+            raise self.recorder.refusal(
+                f"the model itself was called in a block of its method {self.recorder.root!r}",
+                "call one of its modules, or open a block without fn=",
+            )
         walk = Walk(self.recorder, path)
         lowered = tuple([walk.lower(arg) for arg in args])
         lowered_kw = tuple([(key, walk.lower(value)) for key, value in kwargs.items()])

@@ -301,7 +301,7 @@ class Recorder(Recording):
         if self._gradients is not None:
             nodes, bounds = finished(self._gradients, nodes, bounds)
         sources = tuple(self.sources.values())
-        return Graph(nodes=nodes, where=lines, bounds=bounds, seed=self.seed, sources=sources)
+        return Graph(nodes, lines, bounds, self.seed, sources=sources, root=self.root)
 
     def unused_edits(self) -> list[Where]:
         """Lines of edits at sites that fire after all that is brought back."""

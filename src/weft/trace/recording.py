@@ -42,6 +42,8 @@ class Recording:
         self.edits: list[tuple[int, int]] = []
         self.stops: list[int] = []
         """Lines at which the block ends the pass."""
+        self.root: str | None = None
+        """The method whose call is recorded; None: the forward."""
         self.steps: Steps | None = None
         """The steps of a generation; None in a single forward."""
         self.made: list[weakref.ref[Value]] | None = None

@@ -218,6 +218,11 @@ def learn(recorder: Recorder, path: str, way: Way) -> None:
             "operations inside a forward are no sites of a generation yet",
             "use the modules' own sites, or trace the ids that were generated: model.trace(ids)",
         )
+    if recorder.root is not None:
+        raise recorder.refusal(
+            f"operations inside a forward are no sites of a call of {recorder.root!r}",
+            "use the modules' own sites, or trace the forward: leave out fn=",
+        )
     if ("inside", path, way) in recorder.signature.kept and (path, way) in recorder.sources:
         return
     known_inside(recorder, recorder.signature, recorder.invoke or 0, path, inside_of((*way, "-")))
