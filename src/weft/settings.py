@@ -57,6 +57,7 @@ class Settings:
     price_seconds: float = 20.0
     run_seconds: float = 300.0
     log_bytes: int = 1 << 20
+    stream_bytes: int = 16 << 20
     new_tokens: int = 4096
     queued_jobs: int = 1_000
 
@@ -86,6 +87,7 @@ TEXTS: dict[str, str] = {
     "price_seconds": "seconds that pricing one graph may take",
     "run_seconds": "seconds that one job may run",
     "log_bytes": "bytes that one job may log",
+    "stream_bytes": "bytes of all values that one job may stream",
     "new_tokens": "tokens that one generation may make for each row",
     "queued_jobs": "jobs of one key that may wait at once",
 }

@@ -69,7 +69,7 @@ class Bench:
         return run(g.graph(), g.constants, self.net, self.args, overwritten=told).saved
 
 
-_OPTIONS = ("on_log", "on_progress", "cancelled")
+_OPTIONS = ("on_log", "on_value", "on_progress", "cancelled")
 
 
 def values_of(drawn: Drawn) -> dict[str, Any]:

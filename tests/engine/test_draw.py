@@ -12,12 +12,14 @@ from torch import nn
 from tests.engine.bench import Bench, limits, state_of, values_of
 from tests.run.graphs import Builder
 from tests.run.nets import Chain, Does, example, hook_count, hooked, moved
+from weft.client.values import opened_value
 from weft.engine.draw import LostDeviceError, draw
 from weft.engine.kept import SpoiltError
 from weft.engine.opened import Opened
 from weft.errors import (
     CancelledError,
     GuardError,
+    LimitError,
     MessageError,
     ReadOnlyError,
     ResultTooLargeError,
@@ -27,8 +29,10 @@ from weft.errors import (
 )
 from weft.families.call import ModelCall
 from weft.graph.frame import Frame
+from weft.graph.node import Log
 from weft.run.plan import plan
 from weft.testing.same import bitwise
+from weft.wire.messages import ValueEvent
 from weft.wire.reports import error_of, report_of, run_error
 
 X = example()
@@ -375,7 +379,7 @@ def test_no_memory_for_the_result(bench, g, monkeypatch):
     def starved(tensor: torch.Tensor) -> Any:
         raise MemoryError
 
-    monkeypatch.setattr("weft.engine.draw.to_frame", starved)
+    monkeypatch.setattr("weft.engine.telling.to_frame", starved)
     g.save("h", g.read("blocks.1", X))
     with pytest.raises(WorkerMemoryError):
         bench.draw(g)
@@ -572,3 +576,22 @@ def test_a_module_in_place_gets_a_copy_of_a_weight():
     drawn = draw(net, Opened(g.graph(), {}, ModelCall((X,))), overwritten=None, limits=limits())
     bitwise(values_of(drawn)["w"], before["head.weight"].relu())
     bitwise(state_of(net), before)
+
+
+def test_what_is_streamed_is_told_as_events_within_the_limits(bench, g):
+    told: list[ValueEvent] = []
+    h = g.read("blocks.1", X)
+    for _ in range(3):
+        g.add(Log, parts=("h", h, 2.5), stream=1)
+    assert bench.draw(g, on_value=told.append) == {}
+    assert [(event.number, event.stream) for event in told] == [(0, 1), (1, 1), (2, 1)]
+    for event in told:
+        text, value, number = opened_value(event)
+        assert (text, number) == ("h", 2.5)
+        bitwise(value, by_hand_at_1(bench))
+    room = 2 * len(told[0].tensors) + 100  # beside the tensors: text, a number
+    with pytest.raises(LimitError, match="stream_bytes"):
+        bench.draw(g, on_value=told.append, stream_bytes=room)
+    assert len(told) == 5
+    with pytest.raises(LimitError, match="stream_bytes"):
+        bench.price(g, stream_bytes=2 * X.nbytes)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from tests.language.refusals import A, refused
 from weft import errors as e
 
@@ -90,3 +92,50 @@ def operation_in_a_generation(on):
 def source_of_one_call(on):
     with on.trace():
         on.h[0].mlp.calls[0].source  # here
+
+
+@refused(e.RecordingError, "nothing is streamed", fix="tracer.stream(x)")
+def stream_of_nothing(on):
+    with on.trace() as tracer:
+        tracer.stream()  # here
+
+
+@refused(e.RecordingError, "tensors, numbers and text", fix="the tensors themselves")
+def stream_of_a_dtype(on):
+    with on.trace() as tracer:
+        tracer.stream(on.h[0].output, torch.float32)  # here
+
+
+@refused(e.RecordingError, "dicts with text keys", fix="the tensors themselves")
+def stream_of_a_dict_with_odd_keys(on):
+    with on.trace() as tracer:
+        tracer.stream({1: on.h[0].output})  # here
+
+
+@refused(e.RecordingError, "to is something to be called", "not list", fix="to=print")
+def stream_to_a_list(on):
+    with on.trace() as tracer:
+        tracer.stream(on.h[0].output, to=[])  # here
+
+
+@refused(e.RecordingError, "functions are streamed to", fix="before the loop")
+def stream_to_too_many(on):
+    with on.trace() as tracer:
+        h = on.h[0].output
+        for _ in range(2000):
+            tracer.stream(h, to=lambda value: None)  # here
+
+
+@refused(e.RecordingError, "after its block", fix="for value in tracer.stream")
+def stream_after_its_block(on):
+    with on.trace() as tracer:
+        h = on.h[0].output.save()
+    tracer.stream(h)  # here
+
+
+@refused(e.RecordingError, "gone through inside its block", fix="to=print")
+def stream_gone_through_inside(on):
+    with on.trace() as tracer:
+        tracer.stream(on.h[0].output)
+        for _ in tracer.stream:  # here
+            pass

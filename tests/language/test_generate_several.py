@@ -203,12 +203,3 @@ def test_a_string_ends_a_generation(subjects):
     with tiny.model.generate(tiny.ids, **GREEDY, stop_strings=[string]) as tracer:
         ids = tracer.result.save()
     bitwise(ids, plain[:, : 9 + steps])
-
-
-def test_streams_are_refused(gpt2):
-    with (
-        pytest.raises(RecordingError, match="while a generation runs") as caught,
-        gpt2.model.generate(gpt2.ids, **GREEDY) as tracer,
-    ):
-        tracer.stream(layer(gpt2, 0).output)  # here
-    assert "# here" in caught.value.line

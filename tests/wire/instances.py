@@ -294,6 +294,7 @@ INSTANCES: dict[str, Struct] = {
     ),
     "Generation": GENERATION,
     "Limits-2": replace(LIMITS, new_tokens=7),
+    "Limits-3": replace(LIMITS, stream_bytes=8),
     "Generation-2": m.Generation(max_length=64),
     "SignatureQuery-2": m.SignatureQuery(
         model="tiny", fingerprint=MARK, inputs=LANGUAGE, tensors=TENSORS, turn="next"
@@ -324,6 +325,19 @@ INSTANCES: dict[str, Struct] = {
             root="encode",
         ),
         inputs=PLAIN,
+    ),
+    "Submit-stream": m.Submit(
+        protocol=1,
+        request_id="Req_9-i",
+        model="tiny",
+        fingerprint=MARK,
+        graph=Graph(
+            nodes=(
+                Read(site=Site("a", "output"), shape=(1, 1)),
+                Log(parts=("step", Ref(0)), stream=1),
+            )
+        ),
+        inputs=LANGUAGE,
     ),
     "Submit-4": m.Submit(
         protocol=1,
@@ -443,6 +457,12 @@ INSTANCES: dict[str, Struct] = {
     "JobList": m.JobList(jobs=(JOB,)),
     "StateEvent": m.StateEvent(state="running", attempts=1),
     "LogEvent": m.LogEvent(text="norm tensor(1.5)\n"),
+    "ValueEvent": m.ValueEvent(
+        number=7,
+        stream=1,
+        value=Seq("tuple", (3, "step", Seq("list", (Ref(0), Name("float", "inf"))))),
+        tensors=b"\0\xff",
+    ),
     "ProgressEvent": m.ProgressEvent(done=3, total=12),
     "EndEvent": m.EndEvent(job=JOB),
     "Manifest": m.Manifest(

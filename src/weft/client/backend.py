@@ -30,6 +30,8 @@ class Request:
     In a generation `sampling` says how (`families.sampling.Sampling`), and `decoders(module)` gives
     a `run.generate.Decoder` for each invoke, where the module is in this process. `sharer` is asked
     which of them may share forwards (`run.joined.Sharer`).
+
+    `listen(number, stream, value)` is told what the graph streams, as it comes to be.
     """
 
     graph: Graph
@@ -47,6 +49,7 @@ class Request:
     sampling: Any = None
     decoders: Callable[[torch.nn.Module], Sequence[Any]] | None = None
     sharer: Any = None
+    listen: Callable[[int, int, tuple[Any, ...]], None] | None = None
 
     @property
     def calls(self) -> tuple[tuple[tuple[Any, ...], Mapping[str, Any]], ...]:

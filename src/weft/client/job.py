@@ -11,14 +11,22 @@ weft.Job.get("the id", remote=True).result("h")       # in another process
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from contextlib import aclosing
 from typing import Any
 
 import torch
 
 from weft.errors import CancelledError, NoSuchError, NotFinishedError, WeftError
-from weft.wire.messages import FINAL, EndEvent, Event, JobInfo, LogEvent, ResultInfo
+from weft.wire.messages import (
+    FINAL,
+    EndEvent,
+    Event,
+    JobInfo,
+    LogEvent,
+    ResultInfo,
+    ValueEvent,
+)
 from weft.wire.reports import error_of, escaped
 
 from . import aio, jobs, results, sync
@@ -26,6 +34,7 @@ from .backend import Reply
 from .core import Talk
 from .effects import Steps
 from .servers import Server, server_at
+from .values import Listen, heard, opened_value, single
 
 Deliver = Callable[[Reply], dict[str, Any]]
 
@@ -40,11 +49,13 @@ class _Asked:
         *,
         info: JobInfo | None = None,
         device: torch.device | None = None,
+        listen: Listen | None = None,
     ) -> None:
         self.id = id
         self._server = server
         self._info = info
         self._device = device
+        self._listen = listen
         self._log: list[str] = []
         self._last = 0  # the number of the last event that was heard
         self._ended = False  # whether it was the last one
@@ -158,10 +169,23 @@ class _Asked:
         number, event = given
         if isinstance(event, LogEvent) and number > self._last:
             self._log.append(escaped(event.text, keep="\n\t"))
+        if isinstance(event, ValueEvent) and number > self._last:
+            self._last = number
+            heard(event, self._listen, self._device)
         if isinstance(event, EndEvent):
-            self._info, self._ended = event.job, True
+            self._info, self._ended, self._listen = event.job, True, None
         self._last = max(self._last, number)
         return event
+
+    def _value(self, event: Event, given: int) -> tuple[Any, ...] | None:
+        """The value of an event, where it is one of number `given` or later."""
+        if not isinstance(event, ValueEvent) or event.number < given:
+            return None  # of a job that was begun anew
+        return opened_value(event, self._device)
+
+    def _finished(self) -> None:
+        if self._info is not None:
+            finished(self._info)
 
     def _hear_aloud(self, given: tuple[int, Event]) -> None:
         if isinstance(self._hear(given), LogEvent):
@@ -211,12 +235,32 @@ class Job(_Asked):
     def events(self) -> Iterator[Event]:
         """What happened and happens to it, from the beginning, each once, up to its end.
 
-        A `StateEvent` (`.state`), `LogEvent` (`.text`, of `tracer.log`), `ProgressEvent` (`.done`
-        sites of `.total`), at last an `EndEvent` (`.job`, as `status` gives it). Goes on where a
-        connection breaks.
+        A `StateEvent` (`.state`), `LogEvent` (`.text`, of `tracer.log`), `ValueEvent` (of
+        `tracer.stream`; see `stream`), `ProgressEvent` (`.done` sites of `.total`), at last an
+        `EndEvent` (`.job`, as `status` gives it). Goes on where a connection breaks.
         """
         for given in sync.each(self._server, self._events(0)):
             yield self._hear(given)
+
+    def stream(self) -> Iterator[Any]:
+        """What `tracer.stream` hands out, from the beginning, as it comes to be; each value once.
+
+        At its end it raises what the job failed with, as `result` does.
+        """
+        given = 0
+        for event in self.events():
+            value = self._value(event, given)
+            if value is not None:
+                given += 1
+                yield single(value)
+        self._finished()
+
+    def onward(self) -> Generator[None]:
+        """Hears one event after another that was not heard yet; then as `stream`."""
+        for given in sync.each(self._server, self._rest()):
+            self._hear(given)
+            yield
+        self._finished()
 
     def wait(self, timeout: float | None = None) -> JobInfo:
         """Waits until it is over, however it ended, and tells how it is, as `status` does.
@@ -257,11 +301,30 @@ class AsyncJob(_Asked):
         """As `Job.result`."""
         return await aio.run(self._server, self._result(name), hear=self._hear_aloud)
 
-    async def events(self) -> AsyncIterator[Event]:
+    async def events(self) -> AsyncGenerator[Event]:
         """As `Job.events`."""
         async with aclosing(aio.each(self._server, self._events(0))) as stream:
             async for given in stream:
                 yield self._hear(given)
+
+    async def stream(self) -> AsyncIterator[Any]:
+        """As `Job.stream`."""
+        given = 0
+        async with aclosing(self.events()) as events:
+            async for event in events:
+                value = self._value(event, given)
+                if value is not None:
+                    given += 1
+                    yield single(value)
+        self._finished()
+
+    async def onward(self) -> AsyncGenerator[None]:
+        """As `Job.onward`."""
+        async with aclosing(aio.each(self._server, self._rest())) as stream:
+            async for given in stream:
+                self._hear(given)
+                yield
+        self._finished()
 
     async def wait(self, timeout: float | None = None) -> JobInfo:  # noqa: ASYNC109
         """As `Job.wait`."""

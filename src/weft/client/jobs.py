@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
-from weft.errors import MessageError
+from weft.errors import MessageError, ServerAwayError
 from weft.wire.messages import (
     FINAL,
     EndEvent,
@@ -24,6 +24,7 @@ from weft.wire.messages import (
     MissingQuery,
     ProgressEvent,
     StateEvent,
+    ValueEvent,
     decode,
 )
 
@@ -45,6 +46,7 @@ WAIT_SECONDS = 20.0
 _KINDS: dict[str, Any] = {
     "state": StateEvent,
     "log": LogEvent,
+    "value": ValueEvent,
     "progress": ProgressEvent,
     "end": EndEvent,
 }
@@ -58,7 +60,8 @@ def send(talk: Talk, parcel: Parcel, body: bytes) -> Steps[JobInfo]:
 def follow(talk: Talk, parcel: Parcel, body: bytes) -> Steps[JobInfo]:
     """Submits a job and gives its events, to its end.
 
-    Where whoever waits gives up (Ctrl-C, a cancelled task), the job is cancelled.
+    Where whoever waits gives up (Ctrl-C, a cancelled task, an error of his own while he hears of an
+    event), the job is cancelled.
     """
     accepted: list[JobInfo] = []
 
@@ -67,8 +70,8 @@ def follow(talk: Talk, parcel: Parcel, body: bytes) -> Steps[JobInfo]:
 
     try:
         return (yield from _supplied(talk, parcel, stream))
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        if accepted:
+    except (Exception, KeyboardInterrupt, asyncio.CancelledError) as error:
+        if accepted and not isinstance(error, ServerAwayError):
             yield from _try_cancel(talk, accepted[0].id)
         raise
 

@@ -10,6 +10,7 @@ from weft.run.generate import run_generations
 from weft.run.invokes import run_all
 
 from .backend import Reply, Request
+from .values import listening
 
 
 class LocalBackend:
@@ -29,6 +30,7 @@ class LocalBackend:
             strict=request.strict,
             device=request.device,
             overwritten=request.overwritten,
+            on_value=listening(request.listen, request.device),
             merger=None if request.alone or request.grad else request.merger,
             grad=request.grad,
         )
@@ -45,5 +47,6 @@ class LocalBackend:
             device=request.device,
             overwritten=request.overwritten,
             sharer=None if request.alone else request.sharer,
+            on_value=listening(request.listen, request.device),
         )
         return Reply(results.saved, results.ended)

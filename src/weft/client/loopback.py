@@ -20,7 +20,7 @@ from weft.engine.stepping import sharer_of
 from weft.errors import WeftError
 from weft.settings import Settings, load
 from weft.wire import frames
-from weft.wire.messages import ErrorReport, Limits, Submit, decode, encode
+from weft.wire.messages import ErrorReport, Limits, Submit, ValueEvent, decode, encode
 from weft.wire.reports import error_of, report_of, run_error
 from weft.wire.results import encode_result
 
@@ -28,6 +28,7 @@ from .backend import Reply, Request
 from .remote import print_line
 from .results import moved, opened
 from .travel import constant_file, pack
+from .values import heard
 
 REQUEST_ID = "local"
 
@@ -44,15 +45,20 @@ class LoopbackBackend:
         parcel = pack(request, known.family)
         data = encode(parcel.submit(REQUEST_ID, REQUEST_ID, known.fingerprint))
         uploaded = {digest: constant_file(tensor) for digest, tensor in parcel.large.items()}
+        told = _Told(request)
         try:
-            result = self._serve(data, uploaded, known)
+            result = self._serve(data, uploaded, known, told)
+        except _Left as left:
+            raise left.error from None  # whoever listens has raised it
         except Exception as error:  # noqa: BLE001, as a worker does: each becomes a report
             raise _after_the_journey(error) from None
         manifest, saved = opened(result)
         up = len(data) + sum(map(len, uploaded.values()))
         return Reply(moved(saved, request.device), manifest.ended, {}, up, len(result))
 
-    def _serve(self, data: bytes, uploaded: dict[str, bytes], known: Known) -> bytes:
+    def _serve(
+        self, data: bytes, uploaded: dict[str, bytes], known: Known, told: Callable[..., None]
+    ) -> bytes:
         """From the bytes of a request to those of a result."""
         submit = decode(data, Submit)
         limits = limits_of(load())
@@ -68,8 +74,31 @@ class LoopbackBackend:
             limits=limits,
             strict=submit.strict,
             on_log=print_line,
+            on_value=told,
         )
         return encode_result(drawn.manifest, drawn.frames)
+
+
+class _Left(BaseException):
+    """What whoever listens has raised: no error of the run."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error = error
+
+
+class _Told:
+    """Hands values on, read from the bytes in which they would travel."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+
+    def __call__(self, event: ValueEvent) -> None:
+        event = decode(encode(event, "json"), ValueEvent, "json")
+        try:
+            heard(event, self._request.listen, self._request.device)
+        except BaseException as error:  # noqa: BLE001 (it is raised again)
+            raise _Left(error) from None
 
 
 def _after_the_journey(error: Exception) -> WeftError:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from weft.errors import OtherModelError, WrongModelError
-from weft.wire.messages import JobInfo, LogEvent
+from weft.wire.messages import JobInfo, LogEvent, ValueEvent
 from weft.wire.reports import escaped
 
 from . import aio, jobs, results, sync
@@ -25,6 +25,7 @@ from .effects import Steps
 from .job import AsyncJob, Job, finished
 from .servers import Server, server_at
 from .travel import Parcel, fitting, pack
+from .values import heard
 
 
 class RemoteBackend:
@@ -47,23 +48,23 @@ class RemoteBackend:
 
     def run(self, request: Request) -> Reply:
         server = self.server
-        return sync.run(server, self._run(Talk(server), request), hear=print_log)
+        return sync.run(server, self._run(Talk(server), request), hear=_hearing(request))
 
     async def arun(self, request: Request) -> Reply:
         """The same without blocking the event loop."""
         server = self.server
-        return await aio.run(server, self._run(Talk(server), request), hear=print_log)
+        return await aio.run(server, self._run(Talk(server), request), hear=_hearing(request))
 
     def submit(self, request: Request) -> Job:
         """Sends the request; returns when it is acknowledged."""
         server = self.server
         info = sync.run(server, self._submit(Talk(server), request))
-        return Job(server, info.id, info=info, device=request.device)
+        return Job(server, info.id, info=info, device=request.device, listen=request.listen)
 
     async def asubmit(self, request: Request) -> AsyncJob:
         server = self.server
         info = await aio.run(server, self._submit(Talk(server), request))
-        return AsyncJob(server, info.id, info=info, device=request.device)
+        return AsyncJob(server, info.id, info=info, device=request.device, listen=request.listen)
 
     # -- steps -------------------------------------------------------------------------------
 
@@ -112,6 +113,19 @@ def print_log(given: Any) -> None:
     _, event = given
     if isinstance(event, LogEvent):
         print_line(event.text)
+
+
+def _hearing(request: Request) -> Callable[[Any], None]:
+    """Prints what `tracer.log` says, and hands on what `tracer.stream` does."""
+
+    def hear(given: Any) -> None:
+        _, event = given
+        if isinstance(event, ValueEvent):
+            heard(event, request.listen, request.device)
+        else:
+            print_log(given)
+
+    return hear
 
 
 def print_line(text: str) -> None:

@@ -37,7 +37,7 @@ from weft.run.price import price_of, short
 from weft.run.steps import Step, line_of
 from weft.run.structure import tensors
 from weft.signatures.signature import Signature
-from weft.wire.messages import Limits, PriceInfo
+from weft.wire.messages import VALUE_BYTES, Limits, PriceInfo
 
 from .bounds import inner_bytes, refuse_bombs, tensor_refs, unknown_bytes
 from .generation import check_generation
@@ -48,6 +48,7 @@ from .places import Places, tree_of
 from .refusals import at_line, foreign, over, text_of
 from .skips import check_values
 from .steps import Steps
+from .telling import too_much
 from .turns import turns_for
 
 _SHOWN = 5
@@ -154,6 +155,7 @@ class Admission(Play):
         self._kept: KeptForBackward | None = None
         self._guessed: set[int] = set()  # slots whose strides depend on numbers
         self._saves: list[tuple[int, Step]] = []
+        self._streamed = 0
         self._bounds: dict[int, list[Bound]] = {}
         for bound in graph.bounds:
             self._bounds.setdefault(bound.value.node, []).append(bound)
@@ -202,6 +204,8 @@ class Admission(Play):
             check_look(node.look, expected, avals[0].shape, self.line(step))
         else:
             self._check_memory(step, max([aval.nbytes for aval in avals], default=0))
+            if node.stream is not None:
+                self._check_streamed(step, avals)
 
     def _results(self, step: Step) -> list[Aval]:
         found = super()._results(step)
@@ -328,6 +332,11 @@ class Admission(Play):
 
     def save(self, step: Step) -> None:
         before = self.saved
+        self._check_dtypes(step)
+        super().save(step)
+        self._saves.append((self.saved - before, step))
+
+    def _check_dtypes(self, step: Step) -> None:
         for slot in step.uses:
             name = dtype_name(self.env[slot].dtype)
             if name not in ITEM_SIZES:
@@ -336,8 +345,14 @@ class Admission(Play):
                     line=self.line(step),
                     fix="save it as another dtype: x.float()",
                 )
-        super().save(step)
-        self._saves.append((self.saved - before, step))
+
+    def _check_streamed(self, step: Step, avals: list[Aval]) -> None:
+        self._check_dtypes(step)
+        size = sum([aval.nbytes for aval in avals])
+        self._streamed += size
+        if size > VALUE_BYTES or self._streamed > self._limits.stream_bytes:
+            limit = self._limits.stream_bytes
+            raise too_much(size, self._streamed, limit, self.line(step))
 
     def check_saved(self) -> None:
         limit = self._limits.result_bytes

@@ -32,9 +32,9 @@ from weft.errors import (
 from weft.families.call import ModelCall
 from weft.families.sampling import Sampling
 from weft.graph.frame import Frame, frame_bytes
-from weft.graph.node import Graph, Map, Ref, Save, Seq, Shape, Slice
+from weft.graph.node import Graph, Ref, Save
 from weft.graph.site import Site, Where
-from weft.kernels.frames import to_frame, to_tensor
+from weft.kernels.frames import to_tensor
 from weft.run.generate import run_generations
 from weft.run.invokes import run_all
 from weft.run.joined import Sharer
@@ -44,7 +44,7 @@ from weft.run.structure import mapped
 from weft.run.weights import weights_of
 from weft.signatures import later
 from weft.signatures.later import Overwritten
-from weft.wire.messages import Limits, Manifest
+from weft.wire.messages import Limits, Manifest, ValueEvent
 
 from .generation import decoders
 from .kept import Kept
@@ -52,6 +52,7 @@ from .known import Known
 from .opened import Opened
 from .refusals import over
 from .steps import Steps
+from .telling import Streaming, moved
 
 _MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 _WIDEST = 8  # bytes of an element
@@ -91,16 +92,17 @@ def draw(
     sharer: Sharer | None = None,
     tokenizer: Any = None,
     on_log: Callable[[str], None] | None = None,
+    on_value: Callable[[ValueEvent], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> Drawn:
     """Draws an admitted graph through `net`.
 
-    `tokenizer` is for generations with stop strings. `on_progress(done, total)` counts sites that
-    have fired; `cancelled()` is asked often, so it should be quick. Raises `CancelledError`,
-    `TimeLimitError`, `ResultTooLargeError`, `WorkerMemoryError`, what the graph or the model
-    raises, and `kept.SpoiltError` or `LostDeviceError` (with `retire`) if the model must not be
-    used any more.
+    `tokenizer` is for generations with stop strings. `on_value` is told what is streamed, an event
+    for each value; `on_progress(done, total)` counts sites that have fired; `cancelled()` is asked
+    often, so it should be quick. Raises `CancelledError`, `TimeLimitError`, `ResultTooLargeError`,
+    `WorkerMemoryError`, what the graph or the model raises, and `kept.SpoiltError` or
+    `LostDeviceError` (with `retire`) if the model must not be used any more.
     """
     watch = _Watch(opened.graph, limits, on_progress, cancelled)
     watch.look()
@@ -114,6 +116,7 @@ def draw(
         options: dict[str, Any] = {
             "strict": strict,
             "on_log": _Log(on_log, limits.log_bytes),
+            "on_value": Streaming(opened.graph, on_value, limits),
             "overwritten": overwritten,
             "watch": watch,
         }
@@ -258,30 +261,5 @@ def _drawn(graph: Graph, saved: Mapping[str, Any], ended: Site | None) -> Drawn:
     for node in graph.nodes:
         if isinstance(node, Save) and node.name in saved:  # a stop may have come before
             found: dict[Ref, Ref] = {}  # a tensor that stands twice in one save is sent once
-            rows.append((node.name, _moved(node.value, saved[node.name], found, frames)))
+            rows.append((node.name, moved(node.value, saved[node.name], found, frames)))
     return Drawn(Manifest(saved=tuple(rows), ended=ended), frames)
-
-
-def _moved(arg: Any, value: Any, found: dict[Ref, Ref], frames: dict[str, Frame]) -> Any:
-    """What a save holds, as data: `arg` of the graph, with the frames' numbers as `Ref`s."""
-    match arg:
-        case Ref() if value is None:
-            return None  # not reached
-        case Ref():
-            if arg not in found:
-                found[arg] = Ref(len(frames))
-                frames[str(len(frames))] = to_frame(value)
-            return found[arg]
-        case Seq():
-            pairs = zip(arg.items, value, strict=True)
-            form = "tuple" if arg.form == "size" else arg.form  # what a client can build
-            return Seq(form, tuple([_moved(a, v, found, frames) for a, v in pairs]))
-        case Map():
-            pairs = zip(arg.values, value.values(), strict=True)
-            return Map(arg.keys, tuple([_moved(a, v, found, frames) for a, v in pairs]))
-        case Slice():
-            parts = ((arg.start, value.start), (arg.stop, value.stop), (arg.step, value.step))
-            return Slice(*[_moved(a, v, found, frames) for a, v in parts])
-        case Shape():
-            return Seq("tuple", tuple(value))
-    return arg

@@ -234,6 +234,8 @@ def _check_node(graph: Graph, number: int, node: AnyNode) -> None:
         case Log():
             if len(refs(node.parts)) > MAX_LOGGED:
                 _refuse(graph, number, f"more than {MAX_LOGGED} values in one log")
+            if node.stream is not None and not 0 <= node.stream < MAX_LOGGED:
+                _refuse(graph, number, f"streams are numbered from 0, below {MAX_LOGGED}")
         case Skip():
             _check_skip(graph, number, node)
         case Stop():

@@ -209,11 +209,13 @@ class Log(Node, frozen=True, tag="log"):
     """Prints `parts` (text and values) when they exist, below what the logs before it print.
 
     What is only text, in a step of a generation, belongs to it by `after`: it is printed when that
-    value is there, and never if that never happens.
+    value is there, and never if that never happens. With `stream` nothing is printed: the parts are
+    handed out, whole and at once, to who listens to that number.
     """
 
     parts: tuple[Arg, ...]
     after: Ref | None = None
+    stream: int | None = None
 
 
 class Stop(Node, frozen=True, tag="stop"):

@@ -99,8 +99,9 @@ def _body(node: AnyNode) -> str:
         case Save():
             return f"save {node.name!r} = {_arg(node.value)}"
         case Log():
+            what = "log" if node.stream is None else f"stream {node.stream}:"
             after = "" if node.after is None else f" after {_arg(node.after)}"
-            return f"log {_args(node.parts, ())}{after}"
+            return f"{what} {_args(node.parts, ())}{after}"
         case Skip():
             return _skip(node)
         case Stop():

@@ -37,6 +37,7 @@ from weft.trace.recorder import Recorder
 
 from .eager import aside
 from .edits import begin
+from .stream import Stream
 from .where import Place
 
 if TYPE_CHECKING:
@@ -93,6 +94,8 @@ class Block:
         self._recorder.calls, self._recorder.root = self._calls, handle._method
         if call is None and handle._takes_nothing:
             self._recorder.sites.alone = self._without_input  # type: ignore[union-attr]
+        self.stream = Stream(self._recorder)
+        """`tracer.stream(x)` hands values out as they come to be: see `Stream`."""
         self._frozen: tuple[Graph, dict[str, torch.Tensor]] | None = None
         self._announced: set[tuple[str, int]] = set()
         self.ended: Site | None = None
@@ -189,7 +192,7 @@ class Block:
 
     def _sent(self, job: Any) -> None:
         """The block is on its way: its handles wait for the job."""
-        self.job = job
+        self.job = self.stream.job = job
         self._recorder.fail(
             NotFinishedError(
                 f"this value has no numbers yet: its block was sent as job {job.id}",
@@ -233,6 +236,7 @@ class Block:
             alone=self._alone,
             grad=self._grad,
             merger=self._handle._merger() if further else None,
+            listen=None if look else self.stream.listen,
         )
 
     def _prefix(self, graph: Graph, constants: dict[str, torch.Tensor]) -> dict[str, Any]:

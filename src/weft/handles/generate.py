@@ -85,13 +85,6 @@ class Generator(Tracer):
         self._steps.move(step)
         return self
 
-    def stream(self, *values: Any) -> None:
-        """Not there yet: raises. `tracer.log` prints values while they are made."""
-        raise self._recorder.refusal(
-            "values are not handed out while a generation runs yet",
-            "collect them, weft.save([]), or print them as they are made: tracer.log(...)",
-        )
-
     @property
     def result(self) -> Any:
         """The ids of prompt and answer, `[batch, pos]`, as `transformers`' `generate` returns them.

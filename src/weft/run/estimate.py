@@ -208,7 +208,7 @@ _SAYS: dict[type, Any] = {
     Apply: lambda node: f"applies {node.path}",
     Param: lambda node: f"uses {node.path}",
     Save: lambda node: f"saves {node.name!r}",
-    Log: lambda node: "logs",
+    Log: lambda node: "logs" if node.stream is None else "streams",
     Guard: lambda node: "looks",
     Stop: lambda node: "stops the pass",
     Backward: lambda node: "goes backward",

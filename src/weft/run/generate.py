@@ -21,6 +21,7 @@ from weft.graph.site import RESULT, Leaf, Site
 
 from .hooks import Drive, Results, normal_mode
 from .joined import Joined, Sharer, lanes
+from .logs import OnValue
 from .part import ModuleCall, Part
 from .structure import mapped
 from .watch import Watch
@@ -56,6 +57,7 @@ def run_generations(
     *,
     strict: bool = True,
     on_log: Callable[[str], None] | None = None,
+    on_value: OnValue | None = None,
     device: torch.device | str | None = None,
     overwritten: Callable[[Site, Leaf], bool] | None = None,
     watch: Watch | None = None,
@@ -67,7 +69,9 @@ def run_generations(
     without, each has forwards exactly as alone. Values of steps that did not happen, because a
     generation was over before, are left out of what is saved.
     """
-    whole = Drive(graph, constants, module, strict, on_log or print, overwritten, watch)
+    whole = Drive(
+        graph, constants, module, strict, on_log or print, overwritten, watch, on_value=on_value
+    )
     with normal_mode(), whole.interpreter.mode(module):
         found = _run(whole, decoders, sharer)
     if device is not None:

@@ -23,6 +23,7 @@ from weft.graph.site import Leaf, Site, is_inside
 from weft.sources.stand import NOTHING
 
 from .backward import interpreter
+from .logs import OnValue
 from .memory import storage
 from .singles import RUNNING as _RUNNING
 from .singles import Single, Taken, Taking
@@ -56,6 +57,7 @@ def run(
     want_result: bool = False,
     can_stop: bool = True,
     on_log: Callable[[str], None] | None = None,
+    on_value: OnValue | None = None,
     device: torch.device | str | None = None,
     overwritten: Callable[[Site, Leaf], bool] | None = None,
     line: object = None,
@@ -65,11 +67,14 @@ def run(
     """Runs `module(*args, **kwargs)` with the graph drawn through it.
 
     `strict` asks for the recorded shapes and dtypes; without it the input may be another one.
-    `can_stop` allows stopping the forward early. `overwritten(site, leaf)` says which tensors the
+    `on_value(node, parts)` is told what a log hands out instead of printing it. `can_stop` allows
+    stopping the forward early. `overwritten(site, leaf)` says which tensors the
     model changes later. `line` is the user's line, for the model's own errors. `watch` may end the
     run at each step. With `grad` what is saved stays connected to the weights and constants.
     """
-    drive = Drive(graph, constants, module, strict, on_log or print, overwritten, watch, grad)
+    drive = Drive(
+        graph, constants, module, strict, on_log or print, overwritten, watch, grad, on_value
+    )
     if drive.interpreter.finished and not want_result:
         return Results({}, None, None)
     drive.can_stop = can_stop and not want_result
@@ -106,6 +111,7 @@ class Drive:
         overwritten: Callable[[Site, Leaf], bool] | None,
         watch: Watch | None,
         grad: bool = False,
+        on_value: OnValue | None = None,
     ) -> None:
         self.module = module
         self.can_stop = True
@@ -123,6 +129,7 @@ class Drive:
             keep=grad,
             strict=strict,
             on_log=on_log,
+            on_value=on_value,
             overwritten=overwritten,
             watch=watch,
         )

@@ -58,7 +58,7 @@ from .firing import SiteSteps, type_text
 from .frame import Frame
 from .host import Host
 from .late import late_edit, what
-from .logs import Lines, unreached
+from .logs import Lines, OnValue, handed, unreached
 from .lower import Env, lower
 from .memory import Memory, storage, version
 from .plan import plan
@@ -85,6 +85,7 @@ class Interpreter:
         *,
         strict: bool = True,
         on_log: Callable[[str], None] = print,
+        on_value: OnValue | None = None,
         overwritten: Callable[[Site, Leaf], bool] | None = None,
         watch: Watch | None = None,
     ) -> None:
@@ -93,6 +94,7 @@ class Interpreter:
         self._constants = constants
         self._host = host
         self._lines = Lines(self.plan.logs, on_log)
+        self._on_value = on_value
         self._watch = watch
         self._memory = Memory(graph, self.plan, host)
         self._memory.taken = self.plan.taken if self.takes else frozenset()
@@ -396,7 +398,10 @@ class Interpreter:
 
     def _log(self, step: Step) -> None:
         parts, _ = step.args.build(self._memory.inputs(step))  # type: ignore[union-attr]
-        self._lines.say(step.index, parts)
+        if step.node.stream is None:
+            self._lines.say(step.index, parts)
+        elif self._on_value is not None:
+            self._on_value(step.node, tuple(map(handed, parts)))
 
     def _give(self, step: Step, results: list[torch.Tensor]) -> None:
         if len(results) != step.outs:

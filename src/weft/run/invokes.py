@@ -31,6 +31,7 @@ from weft.graph.node import (
 from weft.graph.site import Leaf, Site
 
 from .hooks import Drive, Results, normal_mode, run
+from .logs import OnValue
 from .part import ModuleCall, Part
 from .rows import Lot, Merger, SharedPart, lots
 from .steps import Plan
@@ -48,6 +49,7 @@ def run_all(
     *,
     strict: bool = True,
     on_log: Callable[[str], None] | None = None,
+    on_value: OnValue | None = None,
     device: torch.device | str | None = None,
     overwritten: Callable[[Site, Leaf], bool] | None = None,
     watch: Watch | None = None,
@@ -69,12 +71,15 @@ def run_all(
             kwargs,
             strict=strict,
             on_log=on_log,
+            on_value=on_value,
             device=device,
             overwritten=overwritten,
             watch=watch,
             grad=grad,
         )
-    whole = Drive(graph, constants, module, strict, on_log or print, overwritten, watch, grad)
+    whole = Drive(
+        graph, constants, module, strict, on_log or print, overwritten, watch, grad, on_value
+    )
     with normal_mode(), whole.interpreter.mode(module):
         found = _Block(whole, calls, merger).run()
     if device is not None:

@@ -1,8 +1,8 @@
-"""What `tracer.log(...)` shows, and in which order.
+"""What `tracer.log(...)` shows, and in which order; what `tracer.stream(...)` hands out.
 
 A value is put into words when it exists, and held as text until its turn has come: lines come in
 the order of the program, in a generation those of each invoke step by step. The length of a line
-does not depend on how large its values are.
+does not depend on how large its values are. What is streamed waits for no turn.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from weft.graph.node import Log
 from weft.graph.site import Site
 
 from .steps import Plan
+
+OnValue = Callable[[Log, tuple[Any, ...]], None]
+"""Who is told what a log hands out: its node, and its parts."""
 
 _HELD = 1 << 20
 """Characters that may wait for their turn; with more of them nothing waits any longer."""
@@ -66,7 +69,7 @@ class Lines:
 
 def logs_in_order(plan: Plan) -> tuple[int, ...]:
     """The nodes that print, in the order in which they shall."""
-    logs = [step for step in plan.steps if step is not None and step.kind is Log]
+    logs = [s for s in plan.steps if s is not None and s.kind is Log and s.node.stream is None]
     if not any(site.step for site in plan.sites):
         return tuple([step.index for step in logs])
     place = _places(plan)
@@ -115,6 +118,18 @@ def log_text(part: Any) -> str:
     if isinstance(part, dict):
         return "{" + ", ".join([f"{key!r}: {log_text(item)}" for key, item in part.items()]) + "}"
     return str(part)
+
+
+def handed(part: Any) -> Any:
+    """One part of what is streamed, as it is now."""
+    if isinstance(part, torch.Tensor):
+        return part.detach().clone(memory_format=torch.contiguous_format)
+    if isinstance(part, (tuple, list)):
+        items = [handed(item) for item in part]
+        return items if isinstance(part, list) else tuple(items)
+    if isinstance(part, dict):
+        return {key: handed(item) for key, item in part.items()}
+    return part
 
 
 _FEW = 1000

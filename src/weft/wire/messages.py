@@ -253,6 +253,7 @@ class Limits(Tell, frozen=True):
     log_bytes: int
     queued_jobs: int
     new_tokens: int = 4096
+    stream_bytes: int = 16 << 20
 
 
 class Hello(Tell, frozen=True):
@@ -474,6 +475,23 @@ class LogEvent(Tell, frozen=True, tag="log"):
     text: str
 
 
+VALUE_BYTES = 32 << 20
+"""Bytes that one streamed value may have: it is one event, which is one line."""
+
+
+class ValueEvent(Tell, frozen=True, tag="value"):
+    """What `tracer.stream(...)` hands out, as it comes to be: a tuple.
+
+    `Ref(n)` in `value` is the tensor `"n"` of `tensors`. `number` counts the values of the job from
+    0; a job that is begun anew (`attempts`) gives the same ones again, under the same numbers.
+    """
+
+    number: int
+    stream: int
+    value: Arg
+    tensors: bytes = b""
+
+
 class ProgressEvent(Tell, frozen=True, tag="progress"):
     """Sites that have fired, of those the graph waits for."""
 
@@ -487,7 +505,7 @@ class EndEvent(Tell, frozen=True, tag="end"):
     job: JobInfo
 
 
-Event = StateEvent | LogEvent | ProgressEvent | EndEvent
+Event = StateEvent | LogEvent | ValueEvent | ProgressEvent | EndEvent
 
 FINAL = ("done", "failed", "cancelled")
 """States that a job stays in."""

@@ -172,6 +172,7 @@ class Worker:
                 limits=self._limits,
                 strict=strict,
                 on_log=pulse.log,
+                on_value=pulse.value,
                 on_progress=pulse.progress,
                 cancelled=pulse.cancelled,
             )

@@ -6,7 +6,7 @@ goes on far beyond its time, which only happens inside a single operation, and t
 (`die`), because a thread inside an operation cannot be stopped.
 
     with Pulse(ledger, job, settings, ring=bells.gateway.ring) as pulse:
-        draw(..., on_log=pulse.log, on_progress=pulse.progress, cancelled=pulse.cancelled)
+        draw(..., on_log=pulse.log, on_value=pulse.value, cancelled=pulse.cancelled)
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from itertools import groupby
 from types import TracebackType
 
 from weft.errors import TimeLimitError
 from weft.service.jobs.life import Failed, Job
 from weft.service.store.interface import Ledger, LostClaimError
 from weft.settings import Settings
-from weft.wire.messages import LogEvent, ProgressEvent, encode
+from weft.wire.messages import LogEvent, ProgressEvent, ValueEvent, encode
 from weft.wire.reports import report_of
 
 LOOK = 0.2
@@ -61,7 +62,7 @@ class Pulse:
         self._begun = self._renewed = clock()
         self._latest = max(OVERTIME * settings.run_seconds, settings.run_seconds + GRACE)
         self._lock = threading.Lock()
-        self._logs: list[str] = []
+        self._said: list[str | ValueEvent] = []  # lines and values, in order
         self._progress: tuple[int, int] | None = None
         self._told = self._begun  # when progress was told last
         self._wake = threading.Event()
@@ -75,8 +76,14 @@ class Pulse:
         return self.cancelling or self.lost
 
     def log(self, text: str) -> None:
+        self._say(text)
+
+    def value(self, event: ValueEvent) -> None:
+        self._say(event)
+
+    def _say(self, what: str | ValueEvent) -> None:
         with self._lock:
-            self._logs.append(text)
+            self._said.append(what)
         self._wake.set()
 
     def progress(self, done: int, total: int) -> None:
@@ -92,11 +99,11 @@ class Pulse:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Whatever was logged is written down when this returns."""
+        """Whatever was said is written down when this returns."""
         self._over.set()
         self._wake.set()
         self._thread.join()
-        self._guarded(self._write_logs)
+        self._guarded(self._write_said)
 
     # -- the thread ----------------------------------------------------------------------------
 
@@ -121,7 +128,7 @@ class Pulse:
 
     def _turn(self) -> None:
         now = self._clock()
-        self._write_logs()
+        self._write_said()
         self._write_progress(now)
         self._keep_claim(now)
         if now - self._begun > self._latest:
@@ -138,11 +145,15 @@ class Pulse:
             raise LostClaimError
         self.cancelling |= job.cancelling
 
-    def _write_logs(self) -> None:
+    def _write_said(self) -> None:
         with self._lock:
-            logs, self._logs = self._logs, []
-        if logs:
-            self._note("log", encode(LogEvent(text="\n".join(logs)), "json"))
+            said, self._said = self._said, []
+        for is_text, run in groupby(said, lambda one: isinstance(one, str)):
+            if is_text:
+                self._note("log", encode(LogEvent(text="\n".join(run)), "json"))  # type: ignore[arg-type]
+                continue
+            for event in run:
+                self._note("value", encode(event, "json"))  # type: ignore[arg-type]
 
     def _write_progress(self, now: float) -> None:
         if self._progress is None or now - self._told < PROGRESS:
