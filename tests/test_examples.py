@@ -18,6 +18,7 @@ from torch import nn
 
 import weft
 from tests.language.autograd import gradients
+from tests.language.generated import generated
 from tests.language.hooks import hook_count, with_hooks
 from weft.errors import UnknownOptionError
 from weft.testing import tiny_path
@@ -288,6 +289,41 @@ def sessions(found: Found) -> None:
     bounded(found["patched"], last(found["PROMPT"], {key: put(at, streams[1])}))
 
 
+def generation(found: Found) -> None:
+    key, prompt, steps = layer(found["LAYER"]), ids(found["PROMPT"]), range(found["NEW"])
+    options = {"max_new_tokens": found["NEW"], "pad_token_id": None}
+
+    def told(step: int, logits: torch.Tensor) -> None:
+        return None
+
+    plain = generated(net(), prompt, {"lm_head.output": told}, **options)
+    logits = [plain["lm_head.output", step][0, -1] for step in steps]
+    sure = torch.stack([one.softmax(-1).max() for one in logits])
+    bounded([found["plain"], torch.stack(found["confidence"])], [plain.result, sure])
+    towards, away = [
+        with_hooks(net(), {key: None}, ids(f"The capital of {name}"))[key][0, -1]
+        for name in ("Italy", "France")
+    ]
+    push = found["STRENGTH"] * (towards - away)
+
+    def steered(at: Any) -> Any:
+        def hook(step: int, output: Any) -> None:
+            if step in at:
+                (output[0] if isinstance(output, tuple) else output)[:, -1] += push
+
+        return generated(net(), prompt, {key: hook}, **options)
+
+    bounded(found["steered"], steered(steps).result)
+    choice = int(sure.argmin())
+    assert choice == found["choice"]
+    pinned = steered([choice])
+    bounded(found["pinned"], pinned.result)
+    bounded(found["states"], [pinned[key, step][0, -1] for step in steps])
+    assert not torch.equal(found["pinned"], found["plain"])
+    until = next(n for n, one in enumerate(sure) if one < found["UNSURE"])
+    bounded(found["stopped"], plain.result[:, : prompt.shape[1] + until])
+
+
 ORACLES: dict[str, Callable[[Found], None]] = {
     "01_logit_lens": logit_lens,
     "02_activation_patching": activation_patching,
@@ -299,6 +335,7 @@ ORACLES: dict[str, Callable[[Found], None]] = {
     "08_sparse_autoencoder": sparse_autoencoder,
     "09_lora": lora,
     "10_distributed_alignment_search": alignment_search,
+    "11_generation": generation,
     "11_sessions": sessions,
 }
 

@@ -535,6 +535,18 @@ def test_a_stop_on_a_condition_is_asked_at_every_step(gpt2):
     bitwise(ids, seen.result[:, : 9 + stopped])
 
 
+def test_a_stop_that_nothing_but_the_ids_waits_for(gpt2):
+    seen = generated(gpt2.net, gpt2.ids, {"lm_head.output": None}, max_new_tokens=NEW)
+    best = [float(seen["lm_head.output", step][0, -1].max()) for step in range(NEW)]
+    limit = max(best[1:])
+    stopped = best.index(limit)
+    assert best[0] < limit
+    with gpt2.model.generate(gpt2.ids, **GREEDY) as tracer:
+        tracer.stop_if(gpt2.model.lm_head.output[0, -1].max() >= limit)
+        ids = tracer.result.save()
+    bitwise(ids, seen.result[:, : 9 + stopped])
+
+
 def test_a_log_outside_of_loops_is_said_at_every_step(gpt2, capsys):
     with gpt2.model.generate(gpt2.ids, **GREEDY) as tracer:
         tracer.log("once")

@@ -17,6 +17,7 @@ from bisect import bisect_left
 from typing import Any
 
 from weft.graph.node import Backward, Call, Const, Fill, Param, Read, Save, Skip, Stop, Write
+from weft.graph.site import RESULT
 
 from .cuts import find_cuts
 from .gradlink import link_backward, link_followed
@@ -137,8 +138,10 @@ class Linker:
             if until is None and other.kind is Stop and other.node.invoke == meant:
                 step.deps.add(other.index)  # that one waits for all before
                 break
-            mine = other.kind in _AT_SITES and meant in (None, other.node.site.invoke)
-            if mine and (until is None or other.node.site.step <= until):
+            if other.kind not in _AT_SITES or meant not in (None, other.node.site.invoke):
+                continue
+            site = other.node.site
+            if until is None or (site.step <= until and site.port != RESULT):  # it is for the ids
                 step.deps.add(other.index)
 
     def add_waits(self, step: Step) -> None:
