@@ -20,6 +20,9 @@ PAGE = (Path(__file__).parent.parent / "docs" / "tracing.md").read_text()
 WORDS = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`\n]+)`", PAGE))))
 """All that stands in code on the page."""
 
+INSTANCE = ("ended", "results", "job", "stages", "traffic", "stream")
+"""What a tracer has by itself, and not by its class."""
+
 OF_BLOCKS = [
     error
     for error in vars(errors).values()
@@ -53,5 +56,5 @@ def test_what_is_in_the_tables_is_there():
     tables = " ".join(line for line in PAGE.splitlines() if line.startswith("|"))
     for owner, kind in (("tracer", Generator), ("model", weft.LanguageModel), ("module", Module)):
         for name in re.findall(rf"`{owner}\.(\w+)", tables):
-            known = hasattr(kind, name) or name in ("ended", "results", "job", "stages", "traffic")
+            known = hasattr(kind, name) or name in INSTANCE
             assert known or name == "weight", f"{owner}.{name}"
