@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 import weft
 from tests.language.generated import generated
@@ -155,3 +156,51 @@ def test_an_edit_of_an_invoke_for_a_value_that_is_only_held(model, net, ids, rem
             model.transformer.h[2].output = h
             logits = model.lm_head.output.save()
     bounded(logits, with_hooks(net, {H[0]: lambda h: h * 2}, ids).result.logits)
+
+
+def test_an_eager_trace_gives_and_takes_values(model, net, ids):
+    seen = with_hooks(net, {H[1]: None}, other_of(ids))[H[1]]
+    with model.session():
+        with model.trace(other_of(ids), eager=True):
+            h = model.transformer.h[1].output[:, -1]
+        bitwise(h + 0, seen[:, -1])
+        with model.trace(ids, eager=True):
+            model.transformer.h[1].output[:, -1] = h
+            shown = model.lm_head.output[0, -1].save()
+        with model.trace(ids):
+            model.transformer.h[1].output[:, -1] = h
+            plainly = model.lm_head.output[0, -1].save()
+
+    def patch(value):
+        value[:, -1] = seen[:, -1]
+
+    expected = with_hooks(net, {H[1]: patch}, ids).result.logits[0, -1]
+    bitwise(plainly, expected)
+    bitwise(shown, expected)
+
+
+class Coder(nn.Module):
+    """Has a second method."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.inner(x).relu()
+
+    def encode(self, x):
+        return self.inner(x) * 2
+
+
+def test_another_method_gives_values_to_the_forward():
+    torch.manual_seed(0)
+    net, x = Coder(), torch.randn(2, 4)
+    model = weft.Model(net)
+    with model.session():
+        with model.trace(x, fn="encode"):
+            z = model.output
+        with model.trace(x):
+            model.inner.output = z - 1
+            out = model.output.save()
+    bitwise(out, (net.encode(x) - 1).relu().detach())
