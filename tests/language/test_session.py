@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
 import threading
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import weft
 from tests.families import zoo
@@ -168,6 +172,35 @@ def test_what_is_written_into_one_later_is_not_seen_in_another(model, net, ids, 
         bitwise(two + 0, plain)
         bitwise(row + 0, plain[:, 5])
         assert not (one + 0).any()
+
+
+def test_between_traces_it_is_a_tensor(model, net, ids, tmp_path, remote):
+    """Also for what looks closer than operations do."""
+    plain = with_hooks(net, {H[1]: None}, ids)[H[1]]
+    with model.session(remote=remote):
+        with model.trace(ids):
+            h = model.transformer.h[1].output
+        torch.save({"h": h}, tmp_path / "h.pt")
+        assert isinstance(h, torch.Tensor)
+        assert (h.dtype, h.ndim, list(h.shape)) == (plain.dtype, plain.ndim, list(plain.shape))
+        found = [
+            torch.load(tmp_path / "h.pt", weights_only=True)["h"],
+            pickle.loads(pickle.dumps(h)),
+            copy.deepcopy(h),
+            torch.from_numpy(np.asarray(h)),
+            torch.tensor(h.tolist()),
+            torch.from_dlpack(h),
+            nn.Parameter(h.clone()).detach(),
+            torch.stack(list(h)),
+            torch.func.vmap(lambda row: row * 1)(h),
+            next(iter(DataLoader(TensorDataset(h), batch_size=1)))[0],
+        ]
+        linear = nn.Linear(32, 2)
+        linear.load_state_dict({"weight": h[0, :2], "bias": h[0, 0, :2]})
+    for one in found:
+        assert type(one) is torch.Tensor
+        bitwise(one + 0, plain)
+    bitwise(linear.weight.detach(), plain[0, :2])
 
 
 def test_saved_in_a_later_trace_it_stays(model, net, ids):
