@@ -373,3 +373,18 @@ def prompt_that_is_too_long(on):
 def empty_prompt(on):
     with on.model.trace() as tracer:
         tracer.invoke([])  # here
+
+
+# -- sessions --------------------------------------------------------------------------------------
+
+
+@refused(e.GradientError, "the loss depends on a value of an earlier block of the session",
+         "h = on.h[1].output * v", fix="trace(..., grad=True)")  # fmt: skip
+def gradient_into_an_earlier_block(on):
+    v = torch.ones(32, requires_grad=True)
+    with on.model.session(remote=False):
+        with on.trace():
+            h = on.h[1].output * v
+        with on.trace():
+            on.h[1].output = h + v  # here
+            on.model.lm_head.output.sum().backward()

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
 import threading
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import weft
 from tests.families import zoo
-from tests.language.generated import generated
 from tests.language.hooks import with_hooks
 from weft.errors import (
     FailedRunError,
@@ -21,7 +24,7 @@ from weft.errors import (
     RecordingError,
     UnknownOptionError,
 )
-from weft.testing.same import bitwise, bounded, moves
+from weft.testing.same import bitwise, moves
 
 LOCAL_ONLY = "sessions run on this machine"
 H = ["transformer.h.0.output", "transformer.h.1.output", "transformer.h.2.output"]
@@ -171,6 +174,35 @@ def test_what_is_written_into_one_later_is_not_seen_in_another(model, net, ids, 
         assert not (one + 0).any()
 
 
+def test_between_traces_it_is_a_tensor(model, net, ids, tmp_path, remote):
+    """Also for what looks closer than operations do."""
+    plain = with_hooks(net, {H[1]: None}, ids)[H[1]]
+    with model.session(remote=remote):
+        with model.trace(ids):
+            h = model.transformer.h[1].output
+        torch.save({"h": h}, tmp_path / "h.pt")
+        assert isinstance(h, torch.Tensor)
+        assert (h.dtype, h.ndim, list(h.shape)) == (plain.dtype, plain.ndim, list(plain.shape))
+        found = [
+            torch.load(tmp_path / "h.pt", weights_only=True)["h"],
+            pickle.loads(pickle.dumps(h)),
+            copy.deepcopy(h),
+            torch.from_numpy(np.asarray(h)),
+            torch.tensor(h.tolist()),
+            torch.from_dlpack(h),
+            nn.Parameter(h.clone()).detach(),
+            torch.stack(list(h)),
+            torch.func.vmap(lambda row: row * 1)(h),
+            next(iter(DataLoader(TensorDataset(h), batch_size=1)))[0],
+        ]
+        linear = nn.Linear(32, 2)
+        linear.load_state_dict({"weight": h[0, :2], "bias": h[0, 0, :2]})
+    for one in found:
+        assert type(one) is torch.Tensor
+        bitwise(one + 0, plain)
+    bitwise(linear.weight.detach(), plain[0, :2])
+
+
 def test_saved_in_a_later_trace_it_stays(model, net, ids):
     kept = []
     with model.session():
@@ -201,180 +233,6 @@ def test_between_two_models(model, net, ids):
     row = with_hooks(net, {H[1]: None}, ids)[H[1]][:, -1]
     bitwise(out, head[1](row).detach())
     bitwise(mine.detach(), probe(row).detach())
-
-
-def test_invokes_and_edits_in_a_session(model, net, ids):
-    with model.edit() as edited:
-        model.transformer.h[0].output *= 2
-    with model.session():
-        with edited.trace() as tracer:
-            with tracer.invoke(ids):
-                one = model.transformer.h[1].output
-            with tracer.invoke(other_of(ids)):
-                two = model.transformer.h[1].output
-        with edited.trace(ids, alone=True):
-            model.transformer.h[1].output = (one + two) / 2
-            logits = model.lm_head.output.save()
-    twice = {H[0]: lambda h: h * 2}
-    rows = torch.cat([ids, other_of(ids)], 0)  # as they ran: two rows of one batch
-    seen = with_hooks(net, {**twice, H[1]: None}, rows)[H[1]]
-    made = {**twice, H[1]: lambda h: (seen[:1] + seen[1:]) / 2}
-    expected = with_hooks(net, made, ids).result.logits
-    assert (logits - expected).abs().max() <= 1e-5 * expected.abs().max()
-    moves(logits, with_hooks(net, twice, ids).result.logits)
-
-
-NEW = 3
-GREEDY = {"max_new_tokens": NEW, "do_sample": False}
-
-
-def test_a_generation_gives_and_takes_values(model, net, ids, remote):
-    """Of chosen steps, of the prompt's, and the ids; the next one is steered with them."""
-    seen = generated(net, ids, {H[1]: None}, max_new_tokens=NEW)
-    with model.session(remote=remote) as session:
-        with model.generate(ids, **GREEDY) as tracer:
-            first = model.transformer.h[1].output[:, -1]
-            steps = []
-            for _ in tracer.iter[1:]:
-                steps.append(model.transformer.h[1].output[:, -1])
-            answer = tracer.result
-        assert len(session) == 2 + len(steps)
-        with model.generate(answer, **GREEDY) as tracer:
-            model.transformer.h[1].output[:, -1] += first + sum(steps)
-            further = tracer.result.save()
-        with model.trace(answer):
-            h = model.transformer.h[1].output.save()
-    direction = seen[H[1], 0][:, -1] + (seen[H[1], 1] + seen[H[1], 2])[:, -1]
-
-    def steer(step, value):
-        value[:, -1] += direction
-
-    expected = generated(net, seen.result, {H[1]: steer}, max_new_tokens=NEW).result
-    bitwise(further, expected)
-    assert not torch.equal(further, generated(net, seen.result, {}, max_new_tokens=NEW).result)
-    bitwise(h, with_hooks(net, {H[1]: None}, seen.result)[H[1]])
-
-
-def test_a_step_that_was_never_reached(model, net, ids):
-    plain = generated(net, ids, {H[1]: None}, max_new_tokens=NEW)
-    ended = {**GREEDY, "eos_token_id": int(plain.result[0, ids.shape[1] + 1])}
-    with model.session():
-        steps = []
-        with model.generate(ids, **ended) as tracer:
-            for _ in tracer.iter[:]:
-                steps.append(model.transformer.h[1].output[:, -1])
-        bitwise(steps[1] + 0, plain[H[1], 1][:, -1])
-        with pytest.raises(NotReachedError, match="ended before"):
-            steps[2] + 0
-
-
-def test_a_sweep_takes_values(model, net, ids, remote):
-    """What its function holds is the function's own; what it returns is a tensor anyway."""
-    strengths = [0.0, 1.0, 3.0]
-
-    def steered(tracer, strength):
-        model.transformer.h[1].output[:, -1] += strength * h
-        return model.lm_head.output[0, -1]
-
-    with model.session(remote=remote):
-        with model.trace(other_of(ids)):
-            h = model.transformer.h[1].output[:, -1]
-        found = model.sweep(ids, steered, strength=strengths)
-    source = with_hooks(net, {H[1]: None}, other_of(ids))[H[1]][:, -1]
-    for number, strength in enumerate(strengths):
-
-        def steer(value, strength=strength):
-            value[:, -1] += strength * source
-
-        expected = with_hooks(net, {H[1]: steer}, ids).result.logits[0, -1]
-        bounded(found.values[number], expected)
-
-
-def test_an_edit_takes_values_and_outlives_the_session(model, net, ids, remote):
-    """By value, as it takes any tensor."""
-    with model.session(remote=remote):
-        with model.trace(other_of(ids)):
-            h = model.transformer.h[1].output[:, -1]
-        with model.edit() as edited:
-            model.transformer.h[1].output[:, -1] = h
-        with edited.trace(ids):
-            inside = model.lm_head.output.save()
-    with edited.trace(ids):
-        after = model.lm_head.output.save()
-    source = with_hooks(net, {H[1]: None}, other_of(ids))[H[1]]
-
-    def patch(value):
-        value[:, -1] = source[:, -1]
-
-    expected = with_hooks(net, {H[1]: patch}, ids).result.logits
-    bitwise(inside, expected)
-    bitwise(after, expected)
-
-
-def test_names_of_ones_own_in_a_session(net, ids, remote):
-    model = weft.LanguageModel(net, rename={"transformer.h": "layers", "lm_head": "unembed"})
-    with model.session(remote=remote):
-        with model.trace(other_of(ids)):
-            h = model.layers[1].output
-        with model.trace(ids):
-            model.layers[1].output = h
-            logits = model.unembed.output.save()
-    bitwise(logits, with_hooks(net, {}, other_of(ids)).result.logits)
-
-
-# -- gradients -------------------------------------------------------------------------------------
-
-
-def test_a_gradient_is_used_in_the_next_trace(model, net, ids, remote):
-    """One step uphill in the stream."""
-    with model.session(remote=remote):
-        with model.trace(ids):
-            h = model.transformer.h[1].output
-            model.lm_head.output[0, -1].log_softmax(-1)[7].backward()
-            slope = h.grad
-        with model.trace(ids):
-            model.transformer.h[1].output += 3 * slope
-            better = model.lm_head.output.save()
-    kept = {}
-    block = net.transformer.h[1]
-    hook = block.register_forward_hook(lambda m, a, out: kept.update(h=out))
-    (expected,) = torch.autograd.grad(
-        net(ids).logits[0, -1].log_softmax(-1)[7],
-        kept["h"],
-    )
-    hook.remove()
-    bitwise(better, with_hooks(net, {H[1]: lambda h: h + 3 * expected}, ids).result.logits)
-
-
-def test_gradients_flow_from_trace_to_trace_where_that_is_asked_for(model, net, ids):
-    """With `grad=True` a carried value is connected to what it was made of."""
-    v = torch.full((32,), 0.1, requires_grad=True)
-    w = torch.full((32,), 0.2, requires_grad=True)
-    with model.session():
-        with model.trace(other_of(ids), grad=True):
-            model.transformer.h[0].output += v
-            h = model.transformer.h[1].output[:, -1]
-        with model.trace(ids):
-            model.transformer.h[1].output[:, -1] = h * w
-            model.lm_head.output[0, -1].log_softmax(-1)[7].backward(inputs=[v, w])
-    mine = [v.grad, w.grad]
-    assert all(parameter.grad is None for parameter in net.parameters())
-
-    kept = {}
-    first, second = net.transformer.h[0], net.transformer.h[1]
-    hooks = [
-        first.register_forward_hook(lambda m, a, out: out + v),
-        second.register_forward_hook(lambda m, a, out: kept.update(h=out[:, -1])),
-    ]
-    net(other_of(ids))
-    for hook in hooks:
-        hook.remove()
-    row = kept["h"] * w
-    hook = second.register_forward_hook(lambda m, a, out: torch.cat([out[:, :-1], row[:, None]], 1))
-    loss = net(ids).logits[0, -1].log_softmax(-1)[7]
-    hook.remove()
-    bounded(mine, list(torch.autograd.grad(loss, [v, w])))
-    assert mine[0].abs().max() > 0
 
 
 # -- what is kept ----------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ again.run(model, "another prompt")["h"]
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from weft.errors import GraphError
 from weft.families.call import ModelCall
 from weft.graph.check import MAX_NODES, check
 from weft.graph.loops import is_of_steps
-from weft.graph.node import Graph
+from weft.graph.node import AnyNode, Apply, Backward, Fill, Graph, Param, Read, Skip, Write
 from weft.graph.show import show
 from weft.kernels.frames import to_frame, to_tensor
 from weft.wire.codec import content_hash, decode, encode
@@ -65,6 +65,31 @@ def refuse_generation(graph: Graph) -> None:
             "this experiment was recorded in a generation, and such a one cannot be run again yet",
             fix="open a block of model.generate(...) with the same lines",
         )
+
+
+def check_paths(graph: Graph, paths: Iterable[str]) -> None:
+    """Raises `GraphError` where the graph names a module that is none of these."""
+    known = set(paths)
+    for node in graph.nodes:
+        for path in _paths_of(node):
+            if path not in known:
+                at = graph.where[node.at] if graph.where else None
+                raise GraphError(
+                    f"the graph is for another model: no {path!r} here",
+                    line=at,
+                    fix="run it on the model that it was recorded on",
+                )
+
+
+def _paths_of(node: AnyNode) -> list[str]:
+    """The modules that a node names."""
+    if isinstance(node, (Read, Write, Fill, Skip)):
+        return [node.site.path]
+    if isinstance(node, Backward):
+        return [site.path for site in node.since]
+    if isinstance(node, Apply):
+        return [node.path]
+    return [node.path.rpartition(".")[0]] if isinstance(node, Param) else []
 
 
 class Experiment:

@@ -14,10 +14,10 @@ from weft.client.local import LocalBackend
 from weft.engine.known import Known
 from weft.engine.merging import Merger
 from weft.engine.weights import weights_mark
-from weft.errors import GraphError, InputError, UnknownOptionError, WeftError
+from weft.errors import InputError, UnknownOptionError, WeftError
 from weft.families.call import ModelCall
 from weft.families.names import returned_tuple_before
-from weft.graph.node import AnyNode, Apply, Backward, Fill, Graph, Param, Read, Skip, Write
+from weft.graph.node import Graph
 from weft.graph.passes import invokes_of
 from weft.signatures.expressions import Formulas
 from weft.signatures.later import overwritten_by
@@ -28,7 +28,7 @@ from weft.trace.lines import user_line, where
 from weft.trace.tree import Module, Root
 
 from . import edits
-from .experiment import Experiment, refuse_generation, vet
+from .experiment import Experiment, check_paths, refuse_generation, vet
 from .grid import SEQUENCES, Grid, refuse_single
 from .methods import by_method
 from .options import OWN_OPTIONS, ROOT_OPTIONS, check_place, check_rerun, split
@@ -329,7 +329,7 @@ class Handle(Module):
         own, rest = split(options)
         check_rerun(own)
         refuse_generation(experiment.graph)
-        self._check_paths(experiment.graph)
+        check_paths(experiment.graph, self._root.paths)
         place = self._places.pick(remote_of(self, own.remote))
         check_place(own, place)
         calls = self._calls_again(experiment.graph, inputs, rest)
@@ -370,30 +370,6 @@ class Handle(Module):
             )
         given = [one if isinstance(one, tuple) else (one,) for one in inputs]
         return [self._prepare(one, options) for one in given]
-
-    def _check_paths(self, graph: Graph) -> None:
-        """Raises `GraphError` where the graph names a module that this model does not have."""
-        known = set(self._root.paths)
-        for node in graph.nodes:
-            for path in _paths_of(node):
-                if path not in known:
-                    at = graph.where[node.at] if graph.where else None
-                    raise GraphError(
-                        f"the graph is for another model: no {path!r} here",
-                        line=at,
-                        fix="run it on the model that it was recorded on",
-                    )
-
-
-def _paths_of(node: AnyNode) -> list[str]:
-    """The modules that a node names."""
-    if isinstance(node, (Read, Write, Fill, Skip)):
-        return [node.site.path]
-    if isinstance(node, Backward):
-        return [site.path for site in node.since]
-    if isinstance(node, Apply):
-        return [node.path]
-    return [node.path.rpartition(".")[0]] if isinstance(node, Param) else []
 
 
 def _checked(remote: Remote) -> bool:

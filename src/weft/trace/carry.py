@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from weft.graph.node import Ref, Save
 
+from .cut import Cut, cuts_of, mark
 from .value import Value
 
 if TYPE_CHECKING:
@@ -57,21 +58,26 @@ class Carry:
         self._recorder = recorder
         self._kept = kept
         self._groups: dict[Ref, list[weakref.ref[Value]]] = {}
+        self._cuts: list[Cut | None] = []  # of each group
         recorder.made = []
 
     def saves(self) -> tuple[Save, ...]:
         """At the end of the block: a save for each result on which somebody has a handle."""
         recorder = self._recorder
         made, recorder.made = recorder.made or [], None
-        ours = self._ours()
+        ours, cut = self._ours(), cuts_of(recorder)
         for one in made:
             handle = one()
             if handle is not None and id(handle) not in ours:
-                self._groups.setdefault(handle._ref, []).append(one)
+                if handle._ref not in self._groups:
+                    self._groups[handle._ref] = []
+                    self._cuts.append(cut(handle))
+                self._groups[handle._ref].append(one)
                 recorder.saves.seen(handle)
         del made  # a handle that is to be swapped with its tensor must not be known to anybody
         refs = enumerate(self._groups)
-        return tuple([Save(name=f"<kept {number}", value=ref) for number, ref in refs])
+        recorder.carried = tuple([Save(name=f"<kept {number}", value=ref) for number, ref in refs])
+        return recorder.carried
 
     def _ours(self) -> set[int]:
         """Handles that are filled anyway, or that nobody but the recorder has."""
@@ -84,8 +90,12 @@ class Carry:
 
     def deliver(self, saved: dict[str, torch.Tensor]) -> None:
         """Gives the handles that are still there their tensors."""
-        for number, handles in enumerate(self._groups.values()):
+        for number, (handles, cut) in enumerate(
+            zip(self._groups.values(), self._cuts, strict=True)
+        ):
             tensor = saved.pop(f"<kept {number}", None)
+            if tensor is not None:
+                mark(tensor, cut)
             for one in handles:
                 handle = one()
                 if handle is None:
@@ -95,3 +105,4 @@ class Carry:
                 else:
                     self._kept.fill(handle, tensor)
         self._groups.clear()
+        self._cuts.clear()

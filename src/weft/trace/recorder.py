@@ -30,6 +30,7 @@ from .arguments import Walk, has
 from .caches import Cache
 from .clients import Clients
 from .current import CURRENT, blocks_here, current, enter_watch, leave_watch
+from .cut import refuse_cuts
 from .finish import finished
 from .given import inputs_that_ask
 from .grads import Gradients
@@ -283,6 +284,7 @@ class Recorder(Recording):
         """The finished graph and its constants. Call once, when the block has been left."""
         self.clients.check()
         if self._gradients is not None:
+            refuse_cuts(self._gradients)
             self._gradients.given.close(inputs_that_ask(self.calls))
         for cache in self.caches:
             cache.close()
@@ -318,7 +320,8 @@ class Recorder(Recording):
             looked = [time for time, _ in self.looks.seen.values()]
             asked = self._gradients.time if self._gradients is not None else -1
             return {0: max((self.saves.time, asked, *looked))}
-        return last_needed(tuple(self.nodes), self.invokes.time, (Save, Guard, Log, Stop, Backward))
+        nodes = (*self.nodes, *self.carried)
+        return last_needed(nodes, self.invokes.time, (Save, Guard, Log, Stop, Backward))
 
     def deliver(self, saved: dict[str, Any]) -> dict[str, Any]:
         """Turns saved handles into the plain tensors of `saved`; returns results by name."""

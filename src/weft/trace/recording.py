@@ -16,7 +16,7 @@ from weft.errors import (
     RecordingError,
     UnsupportedOperationError,
 )
-from weft.graph.node import AnyNode, Bound, Ref
+from weft.graph.node import AnyNode, Bound, Ref, Save
 from weft.graph.site import Where
 from weft.kernels.table import reason
 
@@ -48,6 +48,8 @@ class Recording:
         """The steps of a generation; None in a single forward."""
         self.made: list[weakref.ref[Value]] | None = None
         """All handles, where a session wants to know who is left (`carry`)."""
+        self.carried: tuple[Save, ...] = ()
+        """What a session brings back besides what was saved."""
 
     # -- nodes and lines ---------------------------------------------------------------------
 

@@ -146,7 +146,7 @@ class Value(torch.Tensor):
 
     @property
     def ndim(self) -> int:  # type: ignore[override]
-        return len(self._aval.shape)
+        return len(self._aval.shape) if self._real is None else self._real.ndim
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
@@ -198,6 +198,8 @@ class Value(torch.Tensor):
         return self._rec.handle(self)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
+        if self._real is not None:
+            return self._real.view_as(self._real).__reduce_ex__(protocol)
         raise self._rec.refusal(
             "a value of a block cannot be pickled: it has no numbers yet",
             "save it with .save() and pickle the tensor after the block",
