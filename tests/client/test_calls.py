@@ -51,7 +51,7 @@ def test_pauses_grow_and_end_with_the_time_there_is(script: Scripted, net: Any, 
     assert 8 <= script.clock.now - began <= 10
     assert script.clock.slept[0] <= 0.05 and 1 <= max(script.clock.slept) <= 2
     assert "weft serve" in str(caught.value) and "WEFT_HOST" in str(caught.value)
-    assert __file__ in caught.value.__notes__[0]
+    assert __file__ in str(caught.value.line)
     server.close()
 
 

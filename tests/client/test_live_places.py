@@ -246,7 +246,7 @@ def test_a_server_that_is_away_is_named(net: Any, x: Any, monkeypatch: Any) -> N
         h = model[1].output.save()
     assert caught.value.code == "server-away" and isinstance(caught.value, ConnectionError)
     assert "weft serve" in str(caught.value) and "WEFT_HOST" in str(caught.value)
-    assert f"{__file__}:" in caught.value.__notes__[0]
+    assert f"{__file__}:" in str(caught.value.line)
     with pytest.raises(weft.WeftError, match="no server answers"):
         h + 1
     with pytest.raises(ServerAwayError):
@@ -258,10 +258,14 @@ def test_a_model_that_is_not_there_is_refused_when_it_is_opened(live: Any) -> No
         weft.LanguageModel("gpt5", remote=live.url)
     with pytest.raises(UnknownOptionError, match=r"weft\.LanguageModel"):
         weft.Model("tiny", remote=live.url)
-    with pytest.raises(UnknownOptionError, match=r"weft\.Model"):
+    with pytest.raises(UnknownOptionError, match=r"weft\.Model") as caught:
         weft.LanguageModel("net", remote=live.url)
-    with pytest.raises(UnknownOptionError, match="dtype"):
+    assert "net is of the plain family" in caught.value.message
+    assert f"{__file__}:" in str(caught.value.line)
+    with pytest.raises(UnknownOptionError, match="dtype") as caught:
         weft.LanguageModel("tiny", remote=live.url, dtype=torch.bfloat16)
+    assert "dtype: tiny is loaded already, by the server" in caught.value.message
+    assert "remote=False" in str(caught.value.fix) and f"{__file__}:" in str(caught.value.line)
 
 
 def test_a_key_that_was_not_there_yet_is_looked_for_again(

@@ -47,6 +47,7 @@ class Things:
     model: Any
     net: nn.Module
     ids: torch.Tensor
+    is_here: bool = True
 
     @property
     def h(self) -> Any:

@@ -27,7 +27,10 @@ from .forward import LanguageFacts, forward_parameters
 def encoder_prompt(ids: Tensor, mask: Tensor | None = None) -> ModelCall:
     """A prompt for the encoder: ids `[batch, pos]`, and where they are real (None: everywhere)."""
     if ids.dim() != 2 or (mask is not None and mask.shape != ids.shape):
-        raise InputError("ids are [batch, pos], and a mask has the same shape")
+        raise InputError(
+            "ids are [batch, pos], and a mask has the same shape",
+            fix="give both with a row for each prompt",
+        )
     real = torch.ones_like(ids) if mask is None else mask.long()
     kwargs: dict[str, object] = {"input_ids": ids, "attention_mask": real}
     return ModelCall((), kwargs, None, None, *ids.shape)
@@ -41,7 +44,7 @@ class EncoderDecoding(Decoding):
 
     def _facts_of(self, net: Any) -> LanguageFacts:
         if not getattr(net.config, "is_encoder_decoder", False):
-            raise InputError(f"{type(net).__name__} has no encoder: use Decoding")
+            raise InputError(f"{type(net).__name__} has no encoder", fix="use Decoding")
         takes, takes_any = forward_parameters(type(net))
         text = net.config
         return LanguageFacts(

@@ -14,7 +14,7 @@ from weft.families.together import plain_together
 from weft.signatures.expressions import Formulas
 from weft.signatures.layouts import Point
 from weft.trace.aliases import Rename
-from weft.trace.lines import user_line, where
+from weft.trace.lines import lined, user_line, where
 
 from .handle import Handle
 from .served import served
@@ -37,6 +37,7 @@ class Model(Handle):
     first). Only an empty invoke, which puts the inputs of all others together, has to know it.
     """
 
+    @lined
     def __init__(
         self,
         net: nn.Module | str,

@@ -20,7 +20,6 @@ from weft.errors import (
     LookError,
     NotFinishedError,
     RemoteLookWarning,
-    WeftError,
 )
 from weft.families.call import ModelCall
 from weft.graph.folding import folded
@@ -32,7 +31,7 @@ from weft.signatures.later import Later, overwritten_by
 from weft.signatures.signature import Signature
 from weft.trace.carry import Carry
 from weft.trace.eager import EagerRecorder
-from weft.trace.lines import user_line, where
+from weft.trace.lines import at_line, user_line, where
 from weft.trace.recorder import Recorder
 
 from .eager import aside
@@ -315,12 +314,6 @@ def lean(
 def firing_index(signatures: Sequence[Signature]) -> Callable[[Site], int]:
     """The position of a site in the firing order of its invoke."""
     return lambda site: signatures[site.invoke].site(site.path, site.port, site.call).index
-
-
-def at_line(failure: BaseException, line: tuple[str, int], what: str) -> None:
-    """Adds the user's line to an error that is not ours, or knows none."""
-    if not isinstance(failure, WeftError) or failure.line is None:
-        failure.add_note(f"{what} {where(line)}")
 
 
 def _scanned() -> FailedRunError:

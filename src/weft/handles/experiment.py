@@ -26,6 +26,7 @@ from weft.graph.loops import is_of_steps
 from weft.graph.node import AnyNode, Apply, Backward, Fill, Graph, Param, Read, Skip, Write
 from weft.graph.show import show
 from weft.kernels.frames import to_frame, to_tensor
+from weft.trace.lines import at_line, lined, user_line
 from weft.wire.codec import content_hash, decode, encode
 from weft.wire.messages import Limits
 
@@ -101,6 +102,7 @@ class Experiment:
         self.constants = constants
 
     @classmethod
+    @lined
     def load(cls, path: str | Path) -> Experiment:
         """Reads a graph file. Raises `GraphError` for anything else; never unpickles."""
         try:
@@ -131,7 +133,11 @@ class Experiment:
         the line).
         Whoever the graph is from, it is checked against the model before anything runs (`vet`).
         """
-        return model._rerun(self, inputs, options)
+        try:
+            return model._rerun(self, inputs, options)
+        except Exception as failure:
+            at_line(failure, user_line(), "while running the experiment at")
+            raise
 
     def _frames(self) -> dict[str, Any]:
         return {key: to_frame(tensor) for key, tensor in self.constants.items()}

@@ -14,7 +14,7 @@ from weft.client.local import LocalBackend
 from weft.engine.known import Known
 from weft.engine.merging import Merger
 from weft.engine.weights import weights_mark
-from weft.errors import InputError, UnknownOptionError, WeftError
+from weft.errors import InputError, UnknownOptionError
 from weft.families.call import ModelCall
 from weft.families.names import returned_tuple_before
 from weft.graph.node import Graph
@@ -24,7 +24,7 @@ from weft.signatures.later import overwritten_by
 from weft.signatures.layouts import Point
 from weft.signatures.signature import Signatures
 from weft.trace.aliases import Rename, rename_tree
-from weft.trace.lines import user_line, where
+from weft.trace.lines import lined
 from weft.trace.tree import Module, Root
 
 from . import edits
@@ -128,6 +128,7 @@ class Handle(Module):
         """What says where rows lie in the sites of a call; None where nothing does."""
         return self._signatures.formulas(call.args, dict(call.kwargs))
 
+    @lined
     def trace(self, *inputs: Any, trace: bool = True, fn: Any = None, **options: Any) -> Tracer:
         """Opens a block in which the inside of one forward pass can be read and changed.
 
@@ -177,6 +178,7 @@ class Handle(Module):
         """
         return by_method(self, fn)._open(inputs, options, runs=False)
 
+    @lined
     def sweep(self, *inputs: Any, batch: int | str = "auto", **options: Any) -> Any:
         """One experiment at every point of a grid: `sweep(prompt, f, layer=range(12), ...)`.
 
@@ -226,6 +228,7 @@ class Handle(Module):
         several = isinstance(value, SEQUENCES) and not isinstance(value, torch.Tensor)
         return several and name not in OWN_OPTIONS
 
+    @lined
     def edit(self, *inputs: Any, inplace: bool = False, **options: Any) -> edits.Edit:
         """Opens a block of changes with which every later trace of the edited handle begins.
 
@@ -267,10 +270,12 @@ class Handle(Module):
         """Forgets all edits of this handle; others on the same model keep theirs."""
         self.__dict__["_edits"] = ()
 
+    @lined
     def save_edits(self, path: str | Path) -> None:
         """Writes all edits of this handle to one graph file, parameters as they are now."""
         edits.save_edits(self, path)
 
+    @lined
     def load_edits(
         self, path: str | Path, *inputs: Any, inplace: bool = False, **options: Any
     ) -> Handle:
@@ -293,13 +298,8 @@ class Handle(Module):
         """Loads the weights now, if they are not there yet, and returns the module itself."""
         return self._weights.loaded()
 
+    @lined
     def _open(self, inputs: tuple, options: dict[str, Any], runs: bool) -> Tracer:
-        try:
-            return self._tracer(inputs, options, runs)
-        except WeftError as error:
-            raise error.at(where(user_line()))  # noqa: B904 (it is the same error)
-
-    def _tracer(self, inputs: tuple, options: dict[str, Any], runs: bool) -> Tracer:
         own, rest = split(options)
         remote = remote_of(self, own.remote)
         place = self._places.pick(remote if runs else _checked(remote))

@@ -29,6 +29,7 @@ from weft.families.loading import (
 from weft.families.prepare import prepare_language
 from weft.families.together import language_together
 from weft.trace.aliases import Rename, rename_tree
+from weft.trace.lines import lined
 
 from .generate import Generator, open_generator
 from .grid import SEQUENCES
@@ -71,6 +72,7 @@ class LanguageModel(Handle):
     tokenizer returns; and the forward options of `weft.families.forward.ForwardOptions`.
     """
 
+    @lined
     def __init__(
         self,
         source: str | nn.Module | Any,
@@ -163,6 +165,7 @@ class LanguageModel(Handle):
         speaker = self._speaker(given)
         return prepare_language(given, speaker, self._facts, options=chosen, tensors=tensors)
 
+    @lined
     def generate(self, *inputs: Any, trace: bool = True, **options: Any) -> Generator:
         """Opens a block in which a generation can be read and changed, step by step.
 

@@ -39,7 +39,7 @@ from weft.errors import (
 )
 from weft.families.call import ModelCall
 from weft.settings import Settings, load
-from weft.trace.lines import line_of_error, where
+from weft.trace.lines import line_of_error, user_line, where
 from weft.trace.value import Value
 
 from .budget import Budget, is_memory
@@ -282,7 +282,7 @@ def _line(cause: Exception) -> Any:
         if line is not None:
             return line
     found = line_of_error(cause)
-    return None if found is None else where(found)
+    return where(user_line() if found is None else found)
 
 
 def _fix(cause: Exception, others: bool) -> str | None:

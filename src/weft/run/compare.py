@@ -73,6 +73,7 @@ def check_bound(bound: Bound, shape: Sequence[int], line: object) -> None:
     if bound.dim >= len(shape):
         raise GraphError(
             f"the experiment read dimension {bound.dim} of a tensor with less of them",
+            line=line,
             fix="record the experiment on an input like this one",
         )
     if shape[bound.dim] != bound.size:

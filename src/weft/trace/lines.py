@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import linecache
 import sys
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, wraps
 from pathlib import Path
 from types import CodeType, FrameType
+from typing import Any, TypeVar, cast
 
 import torch
 
+from weft.errors import RunError, WeftError
 from weft.graph.check import ACTING, MAX_TEXT
 from weft.graph.site import Where
 
@@ -17,6 +20,7 @@ _OURS = str(Path(__file__).parent.parent)
 _TORCH = str(Path(torch.__file__).parent)
 _USERS = (str(Path(_OURS) / "testing"), str(Path(_OURS) / "demo.py"))  # they use the public API
 _PARTS = (f"{Path('/einops/')}/", f"{Path('/transformers/')}/", "/functools.py", "/contextlib.py")
+_F = TypeVar("_F", bound=Callable[..., Any])
 _IS_INTERNAL: dict[CodeType, bool] = {}
 
 
@@ -53,6 +57,27 @@ def line_of_error(error: BaseException) -> tuple[str, int] | None:
             found = code.co_filename, trace.tb_lineno
         trace = trace.tb_next
     return found
+
+
+def at_line(failure: BaseException, line: tuple[str, int], what: str) -> None:
+    """Adds the user's line to an error that names none; `what` says what was done there."""
+    if isinstance(failure, WeftError) and not isinstance(failure, RunError):
+        failure.at(where(line))
+    elif not isinstance(failure, RunError) or failure.line is None:
+        failure.add_note(f"{what} {where(line)}")
+
+
+def lined(function: _F) -> _F:
+    """A function that users call: errors of ours that name no line get that of the call."""
+
+    @wraps(function)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except WeftError as error:
+            raise error.at(where(user_line()))  # noqa: B904 (it is the same error)
+
+    return cast("_F", called)
 
 
 def frames_within(file_ending: str) -> bool:

@@ -141,6 +141,17 @@ _KINDS: dict[str, type[RunError]] = {
         AssertionError,
         OSError,
         FileNotFoundError,
+        PermissionError,
+        TimeoutError,
+        LookupError,
+        ArithmeticError,
+        FloatingPointError,
+        RecursionError,
+        NameError,
+        ImportError,
+        ModuleNotFoundError,
+        EOFError,
+        BufferError,
     )
 }
 """A `RuntimeError` every `RunError` is."""
