@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from .generation import generation_rows
 from .library import Row, all_rows
 from .recording import memory_slope, operation_times
 from .service import service_rows
@@ -105,6 +106,18 @@ def _sweep(rounds: int) -> Lines:
         yield (f"| {row.name} | {row.seconds:.2f} | {row.weft:.2f} | {row.ratio:.2f} |",)
 
 
+def _generation(rounds: int) -> Lines:
+    yield (
+        f"{_when(rounds)} Microseconds; medians.",
+        "",
+        "| 20 tokens, edited at each step, 12 layers | other way | Weft | over it | x | budget |",
+        "|---|---|---|---|---|---|",
+    )
+    for row in generation_rows(rounds):
+        times = f"{row.other.median:.0f} | {row.ours.median:.0f}"
+        yield (f"| {row.name} | {times} | {row.over:+.0f} | {row.ratio:.2f} | {row.budget} |",)
+
+
 def _when(rounds: int) -> str:
     return (
         f"Measured {date.today()}, torch {torch.__version__}, Python {platform.python_version()}, "
@@ -122,6 +135,7 @@ PARTS: dict[str, Callable[[int], Lines]] = {
     "library": _library,
     "service": _service,
     "sweep": _sweep,
+    "generation": _generation,
 }
 
 

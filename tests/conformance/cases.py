@@ -373,10 +373,9 @@ def _wrong_options(subject: Subject) -> Iterator[tuple[dict[str, Any], str]]:
     yield {"remote": "nowhere"}, "means no place"
     yield {"seed": -1}, "seed"
     yield {"alone": "yes"}, "alone is True or False"
-    if not subject.is_plain:  # all else belongs to the forward of a plain module
-        yield {"output_hidden_stats": True}, "did you mean output_hidden_states"
-        yield {"labels": torch.tensor([1])}, "labels"
-        yield {"past_key_values": None}, "past_key_values"
+    yield {"output_hidden_stats": True}, "did you mean output_hidden_states"
+    yield {"labels": torch.tensor([1])}, "labels"
+    yield {"past_key_values": None}, "past_key_values"
 
 
 def _read(lane: Lane, given: Given, path: str) -> None:

@@ -22,7 +22,7 @@ from weft.testing.same import bitwise
 
 from .lanes import Lane, hidden
 from .models import Subject
-from .verdicts import Judge, NotThereYet
+from .verdicts import Judge
 
 NEW, PINNED = 4, 2
 OPTIONS = {"max_new_tokens": NEW, "do_sample": False, "suppress_tokens": [2]}
@@ -46,8 +46,6 @@ class Found:
 
 def steering(lane: Lane, judge: Judge) -> None:
     """Steering of every generated token, of one of them, and with and without a cache."""
-    if not hasattr(type(lane.model), "generate"):
-        raise NotThereYet("no generate for encoder-decoders yet")
     v = _direction(lane.subject)
     plain = _generate(lane)
     _held(lane.subject, judge, plain, {})
@@ -81,7 +79,7 @@ def _generate(
     **options: Any,
 ) -> Found:
     """The prompt goes on, steered: at every step, there at the last position, or at one step."""
-    layer = lane.layer(1)
+    layer = lane.answering(1)
     states, logits = [], []
     with lane.generation(PROMPT, **OPTIONS, **options) as tracer:
         if always is not None:
@@ -134,7 +132,7 @@ def _by_hooks(
     net: nn.Module, subject: Subject, pushes: Mapping[int, torch.Tensor], **options: Any
 ) -> Found:
     """The oracle. A push acts on hidden states in place, at its step."""
-    layer = f"{subject.paths.layer(1)}.output"
+    layer = f"{subject.answering(1)}.output"
 
     def hook(step: int, output: Any) -> None:
         if step in pushes:

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -43,6 +43,9 @@ class Lane:
     def layer(self, number: int) -> Any:
         return self.model.get(self.subject.paths.layer(number))
 
+    def answering(self, number: int) -> Any:
+        return self.model.get(self.subject.answering(number))
+
     def block(self, given: Given, **options: Any) -> AbstractContextManager[Any]:
         """One block with this input."""
         args, kwargs = given
@@ -63,7 +66,7 @@ class Local(Lane):
     """The module itself."""
 
     def __init__(self, subject: Subject) -> None:
-        super().__init__(subject, handle(subject, subject.net))
+        super().__init__(subject, weft.LanguageModel(subject.net))
 
 
 class Remote(Lane):
@@ -72,8 +75,7 @@ class Remote(Lane):
     name = "remote"
 
     def __init__(self, subject: Subject, id: str, url: str) -> None:
-        kind = weft.Model if subject.is_plain else weft.LanguageModel
-        super().__init__(subject, kind(id, remote=url))
+        super().__init__(subject, weft.LanguageModel(id, remote=url))
 
 
 class Beside(Lane):
@@ -94,29 +96,24 @@ class Beside(Lane):
     def several(self, **options: Any) -> Iterator[Any]:
         with self.model.trace(**options) as tracer:
             first, last = NEIGHBOURS
-            self._neighbour(tracer, first)
+            self._neighbour(tracer, first, self.layer)
             yield tracer
-            self._neighbour(tracer, last)
+            self._neighbour(tracer, last, self.layer)
 
     @contextmanager
     def generation(self, row: Sequence[int], **options: Any) -> Iterator[Any]:
         first, last = NEIGHBOURS
         with self.model.generate(**options) as tracer:
-            self._neighbour(tracer, first)
+            self._neighbour(tracer, first, self.answering)
             with tracer.invoke(torch.tensor([list(row)])):
                 yield tracer
-            self._neighbour(tracer, last)
+            self._neighbour(tracer, last, self.answering)
 
-    def _neighbour(self, tracer: Any, factor: float) -> None:
+    def _neighbour(self, tracer: Any, factor: float, layer: Callable[[int], Any]) -> None:
         args, kwargs = self.subject.give(NEIGHBOURS[factor])
         with tracer.invoke(*args, **kwargs):
-            hidden(self.layer(0).output)[:] *= factor
-            hidden(self.layer(-1).output).save()
-
-
-def handle(subject: Subject, net: Any) -> Any:
-    """Weft's handle on a module of the subject's kind."""
-    return weft.Model(net) if subject.is_plain else weft.LanguageModel(net)
+            hidden(layer(0).output)[:] *= factor
+            hidden(layer(-1).output).save()
 
 
 class Places:

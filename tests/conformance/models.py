@@ -102,9 +102,9 @@ DECODER = 6
 
 FAMILIES: tuple[str, ...] = (*zoo.FAMILIES, "phi3_longrope", *_OTHERS)
 DTYPES = (torch.float32, torch.bfloat16)
-PLAIN = ("t5",)
-"""Families that `weft.Model` opens: no causal decoders, their inputs are as their forward has
-them."""
+ENCODED = {"t5": "decoder.block"}
+"""Families with an encoder, in which the sites of the cases lie; and where their decoder's layers
+are, in which those of generations do."""
 
 Given = tuple[tuple, dict[str, Any]]
 """Positional and keyword arguments of `trace`, `invoke`, or the module itself."""
@@ -120,40 +120,36 @@ class Subject:
     reference: nn.Module
     paths: Paths
 
-    @property
-    def is_plain(self) -> bool:
-        return self.name in PLAIN
+    def answering(self, number: int) -> str:
+        """The layer with this number of those that run at each step of a generation."""
+        listed = ENCODED.get(self.name)
+        return self.paths.layer(number) if listed is None else f"{listed}.{number % LAYERS}"
 
     def give(self, *rows: Sequence[int]) -> Given:
         """The arguments for prompts of one length, alike for `trace` and for the bare module."""
         ids = torch.tensor([list(row) for row in rows])
-        if not self.is_plain:
-            return (ids,), {}
-        return (), {"input_ids": ids, **self._decoder(len(ids))}
+        return (ids,), self._decoder(len(ids))
 
     def give_padded(self, rows: Sequence[Sequence[int]]) -> tuple[Given, list[slice]]:
         """The arguments of `trace` for prompts of any lengths, and where each row's positions are.
 
-        A language model pads by itself, on the left; for any other module the user does it.
+        A language model pads by itself, on the left; an encoder's prompts on the right.
         """
         width = max(map(len, rows))
-        if not self.is_plain:
-            given: Given = (([list(row) for row in rows],), {})
-            return given, [slice(width - len(row), width) for row in rows]
-        ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-        kwargs = {"input_ids": ids, "attention_mask": mask, **self._decoder(len(rows))}
-        return ((), kwargs), [slice(0, len(row)) for row in rows]
+        given: Given = (([list(row) for row in rows],), self._decoder(len(rows)))
+        if self.name in ENCODED:
+            return given, [slice(0, len(row)) for row in rows]
+        return given, [slice(width - len(row), width) for row in rows]
 
     def _decoder(self, rows: int) -> dict[str, torch.Tensor]:
         """What the decoder of an encoder-decoder is given: the same for every prompt."""
-        if self.name != "t5":
+        if self.name not in ENCODED:
             return {}
         return {"decoder_input_ids": torch.tensor(zoo.tokens(DECODER, seed=9) * rows)}
 
     def logits_at(self, positions: slice) -> slice:
         """Where the logits of a prompt lie, whose tokens lie at `positions`."""
-        return slice(None) if self.name == "t5" else positions
+        return slice(None) if self.name in ENCODED else positions
 
 
 @cache

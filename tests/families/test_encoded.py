@@ -11,7 +11,10 @@ import transformers
 from tests.families import zoo
 from tests.families.decoded import noting_calls, run
 from weft.errors import InputError
-from weft.families.encoded import EncoderDecoding, encoder_prompt
+from weft.families.decoding import Decoding
+from weft.families.encoded import EncoderDecoding, generation_of
+from weft.families.forward import language_facts
+from weft.families.prepare import prepare_language
 from weft.families.sampling import sampling_of
 
 ROWS = torch.tensor(zoo.tokens(6, 6))
@@ -36,7 +39,12 @@ def _t5() -> Any:
 
 def _decoding(net: Any, ids: Any, mask: Any = None, **options: Any) -> EncoderDecoding:
     sampling = sampling_of(options, net.generation_config)
-    return EncoderDecoding(net, encoder_prompt(ids, mask), sampling)
+    facts = language_facts(net.config, type(net))
+    masks = {} if mask is None else {"attention_mask": mask}
+    call = prepare_language(ids, None, facts, tensors=masks)
+    one = generation_of(net, call, sampling)
+    assert isinstance(one, EncoderDecoding)
+    return one
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
@@ -80,10 +88,12 @@ def test_an_answer_that_cannot_grow_and_models_of_the_other_kind_are_refused() -
     net = _t5()
     with pytest.raises(InputError, match="has 1 tokens, max_length is 1"):
         _decoding(net, ROWS, max_length=1)
+    gpt2: Any = zoo.build("gpt2")
+    call = prepare_language(ROWS, None, language_facts(gpt2.config, type(gpt2)))
     with pytest.raises(InputError, match="has no encoder"):
-        _decoding(zoo.build("gpt2"), ROWS)
-    net.generation_config.decoder_start_token_id = net.generation_config.bos_token_id = None
+        EncoderDecoding(gpt2, call, sampling_of({}))
+    with pytest.raises(InputError, match="has an encoder"):
+        Decoding(net, call, sampling_of({}))
+    net.config.decoder_start_token_id = net.config.bos_token_id = None
     with pytest.raises(InputError, match="with which token an answer begins"):
         _decoding(net, ROWS)
-    with pytest.raises(InputError, match="same shape"):
-        encoder_prompt(ROWS, MASK[:1])

@@ -15,7 +15,7 @@ import weft
 from tests.families import zoo
 from tests.language.autograd import gradients
 from tests.language.hooks import with_hooks
-from weft.errors import InputError, NotReachedError
+from weft.errors import NotReachedError
 from weft.testing.same import bitwise, bounded, moves
 
 IDS = torch.tensor(zoo.tokens(7, seed=1))
@@ -189,10 +189,15 @@ def test_gradients_reach_the_encoder_through_the_decoder():
     bounded(got, expected[key])
 
 
-def test_an_encoder_with_a_decoder_is_no_language_model():
-    with pytest.raises(InputError, match=r"an encoder with a decoder") as caught:
-        weft.LanguageModel(t5())
-    assert "decoder_input_ids" in caught.value.fix
+def test_an_encoder_with_a_decoder_is_a_language_model_too():
+    net = t5()
+    model = weft.LanguageModel(net)
+    with model.trace(IDS, decoder_input_ids=ANSWER):
+        model.encoder.block[0].output[0][:, 1] *= 3
+        out = model.output.logits.save()
+    hooks = {"encoder.block.0.output": tripled}
+    seen = with_hooks(net, hooks, input_ids=IDS, decoder_input_ids=ANSWER)
+    bitwise(out, seen.result.logits)
 
 
 # -- ViT -------------------------------------------------------------------------------------------

@@ -204,6 +204,7 @@ GENERATION = m.Generation(
 INSTANCES: dict[str, Struct] = {
     "LanguageOptions": OPTIONS,
     "LanguageInputs": LANGUAGE,
+    "LanguageInputs-encoder": m.LanguageInputs(given=("input_ids", "decoder_input_ids")),
     "PlainInputs": PLAIN,
     "Submit": m.Submit(
         protocol=1,

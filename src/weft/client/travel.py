@@ -43,7 +43,10 @@ SMALL = 64 << 10
 INSIDE = 8 << 20
 """Bytes of all that go inside together; beyond, they are uploaded too."""
 
-TENSOR_NAMES = ("input_ids", "attention_mask", "position_ids", "inputs_embeds", "token_type_ids")
+TENSOR_NAMES = (
+    *("input_ids", "attention_mask", "position_ids", "inputs_embeds", "token_type_ids"),
+    "decoder_input_ids",
+)
 
 
 @dataclass(frozen=True)

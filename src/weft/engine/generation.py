@@ -16,6 +16,7 @@ from torch import nn
 from weft.errors import GraphError, InputError
 from weft.families.call import ModelCall
 from weft.families.decoding import Decoding
+from weft.families.encoded import generation_of
 from weft.families.sampling import OPTION_NAMES, Sampling, sampling_of
 from weft.graph.inside import sites_of
 from weft.graph.node import Backward, Graph
@@ -43,7 +44,7 @@ def sampling_from(
 
 def steps_of(call: ModelCall, sampling: Sampling) -> int:
     """How many steps a generation from this prompt has, if it does not end early."""
-    length = call.length or 0
+    length = call.begun
     steps = sampling.longest(length) - length
     if steps < 1:
         raise InputError(
@@ -96,4 +97,4 @@ def decoders(
 ) -> Iterator[Decoding]:
     """A generation for each call."""
     for call in calls:
-        yield Decoding(net, call, sampling, tokenizer if sampling.stop_strings else None)
+        yield generation_of(net, call, sampling, tokenizer if sampling.stop_strings else None)

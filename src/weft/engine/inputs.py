@@ -40,7 +40,8 @@ def call_of(inputs: Inputs, tensors: Mapping[str, Frame], known: Known) -> Model
     if isinstance(inputs, LanguageInputs):
         _check_family(known, "language")
         return _language(inputs, tensors, known)
-    _check_family(known, "plain")
+    if known.facts is None or not known.facts.encoder:  # that may be opened either way
+        _check_family(known, "plain")
     return _plain(inputs, tensors)
 
 

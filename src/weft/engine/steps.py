@@ -46,7 +46,7 @@ class Steps:
     def ids(self, invoke: int) -> Aval:
         """The result, if no row ends early."""
         call = self.calls[invoke]
-        return contiguous((call.batch or 1, self.sampling.longest(call.length or 0)), torch.int64)
+        return contiguous((call.batch or 1, self.sampling.longest(call.begun)), torch.int64)
 
     def told(self) -> Later:
         """What happens to sites later on."""

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from weft.errors import InputError
 from weft.families.call import ModelCall
 from weft.families.forward import LanguageFacts
-from weft.families.rehearsal import Layout, Rehearsal, first_keywords, layout_of, prompt_of
+from weft.families.rehearsal import Layout, first_keywords, layout_of, prompt_of, rehearsal
 from weft.families.sampling import Sampling
 from weft.kernels.aval import Aval, contiguous, intern
 from weft.signatures.learn import Row, Table
@@ -41,6 +41,7 @@ class _Kind(NamedTuple):
     batch: int
     masked: bool
     typed: bool
+    encoded: int
     flags: tuple[Any, ...]
 
 
@@ -65,9 +66,9 @@ class Turns:
             layout = layout_of(call)
             if step == 0:
                 return self._prompt(call, layout, sampling)
-            if not sampling.use_cache:
+            if not sampling.use_cache and not layout.encoded:
                 return self._whole(layout, sampling, step)
-            kind = _Kind(layout.batch, layout.masked, layout.typed, _flags(sampling))
+            kind = _Kind(*layout[:1], *layout[2:], _flags(sampling))
             stretch = self._stretches.get(kind)
             if stretch is None:
                 probe = partial(self._probe, layout, sampling)
@@ -113,7 +114,8 @@ class Turns:
         return found
 
     def _whole(self, layout: Layout, sampling: Sampling, step: int) -> Signature:
-        """Without a cache a step is a prompt that is longer."""
+        """Without a cache a step is a prompt that is longer. Not so beside an encoder, which runs
+        once."""
         longer = layout._replace(length=layout.length + step)
         return self._prompt(_stand_in(longer), longer, sampling)
 
@@ -121,7 +123,7 @@ class Turns:
         layout = layout._replace(length=length)
         if self._ask is not None:
             return self._asked(layout, sampling, True).exact()
-        return self._signatures.second(lambda net: Rehearsal(net, layout, sampling))
+        return self._signatures.second(lambda net: rehearsal(net, layout, sampling))
 
     def _asked(self, layout: Layout, sampling: Sampling, later: bool) -> Signature:
         assert self._ask is not None

@@ -32,6 +32,12 @@ class ModelCall:
     batch: int | None = None
     length: int | None = None
 
+    @property
+    def begun(self) -> int:
+        """Tokens that an answer goes on from: the decoder's, where the prompt is an encoder's."""
+        answer = self.kwargs.get("decoder_input_ids")
+        return answer.shape[1] if isinstance(answer, Tensor) else self.length or 0
+
     def to(self, device: torch.device | str) -> ModelCall:
         """The same call with the tensors on `device`; itself when they are there already."""
         target = torch.device(device) if isinstance(device, str) else device

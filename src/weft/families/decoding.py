@@ -59,7 +59,7 @@ class Decoding:
         self.tokens: Tensor | None = None
         self.prompt = call
         self.ids = self._ids_of(call)
-        self.mask = _mask_of(call)
+        self.mask = self._mask_of(call)
         self.longest = self._longest()
         stopped = stop_strings(sampling, tokenizer)
         real = self.mask if self.ids.shape[1] else None
@@ -130,6 +130,9 @@ class Decoding:
 
     def _ids_of(self, call: ModelCall) -> Tensor:
         return _ids_of(call)
+
+    def _mask_of(self, call: ModelCall) -> Tensor | None:
+        return _mask_of(call)
 
     # -- calls -------------------------------------------------------------------------------------
 

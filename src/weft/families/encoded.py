@@ -1,67 +1,58 @@
 """Generations of models with an encoder (T5): the encoder runs in the forward of step 0.
 
-    decoding = EncoderDecoding(net, encoder_prompt(ids, mask), sampling)   # then as any `Decoding`
+    decoding = generation_of(net, prepare_language(prompt, tokenizer, facts), sampling)
 
 `generate` of `transformers` runs the encoder before its first forward. Here step 0 is a forward of
 the root with the encoder in it, so that whoever draws a graph through that step sees the encoder;
 later steps are given what it gave. The tokens are the same.
 
-The answer begins with the decoder's start token, as `generate` returns it. Prompts may be padded on
-either side: an encoder needs the mask alone.
+The answer begins with `decoder_input_ids`, most often one token, as `generate` returns it.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from weft.errors import InputError
 
 from .call import ModelCall
 from .decoding import Decoding
-from .forward import LanguageFacts, forward_parameters
+from .forward import LanguageFacts, language_facts
+from .sampling import Sampling
 
 
-def encoder_prompt(ids: Tensor, mask: Tensor | None = None) -> ModelCall:
-    """A prompt for the encoder: ids `[batch, pos]`, and where they are real (None: everywhere)."""
-    if ids.dim() != 2 or (mask is not None and mask.shape != ids.shape):
-        raise InputError(
-            "ids are [batch, pos], and a mask has the same shape",
-            fix="give both with a row for each prompt",
-        )
-    real = torch.ones_like(ids) if mask is None else mask.long()
-    kwargs: dict[str, object] = {"input_ids": ids, "attention_mask": real}
-    return ModelCall((), kwargs, None, None, *ids.shape)
+def generation_of(net: Any, call: ModelCall, sampling: Sampling, tokenizer: Any = None) -> Decoding:
+    """The generation of a model, of whichever kind it is."""
+    both = getattr(net.config, "is_encoder_decoder", False)
+    kind = EncoderDecoding if both else Decoding
+    return kind(net, call, sampling, tokenizer)
 
 
 class EncoderDecoding(Decoding):
     """See the module's text. `ids` are the decoder's, `[batch, 1 + new]`.
 
-    Raises InputError for a model without an encoder, or that does not say how answers begin.
+    Raises InputError for a model without an encoder, and for a prompt of embeddings.
     """
 
     def _facts_of(self, net: Any) -> LanguageFacts:
         if not getattr(net.config, "is_encoder_decoder", False):
             raise InputError(f"{type(net).__name__} has no encoder", fix="use Decoding")
-        takes, takes_any = forward_parameters(type(net))
-        text = net.config
-        return LanguageFacts(
-            text.model_type, text.vocab_size, None, text.pad_token_id or 0, takes, takes_any, text
-        )
+        return language_facts(net.config, type(net))
 
     def _ids_of(self, call: ModelCall) -> Tensor:
-        config = self.net.generation_config
-        start = config.decoder_start_token_id
-        start = config.bos_token_id if start is None else start
-        if not isinstance(start, int):
+        if "inputs_embeds" in call.kwargs:
             raise InputError(
-                "the model does not say with which token an answer begins",
-                fix="net.generation_config.decoder_start_token_id = ...",
+                "an encoder-decoder generates from token ids, not from embeddings",
+                fix="give token ids, and write to the output of the encoder's embedding",
             )
-        ids: Any = call.kwargs["input_ids"]
-        return torch.full((len(ids), 1), start, dtype=torch.int64, device=ids.device)
+        ids: Any = call.kwargs["decoder_input_ids"]
+        return ids
+
+    def _mask_of(self, call: ModelCall) -> Tensor | None:
+        """None: the decoder's tokens are all real."""
+        return None
 
     @property
     def length(self) -> int:
@@ -75,7 +66,8 @@ class EncoderDecoding(Decoding):
         from transformers import DynamicCache, EncoderDecoderCache
 
         kept: dict[str, Any] = {"use_cache": self.uses_cache}
-        kept["attention_mask"] = self.prompt.kwargs["attention_mask"]
+        if self.prompt.mask is not None:
+            kept["attention_mask"] = self.prompt.kwargs["attention_mask"]
         for name in ("output_attentions", "output_hidden_states"):
             if getattr(self.sampling, name):
                 kept[name] = True

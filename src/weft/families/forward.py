@@ -60,7 +60,10 @@ class ForwardOptions:
 
 _FLAGS = ("use_cache", "output_hidden_states", "output_attentions", "output_router_logits")
 OPTION_NAMES = tuple(f.name for f in fields(ForwardOptions))
-TENSOR_NAMES = ("input_ids", "attention_mask", "position_ids", "inputs_embeds", "token_type_ids")
+TENSOR_NAMES = (
+    *("input_ids", "attention_mask", "position_ids", "inputs_embeds", "token_type_ids"),
+    "decoder_input_ids",
+)
 
 # Keywords people reach for that are not offered: what to do instead.
 _INSTEAD = {
@@ -138,6 +141,7 @@ DEFAULT_OPTIONS = ForwardOptions()
 _TABLE_OF_POSITIONS = frozenset(
     {
         "bert",
+        "bart",
         "biogpt",
         "codegen",
         "ctrl",
@@ -160,6 +164,9 @@ _PADDING_EXACT = """
     stablelm starcoder2 xglm
 """
 PADDING_EXACT = frozenset(_PADDING_EXACT.split())
+
+ENCODERS_EXACT = frozenset({"bart", "t5"})
+"""Encoder-decoders of which the same was shown, with padding on the right (tests/families)."""
 
 SEES_BOTH_SIDES = frozenset({"bert"})
 """Types whose tokens see what stands to their right: without a mask, no padding may stand there."""
@@ -186,23 +193,29 @@ class LanguageFacts:
     config: Any
 
     @property
+    def encoder(self) -> bool:
+        """Whether the prompt is for an encoder, and a decoder makes the answer."""
+        return bool(getattr(self.config, "is_encoder_decoder", False))
+
+    @property
     def attention(self) -> str | None:
         return getattr(self.config, "_attn_implementation", None)
 
 
 def language_facts(config: Any, model_class: type) -> LanguageFacts:
-    """The facts of a `transformers` causal language model.
+    """The facts of a `transformers` language model: a causal one, or an encoder with a decoder.
 
     `config` is its configuration, `model_class` the class whose forward will be called.
     Raises InputError for a model that does not take token ids.
     """
     takes, takes_any = forward_parameters(model_class)
-    if getattr(config, "is_encoder_decoder", False):
+    both = getattr(config, "is_encoder_decoder", False)
+    if both and not {"decoder_input_ids", "encoder_outputs"} <= takes:
         raise InputError(
-            f"{model_class.__name__} is an encoder with a decoder: it takes inputs for both",
-            fix="use weft.Model(net): trace(input_ids=..., decoder_input_ids=...)",
+            f"{model_class.__name__} has no decoder to which token ids can be given",
+            fix="use weft.Model(net), which passes arguments as they are",
         )
-    text = config.get_text_config()
+    text = config if both else config.get_text_config()
     vocab = getattr(text, "vocab_size", None)
     if "input_ids" not in takes or vocab is None:
         raise InputError(
@@ -242,7 +255,7 @@ def _pad_id(config: Any, vocab: int) -> int:
 
 def refuse_padding(facts: LanguageFacts, lengths: tuple[int, ...]) -> None:
     """Raise InputError where rows with padding would not give the numbers they give alone."""
-    if facts.model_type not in PADDING_EXACT:
+    if facts.model_type not in (ENCODERS_EXACT if facts.encoder else PADDING_EXACT):
         raise InputError(
             f"prompts of different lengths in one batch: padding is not verified for models of "
             f"type {facts.model_type!r}, a padded row could differ from the row alone",

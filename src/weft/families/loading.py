@@ -176,7 +176,6 @@ def skeleton(source: Source, options: LoadOptions = DEFAULT_LOADING) -> nn.Modul
     """
     if source.module is not None:
         return _given_module(source.module, options)
-    transformers = _transformers()
     config = load_config(source, options)
     if getattr(config, "quantization_config", None) is not None:
         raise InputError(
@@ -185,11 +184,19 @@ def skeleton(source: Source, options: LoadOptions = DEFAULT_LOADING) -> nn.Modul
         )
     dtype = _resolve_dtype(source, config, options)
     with _quiet(), _explained(source, "a causal language model"), torch.device("meta"):
-        net = transformers.AutoModelForCausalLM.from_config(
+        net = _kind_of(config).from_config(
             config, dtype=dtype, trust_remote_code=False, **options.kernels()
         )
     _keep_wide(net, dtype)
     return net.eval()
+
+
+def _kind_of(config: Any) -> Any:
+    """The class of `transformers` that opens a language model of this configuration."""
+    transformers = _transformers()
+    if getattr(config, "is_encoder_decoder", False):
+        return transformers.AutoModelForSeq2SeqLM
+    return transformers.AutoModelForCausalLM
 
 
 def load(source: Source, options: LoadOptions = DEFAULT_LOADING) -> nn.Module:
@@ -200,10 +207,9 @@ def load(source: Source, options: LoadOptions = DEFAULT_LOADING) -> nn.Module:
     """
     if source.module is not None:
         return _given_module(source.module, options)
-    transformers = _transformers()
     placed = {} if options.device_map is None else {"device_map": options.device_map}
     with _quiet(), _explained(source, "a causal language model with weights"):
-        net, report = transformers.AutoModelForCausalLM.from_pretrained(
+        net, report = _kind_of(load_config(source, options)).from_pretrained(
             source.name,
             dtype="auto" if options.dtype is None else options.dtype,
             trust_remote_code=False,

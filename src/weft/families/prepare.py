@@ -4,9 +4,10 @@
     call = prepare_language(["The Eiffel Tower", "Rome"], tokenizer, facts)
     net(*call.args, **call.kwargs)
 
-Rows of different lengths are padded on the left, whatever side the tokenizer would take, with mask
-and position ids for every row: each row gives the numbers it would give alone (where that is not
-so, `refuse_padding`). Where nothing is padded the model gets the ids alone, as if called by hand.
+Rows of different lengths are padded on the left (an encoder's on the right), whatever side the
+tokenizer would take, with mask and position ids for every row: each row gives the numbers it would
+give alone (where that is not so, `refuse_padding`). Where nothing is padded the model gets the ids
+alone, as if called by hand.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from weft.errors import InputError
+from weft.families.answer import answered, refuse_left_padding
 from weft.families.call import ModelCall
 from weft.families.forward import (
     DEFAULT_OPTIONS,
@@ -46,7 +48,9 @@ def prepare_language(
         `tensors`.
     tensors: inputs by keyword: input_ids, attention_mask `[batch, pos]` (1 = real token),
         position_ids, inputs_embeds `[batch, pos, d_model]`, token_type_ids. A mask without padding
-        is left out: the numbers are the same to the bit.
+        is left out: the numbers are the same to the bit. Of an encoder-decoder these are the
+        encoder's; `decoder_input_ids` are the decoder's, the token that begins an answer if not
+        given.
 
     The user's tensors are neither modified nor shared with the call. Raises InputError for an input
     that the model could not use or would use wrongly, UnknownOptionError for an option that it does
@@ -60,9 +64,10 @@ def prepare_language(
         if "input_ids" not in given:
             return _prepare_embeddings(given, facts, options)
         tokens = read_tokens(given.pop("input_ids"), tokenizer)
+    answer = given.pop("decoder_input_ids", None)
     ids, mask = _as_batch(tokens, given.pop("attention_mask", None), tokenizer, facts)
     _check_ids(ids, facts)
-    return _call("input_ids", ids, mask, given, facts, options)
+    return answered(_call("input_ids", ids, mask, given, facts, options), answer, facts)
 
 
 def _call(
@@ -81,6 +86,7 @@ def _call(
     else:
         lengths = tuple(mask.sum(-1).tolist())
         refuse_padding(facts, lengths)
+        refuse_left_padding(facts, mask)
         keywords["attention_mask"] = mask.long()
         if "position_ids" in facts.takes:
             keywords["position_ids"] = positions_of(mask)
@@ -128,15 +134,16 @@ def _as_batch(
     if min(lengths) == max(lengths):
         ids = _tensor(tokens)
         return ids, None if mask is None else _mask(mask, ids.shape, ids.device)
-    ids = _tensor(_pad_left(tokens, _pad_id(tokenizer, facts)))
-    if mask is None:
-        width = max(lengths)
-        return ids, torch.tensor([[False] * (width - n) + [True] * n for n in lengths])
-    return ids, _mask(_pad_left(_mask_rows(mask, lengths), 0), ids.shape, ids.device)
+    ids = _tensor(_padded(tokens, _pad_id(tokenizer, facts), facts))
+    real = [[1] * n for n in lengths] if mask is None else _mask_rows(mask, lengths)
+    return ids, _mask(_padded(real, 0, facts), ids.shape, ids.device)
 
 
-def _pad_left(rows: Rows, pad: int) -> Rows:
+def _padded(rows: Rows, pad: int, facts: LanguageFacts) -> Rows:
+    """Rows of one length. An encoder counts its positions from the left, whatever is masked."""
     width = max(map(len, rows))
+    if facts.encoder:
+        return [row + [pad] * (width - len(row)) for row in rows]
     return [[pad] * (width - len(row)) + row for row in rows]
 
 
@@ -275,10 +282,12 @@ def _prepare_embeddings(
             f"inputs_embeds is [batch, pos, d_model], not {list(embeds.shape)}",
             fix="give one vector for each position",
         )
-    mask = given.pop("attention_mask", None)
+    mask, answer = given.pop("attention_mask", None), given.pop("decoder_input_ids", None)
     if mask is not None:
         mask = _mask(mask, embeds.shape[:2], embeds.device)
-    return _call("inputs_embeds", embeds.clone(), mask, given, facts, options)
+    return answered(
+        _call("inputs_embeds", embeds.clone(), mask, given, facts, options), answer, facts
+    )
 
 
 def _other_tensors(

@@ -1,8 +1,8 @@
-"""`Rehearsal`: the calls of a generation without its choices, for whoever wants to see shapes.
+"""`rehearsal`: the calls of a generation without its choices, for whoever wants to see shapes.
 
-rehearsal = Rehearsal(net, Layout(batch=1, length=9), sampling)
-output = net(**rehearsal.begin()[1])
-args, kwargs = rehearsal.next(output)      # the second step: one token, nine in the cache
+one = rehearsal(net, Layout(batch=1, length=9), sampling)
+output = net(**one.begin()[1])
+args, kwargs = one.next(output)      # the second step: one token, nine in the cache
 """
 
 from __future__ import annotations
@@ -15,34 +15,39 @@ from torch import Tensor, nn
 
 from .call import ModelCall
 from .decoding import Decoding
-from .forward import LanguageFacts
+from .encoded import generation_of
+from .forward import TENSOR_NAMES, LanguageFacts
 from .prepare import positions_of
 from .sampling import Sampling
 
 
 class Layout(NamedTuple):
-    """A prompt without its tokens; `masked`: some of its rows are padded."""
+    """A prompt without its tokens; `masked`: some of its rows are padded.
+
+    `encoded`: of an encoder-decoder, positions of the encoder; `length` are the decoder's then.
+    """
 
     batch: int
     length: int
     masked: bool = False
     typed: bool = False  # it has token types
+    encoded: int = 0
 
 
 def layout_of(call: ModelCall) -> Layout:
     """The layout of a prompt of tokens."""
     typed = "token_type_ids" in call.kwargs
-    return Layout(call.batch or 1, call.length or 1, call.mask is not None, typed)
+    encoded = (call.length or 1) if "decoder_input_ids" in call.kwargs else 0
+    return Layout(call.batch or 1, call.begun or 1, call.mask is not None, typed, encoded)
 
 
-class Rehearsal(Decoding):
+def rehearsal(net: nn.Module, layout: Layout, sampling: Sampling) -> Decoding:
     """A generation that goes on for ever, with the same token. Numbers in it mean nothing."""
-
-    def __init__(self, net: nn.Module, layout: Layout, sampling: Sampling) -> None:
-        length = layout.length
-        lasting = replace(sampling, max_new_tokens=2, eos_token_id=None, stop_strings=None)
-        super().__init__(net, prompt_of(layout), lasting)
-        self.sampler: Any = _Any(layout.batch, length)
+    lasting = replace(sampling, max_new_tokens=2, eos_token_id=None, stop_strings=None)
+    found = generation_of(net, prompt_of(layout), lasting)
+    sampler: Any = _Any(layout.batch, layout.length)
+    found.sampler = sampler
+    return found
 
 
 class _Any:
@@ -61,15 +66,18 @@ class _Any:
 
 def prompt_of(layout: Layout) -> ModelCall:
     """A prompt of this layout. Its tokens mean nothing."""
-    shape = layout.batch, layout.length
+    shape = layout.batch, layout.encoded or layout.length
     kwargs: dict[str, object] = {"input_ids": torch.ones(shape, dtype=torch.int64)}
     mask = None
     if layout.masked:
         mask = torch.ones(shape, dtype=torch.bool)
-        mask[0, 0] = layout.length < 2  # the first row is padded on the left
+        side = -1 if layout.encoded else 0  # where the first row is padded
+        mask[0, side] = shape[1] < 2
         kwargs["attention_mask"] = mask.long()
     if layout.typed:
         kwargs["token_type_ids"] = torch.zeros(shape, dtype=torch.int64)
+    if layout.encoded:
+        kwargs["decoder_input_ids"] = torch.ones((layout.batch, layout.length), dtype=torch.int64)
     return ModelCall((), kwargs, mask, None, *shape)
 
 
@@ -78,8 +86,7 @@ def first_keywords(call: ModelCall, sampling: Sampling, facts: LanguageFacts) ->
 
     For signatures: the sites are those of `Decoding.begin`, and no net is needed.
     """
-    names = ("input_ids", "attention_mask", "inputs_embeds", "token_type_ids", "position_ids")
-    kwargs = {name: call.kwargs[name] for name in names if name in call.kwargs}
+    kwargs = {name: call.kwargs[name] for name in TENSOR_NAMES if name in call.kwargs}
     if call.mask is None:
         kwargs.pop("attention_mask", None)
     if "position_ids" in facts.takes and "position_ids" not in kwargs:

@@ -38,6 +38,11 @@ def language_together(
     options: ForwardOptions = DEFAULT_OPTIONS,
 ) -> ModelCall:
     """The call for all prompts of these calls, in their order."""
+    if facts.encoder:
+        raise InputError(
+            "the whole batch cannot be shown of an encoder with a decoder",
+            fix="leave out the empty invoke: give the prompts together, tracer.invoke([a, b])",
+        )
     rows: list[list[int]] = []
     for call in calls:
         rows += _prompts(call)

@@ -21,7 +21,7 @@ from weft.engine.stepping import Stepping, sharer
 from weft.engine.turns import turns_for
 from weft.errors import InputError, UnknownOptionError
 from weft.families.call import ModelCall
-from weft.families.decoding import Decoding
+from weft.families.encoded import generation_of
 from weft.families.forward import TENSOR_NAMES
 from weft.families.sampling import Sampling, sampling_of
 from weft.graph.node import Graph
@@ -110,7 +110,7 @@ class Generator(Tracer):
         return max(counts, default=self.sampling.max_new_tokens or 1)
 
     def _count_of(self, call: ModelCall) -> int:
-        return self.sampling.longest(call.length or 0) - (call.length or 0)
+        return self.sampling.longest(call.begun) - call.begun
 
     def _seen(self, call: ModelCall) -> Signature:
         handle = self._handle
@@ -126,7 +126,7 @@ class Generator(Tracer):
 
     def _ids_at(self, invoke: int) -> Aval:
         call = self._calls[invoke]
-        length = self.sampling.longest(call.length or 0)
+        length = self.sampling.longest(call.begun)
         return contiguous((call.batch or 1, length), torch.int64)
 
     def _index(self) -> Any:
@@ -142,7 +142,7 @@ class Generator(Tracer):
         calls, sampling = list(self._calls), self.sampling
 
         def decoders(net: torch.nn.Module) -> Sequence[Any]:
-            return [Decoding(net, call, sampling, self._tokenizer()) for call in calls]
+            return [generation_of(net, call, sampling, self._tokenizer()) for call in calls]
 
         return replace(request, decoders=decoders, sampling=sampling, sharer=self._sharer())
 

@@ -1,4 +1,4 @@
-"""`LanguageModel`: a causal language model of `transformers`, by id, folder or module."""
+"""`LanguageModel`: a language model of `transformers`, by id, folder or module."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _TOKEN = 2
 
 
 class LanguageModel(Handle):
-    """A causal language model to experiment on.
+    """A language model to experiment on: a causal one, or an encoder with a decoder (T5).
 
         model = LanguageModel("openai-community/gpt2")      # its tree at once, no weights yet
         with model.trace("The Eiffel Tower is in the city of") as tracer:
@@ -69,7 +69,9 @@ class LanguageModel(Handle):
 
     `trace` takes one text, texts, chat messages, token ids (`[pos]` or `[batch, pos]`, lists of
     different lengths are padded on the left with mask and position ids), tensors, or what a
-    tokenizer returns; and the forward options of `weft.families.forward.ForwardOptions`.
+    tokenizer returns; and the forward options of `weft.families.forward.ForwardOptions`. Of an
+    encoder-decoder the input is the encoder's, padded on the right, and `decoder_input_ids=` the
+    decoder's; without, the token with which answers begin.
     """
 
     @lined

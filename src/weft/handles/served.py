@@ -104,6 +104,7 @@ class Asking:
     def __init__(self, server: Server, card: ModelCard) -> None:
         self._server = server
         self._info = card.info
+        self._takes = card.takes
 
     def signature(self, args: tuple, kwargs: dict[str, Any]) -> bytes:
         """What the sites look like for a call."""
@@ -149,6 +150,8 @@ class Asking:
         """What the sites look like at a forward of a generation."""
         call = prompt_of(layout)
         flags = {name: getattr(sampling, name) for name in TURN_OPTIONS}
+        if "logits_to_keep" not in self._takes:
+            del flags["logits_to_keep"]
         inputs, tensors = pack_inputs(self._info.family, call.args, {**call.kwargs, **flags})
         query = SignatureQuery(
             model=self._info.id,

@@ -63,11 +63,16 @@ class LanguageInputs(Ask, frozen=True, tag="language"):
     given: Annotated[
         tuple[
             Literal[
-                "input_ids", "attention_mask", "position_ids", "inputs_embeds", "token_type_ids"
+                "input_ids",
+                "attention_mask",
+                "position_ids",
+                "inputs_embeds",
+                "token_type_ids",
+                "decoder_input_ids",
             ],
             ...,
         ],
-        Meta(min_length=1, max_length=5),
+        Meta(min_length=1, max_length=6),
     ]
     options: LanguageOptions = LanguageOptions()
 
