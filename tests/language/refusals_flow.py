@@ -379,12 +379,13 @@ def empty_prompt(on):
 
 
 @refused(e.GradientError, "the loss depends on a value of an earlier block of the session",
-         "h = on.h[1].output * v", fix="trace(..., grad=True)")  # fmt: skip
+         "h = model.transformer.h[1].output * v", fix="trace(..., grad=True)")  # fmt: skip
 def gradient_into_an_earlier_block(on):
     v = torch.ones(32, requires_grad=True)
-    with on.model.session(remote=False):
-        with on.trace():
-            h = on.h[1].output * v
-        with on.trace():
-            on.h[1].output = h + v  # here
-            on.model.lm_head.output.sum().backward()
+    model = LanguageModel(on.net)  # sessions are of this process
+    with model.session():
+        with model.trace(on.ids):
+            h = model.transformer.h[1].output * v
+        with model.trace(on.ids):
+            model.transformer.h[1].output = h + v  # here
+            model.lm_head.output.sum().backward()
