@@ -140,11 +140,11 @@ def pack(request: Request, family: str, small: int = SMALL) -> Parcel:
         request.look,
         tuple(further),
         request.alone,
-        _generation(request.sampling),
+        generation_of(request.sampling),
     )
 
 
-def _generation(sampling: Any) -> Generation | None:
+def generation_of(sampling: Any) -> Generation | None:
     """Options of a generation (`families.sampling.Sampling`) as data. Raises `TravelError`."""
     if sampling is None:
         return None
