@@ -22,6 +22,7 @@ from weft.families.loading import (
     load_tokenizer,
     skeleton,
 )
+from weft.families.sampling import sampling_of
 
 
 def save(net, folder):
@@ -61,6 +62,18 @@ def test_tied_weights_are_tied_in_the_skeleton_as_in_the_model(name, tied, tmp_p
     for net in (tree, loaded):
         one = net.get_input_embeddings().weight is net.get_output_embeddings().weight
         assert one == tied
+
+
+def test_a_skeleton_generates_by_default_as_the_model_does(tmp_path):
+    net = zoo.build("llama")
+    net.generation_config.update(eos_token_id=[7, 9], repetition_penalty=1.5, pad_token_id=3)
+    source = Source.of(save(net, tmp_path))
+    chosen = sampling_of({}, skeleton(source).generation_config)
+    assert chosen == sampling_of({}, load(source).generation_config)
+    assert (chosen.eos_token_id, chosen.repetition_penalty) == ((7, 9), 1.5)
+    (tmp_path / "generation_config.json").unlink()
+    chosen = sampling_of({}, skeleton(source).generation_config)
+    assert chosen == sampling_of({}, load(source).generation_config)
 
 
 def test_options_reach_both(folder):

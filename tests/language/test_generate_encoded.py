@@ -293,3 +293,17 @@ def test_an_empty_invoke_is_refused(model):
 def test_one_without_an_encoder_takes_no_answer(gpt2):
     with pytest.raises(InputError, match="take no decoder_input_ids"):
         gpt2.model.generate(IDS, decoder_input_ids=[1], **GREEDY)
+
+
+def test_an_experiment_of_both_halves_runs_again_on_another_prompt(name, model, net, tmp_path):
+    v = torch.linspace(-40, 40, 32)
+    with model.generate(IDS, **GREEDY) as tracer:
+        hidden(model.get(f"{DECODER[name]}.1").output)[:, -1] += v
+        tracer.result.save("ids")
+    tracer.graph.save(tmp_path / "kept.weft")
+    experiment = weft.Experiment.load(tmp_path / "kept.weft")
+    hooks = {f"{DECODER[name]}.1.output": adding(v, None)}
+    for ids in (IDS, SHORT):
+        expected = generated(net, ids, hooks, **ORACLE).result
+        bitwise(experiment.run(model, ids)["ids"], expected)
+    moves(expected.float(), generated(net, SHORT, {}, **ORACLE).result.float())

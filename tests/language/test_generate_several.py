@@ -159,6 +159,23 @@ def test_loops_outside_of_invokes_are_refused(gpt2):
             pass
 
 
+def test_what_the_user_leaves_out_is_what_the_model_says(place):
+    """Its generation config, also where the model is on a server."""
+    net = zoo.build("gpt2")
+    ids = prompt(7)
+    plain = generated(net, ids, {}, max_new_tokens=8).result
+    net.generation_config.update(repetition_penalty=2.5, pad_token_id=0)
+    expected = generated(net, ids, {}, max_new_tokens=8).result
+    assert not torch.equal(plain, expected)
+    end = int(expected[0, 9])
+    net.generation_config.eos_token_id = end
+    expected = generated(net, ids, {}, max_new_tokens=8)
+    assert expected.steps < 8
+    with place.language(net).generate(ids, max_new_tokens=8) as tracer:
+        result = tracer.result.save()
+    bitwise(result, expected.result)
+
+
 # -- sampling --------------------------------------------------------------------------------------
 
 

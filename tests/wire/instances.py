@@ -433,6 +433,9 @@ INSTANCES: dict[str, Struct] = {
         tokenizer=TOKENIZER,
         source="def forward(self, x): ...",
     ),
+    "ModelCard-2": m.ModelCard(
+        info=INFO, modules=(MODULE,), generation={"eos_token_id": [2, 3], "temperature": 0.7}
+    ),
     "Tables": m.Tables(data=b"\0\1\xfe\xff"),
     "SourceText": m.SourceText(
         digest=MARK,

@@ -143,11 +143,11 @@ def pack(request: Request, family: str, small: int = SMALL) -> Parcel:
         request.look,
         tuple(further),
         request.alone,
-        _generation(request.sampling),
+        chosen_how(request.sampling),
     )
 
 
-def _generation(sampling: Any) -> Generation | None:
+def chosen_how(sampling: Any) -> Generation | None:
     """Options of a generation (`families.sampling.Sampling`) as data. Raises `TravelError`."""
     if sampling is None:
         return None

@@ -47,6 +47,7 @@ def card(known: Known, id: str) -> ModelCard:
         info=_info(known, id),
         modules=tuple(_modules(known.skeleton)),
         config=_configuration(known.skeleton),
+        generation=_generation(known.skeleton),
         tokenizer=tokenizer_card(known.tokenizer),
         source=known.source,
         **language,
@@ -163,6 +164,21 @@ def _configuration(net: nn.Module) -> dict[str, Any]:
     told = _without_paths(scrubbed(config.to_dict(), _PRIVATE))
     names: dict[str, str] = getattr(config, "attribute_map", {})
     return told | {new: told[old] for new, old in names.items() if old in told and new not in told}
+
+
+def _generation(net: nn.Module) -> dict[str, Any]:
+    """What the model's generation config says: options that a user leaves out have these values."""
+    config: Any = getattr(net, "generation_config", None)
+    if not hasattr(config, "to_dict"):
+        return {}
+    told = {name: value for name, value in config.to_dict().items() if _is_plain(value)}
+    return _without_paths(scrubbed(told, _PRIVATE))
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return isinstance(value, (bool, int, float, str)) and _travels(value)
 
 
 def _without_paths(value: Any) -> Any:

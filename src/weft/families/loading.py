@@ -17,7 +17,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -188,6 +188,7 @@ def skeleton(source: Source, options: LoadOptions = DEFAULT_LOADING) -> nn.Modul
             config, dtype=dtype, trust_remote_code=False, **options.kernels()
         )
     _keep_wide(net, dtype)
+    _add_generation_config(net, source, options)
     return net.eval()
 
 
@@ -197,6 +198,14 @@ def _kind_of(config: Any) -> Any:
     if getattr(config, "is_encoder_decoder", False):
         return transformers.AutoModelForSeq2SeqLM
     return transformers.AutoModelForCausalLM
+
+
+def _add_generation_config(net: Any, source: Source, options: LoadOptions) -> None:
+    """How the model generates by default, where it says so beside its configuration."""
+    with _quiet(), suppress(OSError):  # it has no such file
+        net.generation_config = _transformers().GenerationConfig.from_pretrained(
+            source.name, **options.hub()
+        )
 
 
 def load(source: Source, options: LoadOptions = DEFAULT_LOADING) -> nn.Module:

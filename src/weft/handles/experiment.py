@@ -21,14 +21,15 @@ from weft.engine.admit import admit
 from weft.engine.known import Known
 from weft.errors import GraphError
 from weft.families.call import ModelCall
+from weft.families.sampling import Sampling
 from weft.graph.check import MAX_NODES, check
 from weft.graph.loops import is_of_steps
 from weft.graph.node import AnyNode, Apply, Backward, Fill, Graph, Param, Read, Skip, Write
 from weft.graph.show import show
 from weft.kernels.frames import to_frame, to_tensor
 from weft.trace.lines import at_line, lined, user_line
-from weft.wire.codec import content_hash, decode, encode
-from weft.wire.messages import Limits
+from weft.wire.codec import content_hash, decode_experiment, encode
+from weft.wire.messages import Generation, Limits
 
 if TYPE_CHECKING:
     from .handle import Handle
@@ -46,25 +47,24 @@ LIMITS = Limits(
 """On one's own machine an experiment may take what it takes."""
 
 
-def vet(graph: Graph, calls: Sequence[ModelCall], known: Known) -> None:
+def vet(
+    graph: Graph, calls: Sequence[ModelCall], known: Known, sampling: Sampling | None = None
+) -> None:
     """Raises what a server would for a graph that does not fit the model or itself.
 
     A graph from a file is a stranger's. Its sizes need not be the recorded ones.
     """
     call, *further = calls
-    admit(graph, call, known, LIMITS, strict=False, further=further)
+    admit(graph, call, known, LIMITS, strict=False, further=further, sampling=sampling)
 
 
 def refuse_generation(graph: Graph) -> None:
-    """Raises `GraphError` for the graph of a generation.
-
-    Its edits stand at the steps that there could be when it was recorded; at others, and with
-    another choice of tokens, it would be another experiment.
-    """
+    """Raises `GraphError` for the graph of a generation of which nothing else is known."""
     if is_of_steps(graph):
         raise GraphError(
-            "this experiment was recorded in a generation, and such a one cannot be run again yet",
-            fix="open a block of model.generate(...) with the same lines",
+            "this experiment was recorded in a generation, and it is not known in which: its file "
+            "is an older one, or its inputs had different numbers of steps",
+            fix="open a block of model.generate(...) with the same lines and max_new_tokens=",
         )
 
 
@@ -96,8 +96,15 @@ def _paths_of(node: AnyNode) -> list[str]:
 class Experiment:
     """A graph and its constants; `print` shows it, `run` draws it through a model again."""
 
-    def __init__(self, graph: Graph, constants: dict[str, torch.Tensor]) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        constants: dict[str, torch.Tensor],
+        generation: Generation | None = None,
+    ) -> None:
         check(graph)
+        self.generation = generation
+        """How tokens were chosen, if it was recorded in a generation."""
         self.graph = graph
         self.constants = constants
 
@@ -112,12 +119,13 @@ class Experiment:
                 f"{path} cannot be read: {error.strerror}",
                 fix="give the path of a file that Experiment.save wrote",
             ) from None
-        graph, frames = decode(data)
-        return cls(graph, {key: to_tensor(frame) for key, frame in frames.items()})
+        graph, frames, generation = decode_experiment(data)
+        constants = {key: to_tensor(frame) for key, frame in frames.items()}
+        return cls(graph, constants, generation)
 
     def save(self, path: str | Path) -> None:
         """Writes one file (safetensors) with the graph and its constants."""
-        Path(path).write_bytes(encode(self.graph, self._frames()))
+        Path(path).write_bytes(encode(self.graph, self._frames(), self.generation))
 
     @property
     def hash(self) -> str:
@@ -128,9 +136,10 @@ class Experiment:
         """Draws the graph through `model` on other inputs; returns what it saves, by name.
 
         `inputs` and `options` are those of `model.trace`; of an experiment with several invokes
-        one input for each of them; one of a generation is refused. Guards are checked again
-        (`GuardError`); a graph that read a size as a number refuses another size (`GraphError` with
-        the line).
+        one input for each of them; one of a generation takes the options of `model.generate`, each
+        by default as it was recorded, the seed too. What it streams nobody hears. Guards are
+        checked again (`GuardError`); a graph that read a size as a number refuses another size
+        (`GraphError` with the line).
         Whoever the graph is from, it is checked against the model before anything runs (`vet`).
         """
         try:

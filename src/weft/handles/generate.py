@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from weft.client.backend import Request
+from weft.client.travel import chosen_how
 from weft.engine.forecast import Foreseen, forecast_steps, sizes
 from weft.engine.stepping import Stepping, sharer
 from weft.engine.turns import turns_for
@@ -32,6 +33,7 @@ from weft.signatures.later import Later
 from weft.signatures.signature import Signature
 from weft.trace.lines import user_line, where
 from weft.trace.steps import Chosen, Steps
+from weft.wire.messages import Generation
 
 from .options import check_place, split
 from .session import join, remote_of
@@ -111,6 +113,12 @@ class Generator(Tracer):
 
     def _count_of(self, call: ModelCall) -> int:
         return self.sampling.longest(call.begun) - call.begun
+
+    def _how(self) -> Generation | None:
+        counts = {self._count_of(call) for call in self._calls}
+        if len(counts) != 1:
+            return None  # what acts at every step is of different numbers of steps
+        return chosen_how(replace(self.sampling, max_new_tokens=counts.pop()))
 
     def _seen(self, call: ModelCall) -> Signature:
         handle = self._handle

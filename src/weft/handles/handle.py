@@ -28,6 +28,7 @@ from weft.trace.lines import lined
 from weft.trace.tree import Module, Root
 
 from . import edits
+from .again import generate_again
 from .experiment import Experiment, check_paths, refuse_generation, vet
 from .grid import SEQUENCES, Grid, refuse_single
 from .methods import by_method
@@ -326,6 +327,8 @@ class Handle(Module):
         """`Experiment.run`."""
         if experiment.graph.root != self._method:
             return by_method(self, experiment.graph.root)._rerun(experiment, inputs, options)
+        if experiment.generation is not None:
+            return generate_again(self, experiment, inputs, options)
         own, rest = split(options)
         check_rerun(own)
         refuse_generation(experiment.graph)

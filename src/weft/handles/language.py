@@ -132,6 +132,7 @@ class LanguageModel(Handle):
         self.__dict__.update(
             config=found.config(),
             _facts=found.known.facts,
+            _generation=found.card.generation,
             _place=Source(name=found.card.info.id),
             _tokenizer=tokenizer,
             _tokenizer_of=lambda: found.tokenizer() if tokenizer is None else tokenizer,
@@ -151,7 +152,8 @@ class LanguageModel(Handle):
 
     def _generation_defaults(self) -> Any:
         """What the model's own generation config says."""
-        return getattr(self._weights.skeleton(), "generation_config", None)
+        told = self.__dict__.get("_generation")  # by the server that has the model
+        return told or getattr(self._weights.skeleton(), "generation_config", None)
 
     def _known(self) -> Known:
         return replace(super()._known(), facts=self._facts)

@@ -12,6 +12,7 @@ from weft.families.call import ModelCall
 from weft.run.estimate import Estimate
 from weft.trace.caches import Cache, Spec, paths_of
 from weft.trace.lines import user_line, where
+from weft.wire.messages import Generation
 
 from .block import Block, lean
 from .experiment import Experiment
@@ -177,7 +178,13 @@ class Tracer(Block):
             graph, constants = self._recorder.graph(), self._recorder.clients.constants
         self._recorder.clients.check()
         graph, constants = lean(graph, constants)
-        return Experiment(graph, {key: tensor.clone() for key, tensor in constants.items()})
+        return Experiment(
+            graph, {key: tensor.clone() for key, tensor in constants.items()}, self._how()
+        )
+
+    def _how(self) -> Generation | None:
+        """How tokens are chosen, in a generation."""
+        return None
 
     def plan(self) -> Estimate:
         """What the recorded graph costs, before it runs: by line, by site, and in all.

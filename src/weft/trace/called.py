@@ -28,9 +28,11 @@ SOURCES = (Read, Const, Param)
 
 
 class Part(NamedTuple):
-    """A part of a module that stands in the tree at `top`, as one invoke sees it."""
+    """A part of a module that stands in the tree at `top`, as one invoke sees it, and in a
+    generation one step."""
 
     invoke: int | None
+    step: int
     top: str
     module: int  # its id
 
@@ -75,7 +77,8 @@ class Run:
         self.read: set[Ref] = set()  # results that were handed out by reading a port
         self._module = module
         self._given = args, kwargs
-        self._invoke = self.recorder.invoke
+        self._part = insides.part(top, module)
+        self._now = insides.now
         self._before = dict(insides.calls)
         self._dead: list[range] = []  # nodes of runs that an edit has replaced
         self._copies: dict[int, tuple[Port, Leaf]] = {}  # nodes that put an edit in its place
@@ -91,9 +94,10 @@ class Run:
     def again(self, port: Port, leaf: Leaf, in_place: bool, value: Any) -> None:
         """Runs the module with one more change; the result that was handed out is the new one."""
         recorder = self.recorder
-        if recorder.invoke != self._invoke:
+        if recorder.invoke != self._part.invoke or self.insides.now != self._now:
+            what = "invoke" if recorder.invoke != self._part.invoke else "step"
             raise recorder.refusal(
-                f"the inside of {self.shown} is edited outside of the invoke that called it",
+                f"the inside of {self.shown} is edited outside of the {what} that called it",
                 "edit it there",
             )
         self._check_again(port, leaf)
@@ -149,13 +153,14 @@ class Run:
 
     def began(self, part: torch.nn.Module, given: tuple) -> tuple[int, tuple]:
         """A part is called: the number of the call, and what it is called with."""
-        calls, key = self.insides.calls, Part(self._invoke, self.top, id(part))
+        calls, key = self.insides.calls, self._part._replace(module=id(part))
         number = calls.get(key, 0)
         calls[key] = number + 1
         return number, self._shown(Port(key, "inputs", number), given)
 
     def returned(self, part: torch.nn.Module, number: int, output: Any) -> Any:
-        return self._shown(Port(Part(self._invoke, self.top, id(part)), "output", number), output)
+        port = Port(self._part._replace(module=id(part)), "output", number)
+        return self._shown(port, output)
 
     def _shown(self, port: Port, structure: Any) -> Any:
         changes = self.changes.get(port)

@@ -47,7 +47,13 @@ class Insides:
         return run.begin()
 
     def part(self, top: str, module: torch.nn.Module) -> Part:
-        return Part(self.recorder.invoke, top, id(module))
+        return Part(self.recorder.invoke, self.now or 0, top, id(module))
+
+    @property
+    def now(self) -> int | None:
+        """The step of a generation whose sites are meant; None outside of its loops."""
+        steps = self.recorder.steps
+        return None if steps is None else steps.now
 
     def port(self, part: Part, shown: str, port: str, number: int | None) -> Port:
         """A port of the only call of a part, or of the one that is meant."""
@@ -55,13 +61,14 @@ class Insides:
         count = self.calls.get(part, 0)
         if not count:
             raise NotReachedError(
-                f"{shown}.{port} does not exist: {shown} has not been called in this block",
+                f"{shown}.{port} does not exist: {shown} has not been called "
+                + ("in this block" if recorder.steps is None else f"at step {self.now or 0}"),
                 line=where(recorder.line()),
                 fix="call it by its place in the tree, above this line: it runs where the call is",
             )
         if number is None and count > 1:
             raise recorder.refusal(
-                f"{shown} was called {count} times in this block, so .{port} is ambiguous",
+                f"{shown} was called {count} times here, so .{port} is ambiguous",
                 f"choose one: .calls[0].{port} to .calls[{count - 1}].{port}",
             )
         found = Port(part, port, number or 0)

@@ -22,7 +22,9 @@ from weft.graph.check import check
 from weft.graph.frame import Frame, frame_bytes
 from weft.graph.node import VERSION, AnyNode, Const, Graph
 
+from . import messages
 from .frames import digest, read, write
+from .messages import Generation
 
 FORMAT = "weft-graph"
 MAX_HEADER = 100_000_000
@@ -31,15 +33,31 @@ _AS_BYTES = frozenset(("bfloat16", "complex64", "complex128"))
 """Dtypes that stood in the first files as bytes (their `Const` node names them)."""
 
 
-def encode(graph: Graph, frames: Mapping[str, Frame]) -> bytes:
-    """The bytes of a graph file."""
-    return write(frames, {"format": FORMAT, "graph": _text(graph)})
+def encode(
+    graph: Graph, frames: Mapping[str, Frame], generation: Generation | None = None
+) -> bytes:
+    """The bytes of a graph file; `generation` is how tokens are chosen, where it is of one."""
+    metadata = {"format": FORMAT, "graph": _text(graph)}
+    if generation is not None:
+        metadata["generation"] = messages.encode(generation, "json").decode()
+    return write(frames, metadata)
 
 
 def decode(data: bytes) -> tuple[Graph, dict[str, Frame]]:
     """The graph and its constants; raises `GraphError` for anything that is not a graph file."""
     graph, frames, _ = _opened(data)
     return graph, frames
+
+
+def decode_experiment(data: bytes) -> tuple[Graph, dict[str, Frame], Generation | None]:
+    """The same, and how tokens are chosen, where the file says it."""
+    graph, frames, metadata = _opened(data)
+    text = metadata.get("generation")
+    try:
+        how = None if text is None else messages.decode(text.encode(), Generation, "json")
+    except MessageError as error:
+        raise GraphError(f"this graph's generation cannot be read: {error.message}") from None
+    return graph, frames, how
 
 
 def encode_edits(graph: Graph, frames: Mapping[str, Frame], fingerprint: str) -> bytes:

@@ -343,6 +343,7 @@ class ModelCard(Tell, frozen=True):
     attention: str | None = None
     tokenizer: TokenizerCard | None = None
     source: str = ""
+    generation: dict[str, Any] = {}
 
 
 class Tables(Tell, frozen=True):

@@ -1,0 +1,146 @@
+"""A recorded generation, run again: `Experiment.run` of what a block of `model.generate` recorded.
+
+with model.generate(prompt, max_new_tokens=8, do_sample=True, seed=3) as tracer:
+    model.model.layers[1].output[:, -1] += v
+    ids = tracer.result.save("ids")
+tracer.graph.save("steered.weft")
+weft.Experiment.load("steered.weft").run(model, prompt)["ids"]       # the same tokens
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from msgspec.structs import asdict, replace
+
+from weft.client.backend import Request
+from weft.engine.stepping import sharer
+from weft.engine.turns import turns_for
+from weft.errors import GraphError, UnknownOptionError
+from weft.families.call import ModelCall
+from weft.families.encoded import generation_of
+from weft.families.forward import TENSOR_NAMES
+from weft.families.sampling import Sampling, sampling_of
+from weft.graph.node import Arg, Graph, Map, Ref, Save, Seq
+from weft.signatures.later import Later
+
+from .experiment import Experiment, check_paths, vet
+from .options import Own, check_place, check_rerun, split
+from .session import remote_of
+
+if TYPE_CHECKING:
+    from .handle import Handle
+
+
+def generate_again(
+    handle: Handle, experiment: Experiment, inputs: tuple, options: dict[str, Any]
+) -> dict[str, Any]:
+    """What the experiment saves, by name. Options are those of `model.generate`; the default of
+    each is what was recorded."""
+    own, rest = split(options)
+    facts = getattr(handle, "_facts", None)
+    if facts is None:
+        raise GraphError(
+            "this experiment was recorded in a generation, and this model does not generate",
+            fix="run it on the language model that it was recorded on",
+        )
+    _check(handle, own)
+    place = handle._places.pick(remote_of(handle, own.remote))
+    check_place(own, place)
+    check_paths(experiment.graph, handle._root.paths)
+    tensors = {name: rest.pop(name) for name in TENSOR_NAMES if name in rest}
+    sampling = _sampling(experiment, own, rest)
+    calls = handle._calls_again(experiment.graph, inputs, tensors)
+    _check_steps(experiment, sampling, calls)
+    graph = experiment.graph if own.seed is None else replace(experiment.graph, seed=own.seed)
+    if place.kind == "here":
+        calls = [call.to(handle._weights.device()) for call in calls]
+        vet(graph, calls, handle._known(), sampling)
+    turns = turns_for(handle._signatures, facts)
+    tokenizer = handle.tokenizer if sampling.stop_strings else None  # type: ignore[attr-defined]
+
+    def decoders(net: torch.nn.Module) -> Sequence[Any]:
+        return [generation_of(net, call, sampling, tokenizer) for call in calls]
+
+    call, *further = calls
+    request = Request(
+        graph,
+        experiment.constants,
+        call.args,
+        call.kwargs,
+        strict=False,
+        device=own.device,
+        overwritten=Later(lambda site: turns.at(calls[site.invoke], sampling, site.step)),
+        further=tuple([(one.args, one.kwargs) for one in further]),
+        alone=own.alone,
+        sampling=sampling,
+        decoders=decoders,
+        sharer=sharer(handle._signatures, facts) if further else None,
+    )
+    return reached(graph, place.backend.run(request).saved)
+
+
+def _check(handle: Handle, own: Own) -> None:
+    check_rerun(own)
+    if own.grad:
+        raise UnknownOptionError(
+            "grad=True: there are no gradients in a generation",
+            fix="generate first, and trace what came out: model.trace(ids, grad=True)",
+        )
+    if handle._edits:
+        raise UnknownOptionError(
+            "this model has edits, which belong to every step; an experiment of a generation has "
+            "its steps already",
+            fix="run it on the model itself, or record it on the edited one",
+        )
+
+
+def _sampling(experiment: Experiment, own: Own, given: dict[str, Any]) -> Sampling:
+    recorded = asdict(experiment.generation)  # type: ignore[arg-type]
+    seed = {} if own.seed is None else {"seed": own.seed}
+    return sampling_of({**recorded, **given, **seed})
+
+
+def _check_steps(experiment: Experiment, sampling: Sampling, calls: Sequence[ModelCall]) -> None:
+    """What acts at every step was recorded for so many steps, and is not said of others."""
+    most = experiment.generation.max_new_tokens  # type: ignore[union-attr]
+    for call in calls:
+        steps = sampling.longest(call.begun) - call.begun
+        if steps != most:
+            raise UnknownOptionError(
+                f"this experiment was recorded for {most} new tokens, not {steps}: it names their "
+                "steps one by one",
+                fix="leave max_new_tokens out; or record it anew",
+            )
+
+
+def reached(graph: Graph, saved: dict[str, Any]) -> dict[str, Any]:
+    """What was saved, lists without what belongs to steps that did not happen."""
+    args = {node.name: node.value for node in graph.nodes if isinstance(node, Save)}
+    found: dict[str, Any] = {}
+    for name, value in saved.items():
+        if name[0] == "<" or _is_missed(args[name], value):
+            continue
+        kept, before = _kept(args[name], value), found.get(name.removesuffix("+"))
+        if name[-1] == "+" and isinstance(before, list):
+            before += kept  # what a list has gained since it was saved
+        else:
+            found[name] = kept
+    return found
+
+
+def _is_missed(arg: Arg, value: Any) -> bool:
+    return isinstance(arg, Ref) and value is None
+
+
+def _kept(arg: Arg, value: Any) -> Any:
+    if isinstance(arg, Seq):
+        pairs = zip(arg.items, value, strict=True)
+        items = [_kept(a, v) for a, v in pairs if arg.form != "list" or not _is_missed(a, v)]
+        return items if arg.form == "list" else tuple(items)
+    if isinstance(arg, Map):
+        pairs = zip(arg.keys, arg.values, value.values(), strict=True)
+        return {key: _kept(a, v) for key, a, v in pairs}
+    return value
