@@ -336,10 +336,10 @@ ORACLES: dict[str, Callable[[Found], None]] = {
     "09_lora": lora,
     "10_distributed_alignment_search": alignment_search,
     "11_generation": generation,
-    "11_sessions": sessions,
+    "12_sessions": sessions,
 }
 
-HERE_ONLY = {"11_sessions"}  # a session is of one machine
+HERE_ONLY = {"12_sessions"}  # a session is of one machine
 
 
 # -- they run --------------------------------------------------------------------------------------
