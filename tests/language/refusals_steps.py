@@ -24,6 +24,18 @@ def next_step_that_is_none(on):
         tracer.next(0)  # here
 
 
+@refused(
+    e.RecordingError,
+    "transformer.h.0 has gone on to step 1",
+    "all modules with it",
+    fix="with tracer.iter[1]:",
+)
+def next_of_a_second_module(on):
+    with on.model.generate(on.ids, **GREEDY):
+        on.h[0].next().output.save()
+        on.h[1].next().output.save()  # here
+
+
 @refused(e.RecordingError, "there is no step 3: max_new_tokens is 3", "0 to 2", fix="earlier step")
 def step_behind_the_last(on):
     with on.model.generate(on.ids, **GREEDY) as tracer, tracer.iter[3]:  # here

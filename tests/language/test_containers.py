@@ -52,6 +52,23 @@ def test_an_item_of_a_tuple_is_assigned(model, net, ids, gpt2, index):
     moves(logits, gpt2.baseline)
 
 
+def test_a_whole_structure_is_saved(model, net, ids):
+    with model.trace(ids) as tracer:
+        result = model.output.save("result")
+        attention = model.transformer.h[1].attn.output.save()
+        args, kwargs = model.transformer.h[1].mlp.inputs.save()
+        model.transformer.h[1].attn.output[0][:] = 0  # what was saved stays
+        model.lm_head.output[:] = 1
+    names = ["attn.output", "mlp.inputs"]
+    keys = [f"transformer.h.1.{name}" for name in names]
+    seen = with_hooks(net, dict.fromkeys(keys), ids)
+    bitwise(attention[0], seen[keys[0]][0])
+    assert type(attention[0]) is torch.Tensor and attention[1] is None
+    assert isinstance(result, type(net(ids))) and tracer.results["result"] is result
+    assert bool((result.logits == 1).all()) and type(result["logits"]) is torch.Tensor
+    assert args[0].shape == seen[keys[1]][0][0].shape and kwargs == {}
+
+
 def test_an_item_of_a_tuple_is_edited_in_place(model, net, ids, gpt2):
     with model.trace(ids):
         model.transformer.h[1].attn.output[0][:, -1] = 0

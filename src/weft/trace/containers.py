@@ -116,7 +116,13 @@ def _refuse(container: Any, what: str) -> NoReturn:
     )
 
 
-class _Recording:
+class _Saved:
+    def save(self, name: str | None = None) -> Any:
+        """As `weft.save`: all values in it, frozen as of this line. Returns itself."""
+        return self._weft[1].recorder.saves.tree(self, name)  # type: ignore[attr-defined]
+
+
+class _Recording(_Saved):
     """Item assignment that records; everything else that would change the container raises."""
 
     def __setitem__(self, key: Any, value: Any) -> None:
@@ -140,7 +146,7 @@ class _List(_Recording, list):
     extend = insert = pop = remove = clear = reverse = sort = __iadd__ = append  # type: ignore[assignment]
 
 
-class _Object:
+class _Object(_Saved):
     def __setattr__(self, name: str, value: Any) -> None:
         _assign(self, name, value)
         object.__setattr__(self, name, value)

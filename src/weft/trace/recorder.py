@@ -187,11 +187,11 @@ class Recorder(Recording):
         """`tracer.stop()`, or with a condition `tracer.stop_if(...)`."""
         record_stop(self, condition)
 
-    def move(self, by: int) -> None:
+    def move(self, by: int, path: str) -> None:
         """`module.next()`: on to a later step of the generation."""
         if self.steps is None:
             raise self.refusal("this block is a single forward", "use model.generate(...)")
-        self.steps.move(by)
+        self.steps.move(by, path)
 
     def first_input(self, path: str, port: str, call: int | None) -> Any:
         """The leaf that `.input` means."""

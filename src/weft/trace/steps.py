@@ -61,6 +61,7 @@ class Steps:
             self._sites[0, 0] = recorder.sites  # type: ignore[assignment]
         self._pinned: list[tuple[int, int]] = []  # nodes recorded in loops
         self._moved: int | None = None  # where a step began that `next` has gone to
+        self._mover: str | None = None  # the module whose `next` it was
         self._template: Template | None = None
 
     # -- loops -------------------------------------------------------------------------------
@@ -84,21 +85,33 @@ class Steps:
             self._pinned.append((start, len(recorder.nodes)))
             self.now, recorder.sites, recorder.signature = before
 
-    def move(self, by: int) -> None:
-        """From here on, outside of loops, the sites of a later step are meant."""
+    def move(self, by: int, path: str | None = None) -> None:
+        """From here on, outside of loops, the sites of a later step are meant, of all modules.
+
+        `path` is the module that says so. A second one may not: it is also read as if each module
+        had a step of its own, and then another step is meant.
+        """
+        if path is not None and self._mover not in (None, path):
+            raise self.recorder.refusal(
+                f"{self._mover} has gone on to step {self.now} already, and all modules with it; "
+                f"whether next() of {path or 'the model'} means that step or a further one is not "
+                "clear",
+                f"use tracer.next(), or name the step: with tracer.iter[{self.now}]:",
+            )
         if type(by) is not int or by < 1:
             raise self.recorder.refusal(f"next({by!r}) goes nowhere", "give a whole number from 1")
         step = (self.now or 0) + by
         self._check(step)
         if self._moved is None:
             self._moved = len(self.recorder.nodes)
+        self._mover = path
         self._go(step)
 
     def leave(self) -> None:
         """At the end of an invoke: what `next` has begun ends."""
         if self._moved is not None:
             self._pinned.append((self._moved, len(self.recorder.nodes)))
-            self.now = self._moved = None
+            self.now = self._moved = self._mover = None
 
     def time(self, site: Site) -> int:
         """When a site fires."""

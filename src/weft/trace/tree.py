@@ -131,8 +131,9 @@ class Module:
 
     def next(self, step: int = 1) -> Module:
         """As `tracer.next(step)`: from here on the sites of a later step of the generation are
-        meant. The module itself, for `module.next().output`."""
-        self._root.recorder(self._path, "next").move(step)
+        meant, of all modules. The module itself, for `module.next().output`. Raises
+        `RecordingError` where another module has gone on before."""
+        self._root.recorder(self._path, "next").move(step, self._path)
         return self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
