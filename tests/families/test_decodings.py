@@ -72,6 +72,25 @@ def test_tokens_are_those_of_each_alone(name: str, attention: str) -> None:
     assert len(turns) < 0.6 * steps  # forwards were shared
 
 
+class _Letters:
+    """A tokenizer of letters."""
+
+    def decode(self, ids: list[int]) -> str:
+        return "".join(map(chr, ids))
+
+
+def test_a_stop_string_ends_its_own_rows() -> None:
+    net: Any = zoo.build("gpt2")
+    free = [run(net, decoding(net, rows, max_new_tokens=9)) for rows, _ in REQUESTS[:3]]
+    text = _Letters().decode(free[0][0, 7:9].tolist())
+    options = [{"stop_strings": text}, {"stop_strings": "never"}, {}]
+    given = zip(REQUESTS, options, strict=False)
+    ones = [decoding(net, r, _Letters(), max_new_tokens=9, **o) for (r, _), o in given]
+    together(net, ones)
+    assert torch.equal(ones[0].result, free[0][:, :9])
+    assert_same([one.result for one in ones[1:]], free[1:])
+
+
 def test_logits_are_within_rounding_of_those_alone() -> None:
     net = zoo.build("gemma3")
     rows = [zoo.tokens(4), zoo.tokens(12, seed=1)]

@@ -5,6 +5,8 @@ The oracle is `transformers`' own `generate` on the same batch, or each prompt a
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -161,7 +163,7 @@ def test_loops_outside_of_invokes_are_refused(gpt2):
 
 def test_what_the_user_leaves_out_is_what_the_model_says(place):
     """Its generation config, also where the model is on a server."""
-    net = zoo.build("gpt2")
+    net: Any = zoo.build("gpt2")
     ids = prompt(7)
     plain = generated(net, ids, {}, max_new_tokens=8).result
     net.generation_config.update(repetition_penalty=2.5, pad_token_id=0)
@@ -212,11 +214,17 @@ def test_edits_decide_what_is_drawn_from(gpt2):
 def test_a_string_ends_a_generation(subjects):
     """`generate` of `transformers` cannot do it with this tokenizer: ended by hand."""
     tiny = subjects("tiny")
-    plain = generated(tiny.net, tiny.ids, {}, max_new_tokens=NEW).result
+
+    def turn(step, h):
+        h *= -0.5
+
+    hooks = {f"{tiny.paths.layer(1)}.output": turn}
+    plain = generated(tiny.net, tiny.ids, hooks, max_new_tokens=NEW).result
     string = tiny.tokenizer.decode(plain[0, -2])
     texts = [tiny.tokenizer.decode(plain[0, 9 : 9 + steps]) for steps in range(1, NEW + 1)]
     steps = 1 + next(number for number, text in enumerate(texts) if string in text)
     assert steps < NEW
     with tiny.model.generate(tiny.ids, **GREEDY, stop_strings=[string]) as tracer:
+        layer(tiny, 1).output[:] *= -0.5
         ids = tracer.result.save()
     bitwise(ids, plain[:, : 9 + steps])
