@@ -317,6 +317,8 @@ LIES: dict[str, Attack] = {
     "a draw without a number": lambda g, h: g.call("randn_like", h),
     "a number without a draw": lambda g, h: g.call("mul", h, 2.0, draw=0),
     "a draw below zero": lambda g, h: g.call("randn_like", h, draw=-1),
+    "a seed without a draw": lambda g, h: g.add(Call, op="mul", args=(h, 2.0), seed=1),
+    "a seed below zero": lambda g, h: g.add(Call, op="randn_like", args=(h,), draw=0, seed=-1),
     "a draw twice": lambda g, h: g.add2(
         g.call("randn_like", h, draw=0), g.call("randn_like", h, draw=0)
     ),

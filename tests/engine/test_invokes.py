@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import pytest
 import torch
+from msgspec.structs import replace
 
 from tests.families import zoo
 from weft.engine.admit import admit
 from weft.engine.draw import draw, overwritten_by
+from weft.engine.generation import pass_cost
 from weft.engine.known import Known
 from weft.engine.merging import merger_of
-from weft.engine.opened import Opened
-from weft.errors import GraphError, LateEditError, LimitError, MessageError, SiteMismatchError
+from weft.engine.opened import Opened, open_submit
+from weft.errors import (
+    GraphError,
+    LateEditError,
+    LimitError,
+    MessageError,
+    NotReachedError,
+    SiteMismatchError,
+)
 from weft.families.forward import language_facts
 from weft.families.prepare import prepare_language
 from weft.graph.node import Call, Graph, Read, Ref, Save, Write
 from weft.graph.site import Site
-from weft.kernels.frames import to_tensor
+from weft.kernels.frames import to_frame, to_tensor
 from weft.signatures.signature import Signatures
 from weft.testing.same import bounded
-from weft.wire.messages import owner_of
+from weft.wire import frames
+from weft.wire.messages import Generation, LanguageInputs, Submit, owner_of
 
 from .bench import limits
 
@@ -152,12 +162,29 @@ def test_whose_a_tensor_is(name, expected):
     assert owner_of(name) == expected
 
 
-def test_messages_that_do_not_hold_together(known):
-    from weft.engine.opened import open_submit
-    from weft.kernels.frames import to_frame
-    from weft.wire import frames
-    from weft.wire.messages import LanguageInputs, Submit
+@pytest.fixture
+def opened_both(known):
+    """Opens a message with two inputs."""
 
+    def opened(graph, **more):
+        given = {"input_ids": to_frame(A), "1.input_ids": to_frame(B)}
+        message = Submit(
+            protocol=1,
+            request_id="r",
+            model="m",
+            fingerprint=known.fingerprint,
+            graph=graph,
+            inputs=LanguageInputs(given=("input_ids",)),
+            further=(LanguageInputs(given=("input_ids",)),),
+            tensors=frames.write(given),
+            **more,
+        )
+        return open_submit(message, lambda digest: None, known)  # type: ignore[arg-type]
+
+    return opened
+
+
+def test_messages_that_do_not_hold_together(known):
     inputs = LanguageInputs(given=("input_ids",))
 
     def submit(graph, tensors, **more):
@@ -185,3 +212,39 @@ def test_messages_that_do_not_hold_together(known):
         opened(graph, {"input_ids": A})
     with pytest.raises(MessageError, match="not both"):
         opened(graph, {"input_ids": A}, further=(inputs,))
+
+
+def test_generations_that_do_not_hold_together(opened_both):
+    graph = saving(read(0, 9), read(1, 4))
+    one, two = Generation(max_new_tokens=2), Generation(max_new_tokens=5, seed=3)
+    each = opened_both(graph, generations=(one, two)).sampling
+    assert [sampling.max_new_tokens for sampling in each] == [2, 5]
+    alike = opened_both(graph, generation=two).sampling
+    assert [sampling.seed for sampling in alike] == [3, 3]
+    for odd in ({"generations": (one,)}, {"generations": (one, two), "generation": one}):
+        with pytest.raises(MessageError, match="2 inputs, and options of"):
+            opened_both(graph, **odd)
+
+
+def test_each_generation_has_its_own_steps(opened_both, known):
+    """A step is one that the invoke has, whatever others have; each counts for the limit."""
+    each = (Generation(max_new_tokens=2), Generation(max_new_tokens=5))
+
+    def priced(invoke, step, **changed):
+        site = replace(read(invoke, 1).site, step=step)
+        opened = opened_both(saving(replace(read(invoke, 1), site=site)), generations=each)
+        admit(
+            opened.graph,
+            opened.call,
+            known,
+            limits(**changed),
+            further=opened.further,
+            sampling=opened.sampling,
+        )
+        return pass_cost(known, opened.calls, opened.sampling)
+
+    assert priced(1, 4) == priced(0, 1) > 0
+    with pytest.raises(NotReachedError, match="step 2 does not fire"):
+        priced(0, 2)
+    with pytest.raises(LimitError, match="new_tokens"):
+        priced(0, 1, new_tokens=4)

@@ -136,7 +136,7 @@ def test_other_numbers_of_steps_are_refused(gpt2, v, count):
     experiment = steered(gpt2, gpt2.ids, v).graph
     with pytest.raises(UnknownOptionError, match=f"for 4 new tokens, not {count}") as caught:
         experiment.run(gpt2.model, gpt2.ids, max_new_tokens=count)
-    assert "leave max_new_tokens out" in caught.value.fix
+    assert "leave max_new_tokens out" in str(caught.value.fix)
 
 
 def test_a_file_that_does_not_say_how_is_refused(gpt2, v, tmp_path):
@@ -171,7 +171,7 @@ def test_a_golden_file_keeps_decoding(gpt2, v):
     experiment = weft.Experiment.load(GOLDEN / "generation-1.weft")
     seen = generated(gpt2.net, gpt2.ids, hooks(gpt2, v), max_new_tokens=NEW)
     bitwise(experiment.run(gpt2.model, gpt2.ids)["ids"], seen.result)
-    assert experiment.generation == steered(gpt2, gpt2.ids, v, seed=5).graph.generation
+    assert experiment.generations == steered(gpt2, gpt2.ids, v, seed=5).graph.generations
 
 
 @pytest.mark.parametrize("odd", ["{}x", '{"max_new_tokens": 0}', '{"max_new_tokens": "many"}'])

@@ -7,20 +7,16 @@ a number that seed, step and row decide.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
 
 import weft
 from tests.families import zoo
-from tests.language.generated import Seen, generated
+from tests.language.generated import Seen, generated, keyed
 from weft.families.sampling import OPTION_NAMES
-from weft.kernels.execute import seed_of
 from weft.testing.same import bitwise
 
 NEW = 8
@@ -86,26 +82,6 @@ ELSEWHERE = {
 }
 IDLE = {"renormalize_logits", "use_cache"}
 """They change no token; with any other the tokens must be others."""
-
-
-@contextmanager
-def keyed(seed: int) -> Iterator[None]:
-    """Inside, `torch.multinomial` draws as the text of `weft.families.sampler` says."""
-    steps: dict[str, int] = {"step": 0}
-
-    def draw(chances: torch.Tensor, num_samples: int) -> torch.Tensor:
-        step, steps["step"] = steps["step"], steps["step"] + 1
-        assert num_samples == 1
-        found = []
-        for row, each in enumerate(chances):
-            passed = each.double().cumsum(-1)
-            at = (seed_of(seed, -1, step, row) >> 11) / 2**53 * passed[-1]
-            found.append(int((passed <= at).sum()))
-        return torch.tensor(found)[:, None]
-
-    with mock.patch("torch.multinomial", draw), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # transformers' own, about options without effect
-        yield
 
 
 def theirs(subject: Any, ids: torch.Tensor, v: torch.Tensor, options: dict[str, Any]) -> Seen:

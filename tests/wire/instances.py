@@ -293,6 +293,24 @@ INSTANCES: dict[str, Struct] = {
         inputs=LANGUAGE,
         generation=GENERATION,
     ),
+    "Submit-generations": m.Submit(
+        protocol=1,
+        request_id="Req_a-j",
+        model="tiny",
+        fingerprint=MARK,
+        graph=Graph(
+            nodes=(
+                Read(site=Site("", "result", invoke=1), shape=(1, 9), dtype="int64"),
+                Save(name="ids", value=Ref(0)),
+                Read(site=Site("h.1", "output"), shape=(1, 2)),
+                Call(op="rand_like", args=(Ref(2),), draw=512 << 32, seed=3),
+                Save(name="noise", value=Ref(3)),
+            )
+        ),
+        inputs=LANGUAGE,
+        further=(LANGUAGE,),
+        generations=(GENERATION, m.Generation(max_new_tokens=5, seed=3)),
+    ),
     "Generation": GENERATION,
     "Limits-2": replace(LIMITS, new_tokens=7),
     "Limits-3": replace(LIMITS, stream_bytes=8),

@@ -27,9 +27,9 @@ class Request:
     which of them may share one (`run.rows.Merger`), where the module is in this process. With
     `grad`, there too, what is saved stays connected to weights and constants.
 
-    In a generation `sampling` says how (`families.sampling.Sampling`), and `decoders(module)` gives
-    a `run.generate.Decoder` for each invoke, where the module is in this process. `sharer` is asked
-    which of them may share forwards (`run.joined.Sharer`).
+    In a generation `sampling` says how, of each invoke (`families.sampling.Sampling`), and
+    `decoders(module)` gives a `run.generate.Decoder` for each, where the module is in this process.
+    `sharer` is asked which of them may share forwards (`run.joined.Sharer`).
 
     `listen(number, stream, value)` is told what the graph streams, as it comes to be.
     """

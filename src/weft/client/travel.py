@@ -62,12 +62,13 @@ class Parcel:
     look: bool = False
     further: tuple[Inputs, ...] = ()
     alone: bool = False
-    generation: Generation | None = None
+    generations: tuple[Generation, ...] = ()
 
     def submit(
         self, request_id: str, model: str, fingerprint: str, weights: str | None = None
     ) -> Submit:
         """The message."""
+        alike = len(set(self.generations)) == 1
         return Submit(
             protocol=PROTOCOL,
             request_id=request_id,
@@ -82,7 +83,8 @@ class Parcel:
             weights=weights,
             further=self.further,
             alone=self.alone,
-            generation=self.generation,
+            generation=self.generations[0] if alike else None,
+            generations=() if alike else self.generations,
         )
 
 
@@ -143,14 +145,12 @@ def pack(request: Request, family: str, small: int = SMALL) -> Parcel:
         request.look,
         tuple(further),
         request.alone,
-        chosen_how(request.sampling),
+        tuple([chosen_how(one) for one in request.sampling or ()]),
     )
 
 
-def chosen_how(sampling: Any) -> Generation | None:
+def chosen_how(sampling: Any) -> Generation:
     """Options of a generation (`families.sampling.Sampling`) as data. Raises `TravelError`."""
-    if sampling is None:
-        return None
     names = Generation.__struct_fields__
     try:
         return convert({name: getattr(sampling, name) for name in names}, Generation)

@@ -20,7 +20,6 @@ from typing import Any
 
 from weft.errors import GraphError, LimitError, ResultTooLargeError, WeftError
 from weft.families.call import ModelCall
-from weft.families.sampling import Sampling
 from weft.graph.check import check
 from weft.graph.frame import ITEM_SIZES, frame_bytes
 from weft.graph.inside import inside_of_graph
@@ -40,7 +39,7 @@ from weft.signatures.signature import Signature
 from weft.wire.messages import VALUE_BYTES, Limits, PriceInfo
 
 from .bounds import inner_bytes, refuse_bombs, tensor_refs, unknown_bytes
-from .generation import check_generation
+from .generation import Samplings, check_generation
 from .gradients import KeptForBackward, check_asked, check_losses, check_regrad, pass_flops
 from .known import Known
 from .outcomes import outcome_of
@@ -63,11 +62,12 @@ def admit(
     limits: Limits,
     strict: bool = True,
     further: Sequence[ModelCall] = (),
-    sampling: Sampling | None = None,
+    sampling: Samplings = None,
 ) -> PriceInfo:
     """The price of a graph on this call of a model; `further` are those of its other invokes.
 
-    With `sampling` each call is the prompt of a generation, and the price that of all its steps.
+    With `sampling` (of each call) a call is the prompt of a generation, and the price that of all
+    its steps.
 
     Raises `GraphError` and its kin for a graph that does not fit the model or itself, and
     `LimitError` for one that asks for too much.
@@ -108,7 +108,7 @@ def _signatures(
     calls: Sequence[ModelCall],
     known: Known,
     limits: Limits,
-    sampling: Sampling | None,
+    sampling: Samplings,
 ) -> dict[int, Signature]:
     """What the sites of each invoke look like, of those that the graph names."""
     until = time.monotonic() + limits.price_seconds
@@ -121,7 +121,8 @@ def _signatures(
             raise over("price_seconds", seconds, "the invokes take longer to price")
         call = calls[invoke]
         if sampling is not None:
-            found[invoke] = turns_for(known.signatures, known.facts).at(call, sampling, 0)  # type: ignore[arg-type]
+            turns = turns_for(known.signatures, known.facts)  # type: ignore[arg-type]
+            found[invoke] = turns.at(call, sampling[invoke], 0)
             continue
         found[invoke] = known.signatures.for_call(call.args, dict(call.kwargs))
         for path, way in named.get(invoke, ()):

@@ -30,7 +30,6 @@ from weft.errors import (
     WorkerMemoryError,
 )
 from weft.families.call import ModelCall
-from weft.families.sampling import Sampling
 from weft.graph.frame import Frame, frame_bytes
 from weft.graph.node import Graph, Ref, Save
 from weft.graph.site import Site, Where
@@ -46,7 +45,7 @@ from weft.signatures import later
 from weft.signatures.later import Overwritten
 from weft.wire.messages import Limits, Manifest, ValueEvent
 
-from .generation import decoders
+from .generation import Samplings, decoders
 from .kept import Kept
 from .known import Known
 from .opened import Opened
@@ -70,7 +69,7 @@ def overwritten_by(
     known: Known,
     *calls: ModelCall,
     graph: Graph | None = None,
-    sampling: Sampling | None = None,
+    sampling: Samplings = None,
 ) -> Overwritten:
     """Whether the model changes a leaf's tensor in place after its site has fired; of a graph that
     goes inside forwards, also there."""

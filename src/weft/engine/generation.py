@@ -1,6 +1,6 @@
 """A stranger's generation: its options, its bounds, what it costs.
 
-    sampling = sampling_from(submit.generation, known, calls)
+    sampling = sampling_from(submit, known, calls)     # of each call
     check_generation(graph, calls, sampling, limits)
 
 Options of a message are held against the same rules as a user's own.
@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from weft.errors import GraphError, InputError
+from weft.errors import GraphError, InputError, MessageError
 from weft.families.call import ModelCall
 from weft.families.decoding import Decoding
 from weft.families.encoded import generation_of
@@ -21,25 +21,35 @@ from weft.families.sampling import OPTION_NAMES, Sampling, sampling_of
 from weft.graph.inside import sites_of
 from weft.graph.node import Backward, Graph
 from weft.graph.site import RESULT, is_inside
-from weft.wire.messages import Generation, Limits
+from weft.wire.messages import Generation, Limits, Submit
 
 from .known import Known
 from .places import tree_of
 from .refusals import over
 
+Samplings = Sequence[Sampling] | None
+"""The options of the generation of each call; None where calls are single forwards."""
 
-def sampling_from(
-    message: Generation | None, known: Known, calls: Sequence[ModelCall]
-) -> Sampling | None:
-    """The options that a message names. Raises what `sampling_of` does."""
-    if message is None:
+
+def sampling_from(submit: Submit, known: Known, calls: Sequence[ModelCall]) -> Samplings:
+    """The options that a message names, of each call. Raises what `sampling_of` does."""
+    each = submit.generations
+    if each and (submit.generation is not None or len(each) != len(calls)):
+        raise MessageError(f"{len(calls)} inputs, and options of {len(each)} generations")
+    if submit.generation is not None:
+        each = (submit.generation,) * len(calls)
+    if not each:
         return None
     if known.facts is None:
         raise InputError("this model does not generate", fix="it takes single forwards: trace")
-    sampling = sampling_of({name: getattr(message, name) for name in OPTION_NAMES})
-    for call in calls:
+    found = tuple([_sampling_of(one) for one in each])
+    for call, sampling in zip(calls, found, strict=True):
         steps_of(call, sampling)
-    return sampling
+    return found
+
+
+def _sampling_of(message: Generation) -> Sampling:
+    return sampling_of({name: getattr(message, name) for name in OPTION_NAMES})
 
 
 def steps_of(call: ModelCall, sampling: Sampling) -> int:
@@ -56,7 +66,7 @@ def steps_of(call: ModelCall, sampling: Sampling) -> int:
 
 
 def check_generation(
-    graph: Graph, calls: Sequence[ModelCall], sampling: Sampling | None, limits: Limits
+    graph: Graph, calls: Sequence[ModelCall], sampling: Samplings, limits: Limits
 ) -> None:
     """Raises where a graph is not one of such a generation, or asks for too much of it."""
     for node in graph.nodes:
@@ -77,24 +87,25 @@ def check_generation(
             )
     if sampling is None:
         return
-    for call in calls:
-        steps = steps_of(call, sampling)
+    for call, how in zip(calls, sampling, strict=True):
+        steps = steps_of(call, how)
         if steps > limits.new_tokens:
             raise over("new_tokens", f"{limits.new_tokens}", f"{steps} new tokens")
 
 
-def pass_cost(known: Known, calls: Sequence[ModelCall], sampling: Sampling | None) -> float:
+def pass_cost(known: Known, calls: Sequence[ModelCall], sampling: Samplings) -> float:
     """Operations of the model itself after the prompts' own forwards, nearly: each parameter meets
     each row once for each token."""
     if sampling is None:
         return 0.0
-    rows = sum([(call.batch or 1) * (steps_of(call, sampling) - 1) for call in calls])
+    each = zip(calls, sampling, strict=True)
+    rows = sum([(call.batch or 1) * (steps_of(call, how) - 1) for call, how in each])
     return 2.0 * tree_of(known).size("") * rows
 
 
 def decoders(
-    net: nn.Module, calls: Sequence[ModelCall], sampling: Sampling, tokenizer: Any
+    net: nn.Module, calls: Sequence[ModelCall], sampling: Sequence[Sampling], tokenizer: Any
 ) -> Iterator[Decoding]:
     """A generation for each call."""
-    for call in calls:
-        yield generation_of(net, call, sampling, tokenizer if sampling.stop_strings else None)
+    for call, how in zip(calls, sampling, strict=True):
+        yield generation_of(net, call, how, tokenizer if how.stop_strings else None)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 from weft.errors import MessageError, OtherModelError
 from weft.families.call import ModelCall
-from weft.families.sampling import Sampling
 from weft.graph.check import check
 from weft.graph.frame import Frame, frame_bytes
 from weft.graph.node import Const, Graph
@@ -21,7 +20,7 @@ from weft.graph.passes import invokes_of
 from weft.wire.frames import digest, read
 from weft.wire.messages import Submit, owner_of
 
-from .generation import sampling_from
+from .generation import Samplings, sampling_from
 from .inputs import call_of
 from .known import Known
 
@@ -33,7 +32,7 @@ class Opened:
     """What a worker draws. `constants` are by `Const.key`.
 
     `further` are the calls of the invokes after the first; with `alone` none shares a forward. With
-    `sampling` each call is the prompt of a generation.
+    `sampling` (of each call) a call is the prompt of a generation.
     """
 
     graph: Graph
@@ -41,7 +40,7 @@ class Opened:
     call: ModelCall
     further: tuple[ModelCall, ...] = ()
     alone: bool = False
-    sampling: Sampling | None = None
+    sampling: Samplings = None
 
     @property
     def calls(self) -> tuple[ModelCall, ...]:
@@ -70,7 +69,7 @@ def open_submit(submit: Submit, fetch: Fetch, known: Known, *, numbers: bool = T
     wanted = set(submit.constants.values())
     inputs = {name: frame for name, frame in inside.items() if name not in wanted}
     call, *further = _calls(submit, inputs, known)
-    sampling = sampling_from(submit.generation, known, (call, *further))
+    sampling = sampling_from(submit, known, (call, *further))
     return Opened(submit.graph, constants, call, tuple(further), submit.alone, sampling)
 
 

@@ -14,7 +14,7 @@ from weft.kernels.aval import Aval, contiguous
 from weft.signatures.later import Later
 from weft.signatures.signature import Signature
 
-from .generation import steps_of
+from .generation import Samplings, steps_of
 from .known import Known
 from .turns import Turns, turns_for
 
@@ -25,12 +25,10 @@ class Steps:
 
     turns: Turns
     calls: Sequence[ModelCall]
-    sampling: Sampling
+    sampling: Sequence[Sampling]
 
     @classmethod
-    def of(
-        cls, known: Known, calls: Sequence[ModelCall], sampling: Sampling | None
-    ) -> Steps | None:
+    def of(cls, known: Known, calls: Sequence[ModelCall], sampling: Samplings) -> Steps | None:
         """None where the job is no generation."""
         if sampling is None or known.facts is None:
             return None
@@ -38,15 +36,15 @@ class Steps:
 
     def signature(self, site: Site) -> Signature:
         """What the sites of a step look like. Raises LookupError for a step that never happens."""
-        call = self.calls[site.invoke]
-        if site.step >= steps_of(call, self.sampling):
+        call, how = self.calls[site.invoke], self.sampling[site.invoke]
+        if site.step >= steps_of(call, how):
             raise LookupError(f"there is no step {site.step}")
-        return self.turns.at(call, self.sampling, site.step)
+        return self.turns.at(call, how, site.step)
 
     def ids(self, invoke: int) -> Aval:
         """The result, if no row ends early."""
         call = self.calls[invoke]
-        return contiguous((call.batch or 1, self.sampling.longest(call.begun)), torch.int64)
+        return contiguous((call.batch or 1, self.sampling[invoke].longest(call.begun)), torch.int64)
 
     def told(self) -> Later:
         """What happens to sites later on."""

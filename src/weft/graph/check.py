@@ -267,6 +267,8 @@ def _check_call(graph: Graph, number: int, node: Call) -> None:
         _refuse(graph, number, "exactly the random operations carry a draw number")
     if node.draw is not None and not 0 <= node.draw <= MAX_NUMBER:
         _refuse(graph, number, "draws are numbered from 0")
+    if node.seed is not None and (node.draw is None or not 0 <= node.seed <= MAX_NUMBER):
+        _refuse(graph, number, "a draw's seed is a whole number of 63 bits from 0")
     if not 0 <= node.outs <= MAX_OUTS:
         _refuse(graph, number, f"{node.outs} results")
     _check_keywords(graph, number, node.kwargs)

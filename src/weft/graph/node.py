@@ -143,7 +143,8 @@ class Call(Node, frozen=True, tag="call"):
 
     `outs` is the number of tensors it returns, in order of the returned structure. `alias[i]` is
     the argument whose storage output `i` shares (decided when recorded), `writes` the arguments
-    that it changes in place. `draw` numbers the random draws of a graph. `grad` is the grad mode.
+    that it changes in place. `draw` numbers the random draws of a graph; `seed` keys this one, in
+    place of the graph's own. `grad` is the grad mode.
     """
 
     op: str
@@ -154,6 +155,7 @@ class Call(Node, frozen=True, tag="call"):
     writes: tuple[Ref, ...] = ()
     draw: int | None = None
     grad: bool = True
+    seed: int | None = None
 
 
 class Apply(Node, frozen=True, tag="apply"):

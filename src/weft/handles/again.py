@@ -17,14 +17,14 @@ from msgspec.structs import asdict, replace
 
 from weft.client.backend import Request
 from weft.engine.stepping import sharer
+from weft.engine.steps import Steps
 from weft.engine.turns import turns_for
 from weft.errors import GraphError, UnknownOptionError
 from weft.families.call import ModelCall
 from weft.families.encoded import generation_of
 from weft.families.forward import TENSOR_NAMES
 from weft.families.sampling import Sampling, sampling_of
-from weft.graph.node import Arg, Graph, Map, Ref, Save, Seq
-from weft.signatures.later import Later
+from weft.graph.node import Arg, Call, Graph, Loop, Map, Ref, Save, Seq
 
 from .experiment import Experiment, check_paths, vet
 from .options import Own, check_place, check_rerun, split
@@ -51,18 +51,20 @@ def generate_again(
     check_place(own, place)
     check_paths(experiment.graph, handle._root.paths)
     tensors = {name: rest.pop(name) for name in TENSOR_NAMES if name in rest}
-    sampling = _sampling(experiment, own, rest)
+    each = _samplings(experiment, own, rest)
     calls = handle._calls_again(experiment.graph, inputs, tensors)
-    _check_steps(experiment, sampling, calls)
-    graph = experiment.graph if own.seed is None else replace(experiment.graph, seed=own.seed)
+    _check_steps(experiment, each, calls)
+    graph = experiment.graph if own.seed is None else seeded(experiment.graph, own.seed)
     if place.kind == "here":
         calls = [call.to(handle._weights.device()) for call in calls]
-        vet(graph, calls, handle._known(), sampling)
-    turns = turns_for(handle._signatures, facts)
-    tokenizer = handle.tokenizer if sampling.stop_strings else None  # type: ignore[attr-defined]
+        vet(graph, calls, handle._known(), each)
+    steps = Steps(turns_for(handle._signatures, facts), calls, each)
+    speaks = any(one.stop_strings for one in each)
+    tokenizer = handle.tokenizer if speaks else None  # type: ignore[attr-defined]
 
     def decoders(net: torch.nn.Module) -> Sequence[Any]:
-        return [generation_of(net, call, sampling, tokenizer) for call in calls]
+        pairs = zip(calls, each, strict=True)
+        return [generation_of(net, call, sampling, tokenizer) for call, sampling in pairs]
 
     call, *further = calls
     request = Request(
@@ -72,10 +74,10 @@ def generate_again(
         call.kwargs,
         strict=False,
         device=own.device,
-        overwritten=Later(lambda site: turns.at(calls[site.invoke], sampling, site.step)),
+        overwritten=steps.told(),
         further=tuple([(one.args, one.kwargs) for one in further]),
         alone=own.alone,
-        sampling=sampling,
+        sampling=each,
         decoders=decoders,
         sharer=sharer(handle._signatures, facts) if further else None,
     )
@@ -97,17 +99,35 @@ def _check(handle: Handle, own: Own) -> None:
         )
 
 
-def _sampling(experiment: Experiment, own: Own, given: dict[str, Any]) -> Sampling:
-    recorded = asdict(experiment.generation)  # type: ignore[arg-type]
-    seed = {} if own.seed is None else {"seed": own.seed}
-    return sampling_of({**recorded, **given, **seed})
+def _samplings(experiment: Experiment, own: Own, given: dict[str, Any]) -> list[Sampling]:
+    """How the tokens of each invoke are chosen: as recorded, but for what is given now."""
+    given = given if own.seed is None else {**given, "seed": own.seed}
+    return [sampling_of({**asdict(one), **given}) for one in experiment.generations]
 
 
-def _check_steps(experiment: Experiment, sampling: Sampling, calls: Sequence[ModelCall]) -> None:
+def seeded(graph: Graph, seed: int) -> Graph:
+    """The graph with another seed for all of its draws."""
+    return replace(graph, nodes=_unseeded(graph.nodes), seed=seed)
+
+
+def _unseeded(nodes: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Nodes whose draws are all keyed by the graph's seed."""
+    found = []
+    for node in nodes:
+        if isinstance(node, Loop):
+            node = replace(node, body=_unseeded(node.body))
+        elif isinstance(node, Call) and node.seed is not None:
+            node = replace(node, seed=None)
+        found.append(node)
+    return tuple(found)
+
+
+def _check_steps(
+    experiment: Experiment, each: Sequence[Sampling], calls: Sequence[ModelCall]
+) -> None:
     """What acts at every step was recorded for so many steps, and is not said of others."""
-    most = experiment.generation.max_new_tokens  # type: ignore[union-attr]
-    for call in calls:
-        steps = sampling.longest(call.begun) - call.begun
+    for recorded, sampling, call in zip(experiment.generations, each, calls, strict=True):
+        steps, most = sampling.longest(call.begun) - call.begun, recorded.max_new_tokens
         if steps != most:
             raise UnknownOptionError(
                 f"this experiment was recorded for {most} new tokens, not {steps}: it names their "

@@ -72,7 +72,7 @@ class Block:
         self._signatures: list[Signature] = []
         self._defaults = dict(defaults or {})  # of every invoke
         self._whole: int | None = None
-        self._whole_options: dict[str, Any] = {}
+        self._whole_options: Any = None
         self._place = place
         self._blocking = blocking
         self._runs = runs
@@ -291,8 +291,8 @@ class Block:
         self._signatures.append(signature)
         return signature
 
-    def _add(self, call: ModelCall) -> int:
-        """A new invoke; its number."""
+    def _add(self, call: ModelCall, how: Any = None) -> int:
+        """A new invoke; its number. `how` its tokens are chosen a generation knows."""
         return self._recorder.invokes.add(self._seen(call))  # type: ignore[union-attr]
 
     def _without_input(self) -> None:

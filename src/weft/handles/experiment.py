@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from weft.engine.admit import admit
+from weft.engine.generation import Samplings
 from weft.engine.known import Known
 from weft.errors import GraphError
 from weft.families.call import ModelCall
-from weft.families.sampling import Sampling
 from weft.graph.check import MAX_NODES, check
 from weft.graph.loops import is_of_steps
 from weft.graph.node import AnyNode, Apply, Backward, Fill, Graph, Param, Read, Skip, Write
+from weft.graph.passes import invokes_of
 from weft.graph.show import show
 from weft.kernels.frames import to_frame, to_tensor
 from weft.trace.lines import at_line, lined, user_line
@@ -47,9 +48,7 @@ LIMITS = Limits(
 """On one's own machine an experiment may take what it takes."""
 
 
-def vet(
-    graph: Graph, calls: Sequence[ModelCall], known: Known, sampling: Sampling | None = None
-) -> None:
+def vet(graph: Graph, calls: Sequence[ModelCall], known: Known, sampling: Samplings = None) -> None:
     """Raises what a server would for a graph that does not fit the model or itself.
 
     A graph from a file is a stranger's. Its sizes need not be the recorded ones.
@@ -63,7 +62,7 @@ def refuse_generation(graph: Graph) -> None:
     if is_of_steps(graph):
         raise GraphError(
             "this experiment was recorded in a generation, and it is not known in which: its file "
-            "is an older one, or its inputs had different numbers of steps",
+            "is an older one",
             fix="open a block of model.generate(...) with the same lines and max_new_tokens=",
         )
 
@@ -100,11 +99,11 @@ class Experiment:
         self,
         graph: Graph,
         constants: dict[str, torch.Tensor],
-        generation: Generation | None = None,
+        generations: Sequence[Generation] = (),
     ) -> None:
         check(graph)
-        self.generation = generation
-        """How tokens were chosen, if it was recorded in a generation."""
+        self.generations = tuple(generations[: 1 + max(invokes_of(graph), default=0)])
+        """How tokens were chosen, of each invoke, if it was recorded in a generation."""
         self.graph = graph
         self.constants = constants
 
@@ -119,13 +118,13 @@ class Experiment:
                 f"{path} cannot be read: {error.strerror}",
                 fix="give the path of a file that Experiment.save wrote",
             ) from None
-        graph, frames, generation = decode_experiment(data)
+        graph, frames, generations = decode_experiment(data)
         constants = {key: to_tensor(frame) for key, frame in frames.items()}
-        return cls(graph, constants, generation)
+        return cls(graph, constants, generations)
 
     def save(self, path: str | Path) -> None:
         """Writes one file (safetensors) with the graph and its constants."""
-        Path(path).write_bytes(encode(self.graph, self._frames(), self.generation))
+        Path(path).write_bytes(encode(self.graph, self._frames(), self.generations))
 
     @property
     def hash(self) -> str:

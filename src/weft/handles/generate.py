@@ -18,13 +18,14 @@ import torch
 from weft.client.backend import Request
 from weft.client.travel import chosen_how
 from weft.engine.forecast import Foreseen, forecast_steps, sizes
+from weft.engine.generation import steps_of
 from weft.engine.stepping import Stepping, sharer
 from weft.engine.turns import turns_for
-from weft.errors import InputError, UnknownOptionError
+from weft.errors import InputError, UnknownOptionError, WeftError
 from weft.families.call import ModelCall
 from weft.families.encoded import generation_of
 from weft.families.forward import TENSOR_NAMES
-from weft.families.sampling import Sampling, sampling_of
+from weft.families.sampling import Sampling
 from weft.graph.node import Graph
 from weft.graph.passes import prune
 from weft.kernels.aval import Aval, contiguous
@@ -35,6 +36,7 @@ from weft.trace.lines import user_line, where
 from weft.trace.steps import Chosen, Steps
 from weft.wire.messages import Generation
 
+from .chosen import OF_INVOKES, Choices, How
 from .options import check_place, split
 from .session import join, remote_of
 from .tracer import Tracer
@@ -52,17 +54,19 @@ class Generator(Tracer):
         handle: Handle,
         call: ModelCall | None,
         place: Place,
-        sampling: Sampling,
+        choices: Choices,
         **options: Any,
     ) -> None:
-        self.sampling = sampling
+        self.sampling = choices.sampling
+        """How tokens are chosen, where an invoke does not say otherwise."""
+        self._choices = choices
         self._steps: Any = None
         self._turns = turns_for(handle._signatures, handle._facts)
         super().__init__(handle, call, place, **options)
         recorder = self._recorder
         self._steps = recorder.steps = Steps(
             recorder,
-            self._count(),
+            self._count,
             self._signature_at,
             self._ids_at,
             cached=self.sampling.use_cache,
@@ -100,28 +104,49 @@ class Generator(Tracer):
         site, and in all; and which invokes share steps."""
         graph = prune(self._frozen[0] if self._frozen is not None else self._recorder.graph())
         net = self._handle._weights.skeleton()
-        ones = [Foreseen(call, self.sampling) for call in self._calls]
+        ones = [Foreseen(*one) for one in zip(self._calls, self._samplings, strict=True)]
         passes = forecast_steps(graph, ones, None if self._alone else self._sharer(), net)
         return estimate(graph, self._index(), passes, sizes(net))
 
     # -- what a block asks of its model --------------------------------------------------------
 
-    def _count(self) -> int:
-        """How many steps there can be."""
-        counts = {self._count_of(call) for call in self._calls}
-        return max(counts, default=self.sampling.max_new_tokens or 1)
+    _opened_by = "generate"
+    _of_invokes = OF_INVOKES
 
-    def _count_of(self, call: ModelCall) -> int:
-        return self.sampling.longest(call.begun) - call.begun
+    def _split(self, options: dict[str, Any]) -> tuple[How | None, dict[str, Any]]:
+        try:
+            return self._choices.split(options)
+        except WeftError as error:
+            raise error.at(where(user_line()))  # noqa: B904 (it is the same error)
 
-    def _how(self) -> Generation | None:
-        counts = {self._count_of(call) for call in self._calls}
-        if len(counts) != 1:
-            return None  # what acts at every step is of different numbers of steps
-        return chosen_how(replace(self.sampling, max_new_tokens=counts.pop()))
+    def _add(self, call: ModelCall, how: How | None = None) -> int:
+        number = len(self._calls)
+        self._choices.note(number, how)
+        seeds = self._recorder.operations.seeds
+        seeds.pop(number, None)
+        if how is not None and how.seed is not None:
+            seeds[number] = how.seed
+        return super()._add(call, how)
+
+    @property
+    def _samplings(self) -> list[Sampling]:
+        """How the tokens of each invoke are chosen."""
+        return [self._choices.of(invoke) for invoke in range(len(self._calls))]
+
+    def _count(self, invoke: int) -> int:
+        """How many steps an invoke can have."""
+        return steps_of(self._calls[invoke], self._choices.of(invoke))
+
+    def _how(self) -> tuple[Generation, ...]:
+        each = enumerate(self._samplings)
+        return tuple([chosen_how(replace(s, max_new_tokens=self._count(n))) for n, s in each])
 
     def _seen(self, call: ModelCall) -> Signature:
         handle = self._handle
+        try:
+            steps_of(call, self._choices.of(len(self._calls)))
+        except WeftError as error:
+            raise error.at(where(user_line()))  # noqa: B904 (it is the same error)
         if self._runs and self._place.kind == "here":
             call = call.to(handle._weights.device())
         self._calls.append(call)
@@ -130,11 +155,11 @@ class Generator(Tracer):
         return signature
 
     def _signature_at(self, invoke: int, step: int) -> Signature:
-        return self._turns.at(self._calls[invoke], self.sampling, step)
+        return self._turns.at(self._calls[invoke], self._choices.of(invoke), step)
 
     def _ids_at(self, invoke: int) -> Aval:
         call = self._calls[invoke]
-        length = self.sampling.longest(call.begun)
+        length = self._choices.of(invoke).longest(call.begun)
         return contiguous((call.batch or 1, length), torch.int64)
 
     def _index(self) -> Any:
@@ -147,19 +172,20 @@ class Generator(Tracer):
         self, graph: Graph, constants: dict[str, torch.Tensor], look: bool = False
     ) -> Request:
         request = super()._request(graph, constants, look)
-        calls, sampling = list(self._calls), self.sampling
+        each = self._samplings
+        pairs = list(zip(self._calls, each, strict=True))
 
         def decoders(net: torch.nn.Module) -> Sequence[Any]:
-            return [generation_of(net, call, sampling, self._tokenizer()) for call in calls]
+            return [generation_of(net, call, how, self._tokenizer(how)) for call, how in pairs]
 
-        return replace(request, decoders=decoders, sampling=sampling, sharer=self._sharer())
+        return replace(request, decoders=decoders, sampling=tuple(each), sharer=self._sharer())
 
     def _sharer(self) -> Stepping | None:
         several = len(self._calls) > 1
         return sharer(self._handle._signatures, self._handle._facts) if several else None
 
-    def _tokenizer(self) -> Any:
-        return self._handle.tokenizer if self.sampling.stop_strings else None
+    def _tokenizer(self, sampling: Sampling) -> Any:
+        return self._handle.tokenizer if sampling.stop_strings else None
 
 
 class Iter:
@@ -218,14 +244,13 @@ def open_generator(handle: Any, inputs: tuple, options: dict[str, Any]) -> Gener
         )
     check_place(own, place)
     tensors = {name: rest.pop(name) for name in TENSOR_NAMES if name in rest}
-    seed = own.seed if own.seed is not None else int(torch.randint(2**62, ()))
-    sampling = sampling_of({**rest, "seed": seed}, handle._generation_defaults())
+    choices = Choices(rest, own.seed, handle._generation_defaults())
     several = handle._is_empty(inputs, tensors)
     generator = Generator(
         handle,
         None if several else handle._prepare(inputs, tensors),
         place,
-        sampling,
+        choices,
         defaults=tensors if several else None,
         alone=own.alone,
         seed=own.seed,

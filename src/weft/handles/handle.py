@@ -327,7 +327,7 @@ class Handle(Module):
         """`Experiment.run`."""
         if experiment.graph.root != self._method:
             return by_method(self, experiment.graph.root)._rerun(experiment, inputs, options)
-        if experiment.generation is not None:
+        if experiment.generations:
             return generate_again(self, experiment, inputs, options)
         own, rest = split(options)
         check_rerun(own)

@@ -30,10 +30,13 @@ if TYPE_CHECKING:
 class Invoke:
     """One input of a block, and its sites. What it gives is what `tracer` gives for one input."""
 
-    def __init__(self, tracer: Tracer, call: ModelCall | None, options: dict[str, Any]) -> None:
+    def __init__(
+        self, tracer: Tracer, call: ModelCall | None, options: dict[str, Any], how: Any = None
+    ) -> None:
         self._tracer = tracer
         self._call = call
         self._options = options
+        self._how = how
         self._scope: AbstractContextManager[None] | None = None
 
     def __enter__(self) -> Invoke:
@@ -43,7 +46,7 @@ class Invoke:
             )
         tracer = self._tracer
         whole = self._call is None  # what the others have changed is in its rows already
-        number = self._whole() if self._call is None else tracer._add(self._call)
+        number = self._whole() if self._call is None else tracer._add(self._call, self._how)
         self._call = tracer._calls[number]
         scope = tracer._recorder.invokes.opened(number)  # type: ignore[union-attr]
         scope.__enter__()
@@ -95,14 +98,14 @@ class Invoke:
                 )
             calls = list(tracer._calls)
             call = tracer._handle._together(calls, self._options)
-            tracer._whole = number = tracer._add(call)
+            tracer._whole = number = tracer._add(call, self._how)
             _Replay(tracer, calls, call).show(number)
-        elif self._options != tracer._whole_options:
+        elif (self._options, self._how) != tracer._whole_options:
             raise tracer._recorder.refusal(
                 "two empty invokes show the same pass, so they have the same options",
                 "give the options to the first of them",
             )
-        tracer._whole_options = self._options
+        tracer._whole_options = self._options, self._how
         return tracer._whole
 
 

@@ -39,20 +39,22 @@ class Tracer(Block):
         Inside, shapes, numbers, looks and random draws are those of the input alone. Values flow
         between invokes in any order, and it does not matter which stands first: forwards run, or
         wait, so that every value is there in time. Edits that need each other in a circle are
-        refused with both lines. options: the family's own; options of the whole block (`seed`,
-        `device`, `remote`, ...) belong to `trace`.
+        refused with both lines. options: the family's own, and in a generation those of `generate`
+        (`temperature`, `max_new_tokens`, `seed`, ...), which hold over the block's; options of the
+        whole block (`device`, `remote`, ...) belong to `trace`.
         """
         self._check_invoke(options)
+        how, options = self._split(options)
         options = {**self._defaults, **options}
         if self._handle._is_empty(inputs, options):
-            return Invoke(self, None, options)
+            return Invoke(self, None, options, how)
         if self._whole is not None:
             raise self._recorder.refusal(
                 "an invoke with an input was opened after an empty one, which shows all of them",
                 "open the empty one last",
             )
         try:
-            return Invoke(self, self._handle._prepare(inputs, options), options)
+            return Invoke(self, self._handle._prepare(inputs, options), options, how)
         except WeftError as error:
             raise error.at(where(user_line()))  # noqa: B904 (it is the same error)
 
@@ -63,13 +65,20 @@ class Tracer(Block):
                 "open the block without one, `with model.trace() as tracer:`, and give each "
                 "input to an invoke",
             )
-        own = sorted(options.keys() & self._handle._own_options)
+        own = sorted(options.keys() & self._handle._own_options - self._of_invokes)
         if own:
             raise UnknownOptionError(
                 f"{own[0]} is an option of the whole block, not of one invoke",
                 line=where(user_line()),
-                fix=f"give it to trace: model.trace({own[0]}=...)",
+                fix=f"give it to {self._opened_by}: model.{self._opened_by}({own[0]}=...)",
             )
+
+    _opened_by = "trace"
+    _of_invokes: frozenset[str] = frozenset()  # options of a block that an invoke may have, too
+
+    def _split(self, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """The options of an invoke: how its tokens are chosen, in a generation, and all others."""
+        return None, options
 
     def _call_now(self) -> ModelCall:
         """The call whose sites are meant on this line."""
@@ -182,9 +191,9 @@ class Tracer(Block):
             graph, {key: tensor.clone() for key, tensor in constants.items()}, self._how()
         )
 
-    def _how(self) -> Generation | None:
-        """How tokens are chosen, in a generation."""
-        return None
+    def _how(self) -> tuple[Generation, ...]:
+        """How tokens are chosen, of each invoke, in a generation."""
+        return ()
 
     def plan(self) -> Estimate:
         """What the recorded graph costs, before it runs: by line, by site, and in all.

@@ -65,7 +65,8 @@ class Interpreter(Loop):
         """The result of an operation that draws numbers, or makes a tensor from plain values."""
         node, key = step.node, None
         if node.draw is not None:
-            key = seed_of(self.graph.seed or 0, node.draw % DRAWS, 0, 0)
+            seed = self.graph.seed if node.seed is None else node.seed
+            key = seed_of(seed or 0, node.draw % DRAWS, 0, 0)
         return call(node.op, tuple(args), kwargs, seed_key=key, device=self._host.device)
 
     def _before_write(self, step: Step) -> None:

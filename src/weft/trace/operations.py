@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from weft.errors import ReadOnlyError, UnsupportedOperationError
-from weft.graph.check import RESERVED
+from weft.graph.check import MAX_INVOKES, RESERVED
 from weft.graph.node import DRAWS, STEP_DRAWS, Apply, Call, Name, Param, Ref
 from weft.graph.ops import OPS
 from weft.kernels.abstract import OUTCOMES, DataDependentError, Outcome, rebuild
@@ -40,6 +40,8 @@ class Operations:
         self.recorder = recorder
         self.draws: dict[int, int] = {}  # by the number of their first
         self.seeded = recorder.seed is not None
+        self.seeds: dict[int, int] = {}
+        """Of invokes with a seed of their own."""
 
     def record(self, name: str, func: Any, args: tuple, kwargs: dict) -> Any:
         """Records operation `name` of the table; returns what the user sees."""
@@ -175,6 +177,7 @@ class Operations:
             writes=tuple([tensors[index]._ref for index in outcome.writes]),
             draw=draw,
             grad=torch.is_grad_enabled(),
+            seed=None if draw is None else self._seed(),
             at=at,
         )
         self.recorder.nodes.append(node)
@@ -189,12 +192,16 @@ class Operations:
 
     def _draw(self) -> int:
         """The number of the next random draw; without a seed, PyTorch's own generator gives one."""
-        if self.recorder.seed is None:
+        if self.recorder.seed is None and self._seed() is None:
             self.recorder.seed = int(torch.randint(2**62, ()))
         first = self._first_draw()
         number = self.draws.get(first, 0)
         self.draws[first] = number + 1
         return first + number
+
+    def _seed(self) -> int | None:
+        """That of the invoke, where it has one of its own."""
+        return self.seeds.get(self.recorder.invoke) if self.seeds else None  # type: ignore[arg-type]
 
     def _first_draw(self) -> int:
         """With a seed an invoke draws what it draws alone; without one no two draw the same."""
@@ -202,6 +209,8 @@ class Operations:
         first = 0 if steps is None or steps.now is None else steps.first_draw(steps.now)
         if self.recorder.replayed is not None:
             first += (DRAWS if steps is None else STEP_DRAWS) // 4  # so the block's own stay
+        if self._seed() is not None:  # as in a block of its own; apart from all others
+            return (MAX_INVOKES + (invoke or 0)) * DRAWS + first
         if not self.seeded:
             return first
         if steps is not None and invoke is not None:

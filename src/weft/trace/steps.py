@@ -35,7 +35,7 @@ Chosen = int | slice | Sequence[int]
 
 
 class Steps:
-    """The steps of one recording: `count` of them, unless the generation ends before.
+    """The steps of one recording: `count(invoke)` of them, unless the generation ends before.
 
     `cached`: each step runs one position. `signature(invoke, step)` tells what the sites of a step
     look like, `ids(invoke)` what the result does when no row ends early.
@@ -44,7 +44,7 @@ class Steps:
     def __init__(
         self,
         recorder: Recorder,
-        count: int,
+        count: Callable[[int], int],
         signature: Callable[[int, int], Signature],
         ids: Callable[[int], Aval],
         cached: bool = True,
@@ -65,6 +65,13 @@ class Steps:
         self._template: Template | None = None
 
     # -- loops -------------------------------------------------------------------------------
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """How many steps each invoke has."""
+        invokes = self.recorder.invokes
+        several = 1 if invokes is None else len(invokes.signatures)
+        return tuple([self.count(invoke) for invoke in range(several)])
 
     def each(self, chosen: Chosen) -> Iterator[int]:
         """Goes through steps: while one is given, its sites are meant."""
@@ -116,7 +123,7 @@ class Steps:
     def time(self, site: Site) -> int:
         """When a site fires."""
         if site.port == RESULT:
-            return site.invoke * FIRINGS + self.count * TURN
+            return site.invoke * FIRINGS + self.count(site.invoke) * TURN
         found = self.signature(site.invoke, site.step).site(site.path, site.port, site.call)
         return site.invoke * FIRINGS + site.step * TURN + found.index
 
@@ -146,12 +153,12 @@ class Steps:
         return recorder.invoke
 
     def numbers(self, chosen: Chosen) -> Sequence[int]:
-        self._invoke("a loop over steps")
+        count = self.count(self._invoke("a loop over steps"))
         if isinstance(chosen, slice):
             parts = (chosen.start, chosen.stop, chosen.step)
             for part in parts:
                 self._check_int(part, none=True)
-            return range(self.count)[chosen]
+            return range(count)[chosen]
         several = isinstance(chosen, (list, tuple, range))
         numbers: list[Any] = list(chosen) if several else [chosen]
         for number in numbers:
@@ -171,18 +178,22 @@ class Steps:
             raise self.recorder.refusal(
                 f"step {number} counts from the end, which is not known: a generation may end "
                 "before its last step",
-                f"count from the front: the steps are 0 to {self.count - 1}, if none is left out",
+                f"count from the front: the steps are 0 to {self._last()}, if none is left out",
             )
 
     def _check(self, step: int) -> None:
-        if step >= self.count:
-            last = self.count - 1
+        last = self._last()
+        if step > last:
             steps = f"0 to {last}" if last else "0 alone"
             raise self.recorder.refusal(
-                f"there is no step {step}: max_new_tokens is {self.count}, so the steps are "
+                f"there is no step {step}: max_new_tokens is {last + 1}, so the steps are "
                 f"{steps}, one for each new token",
                 "name an earlier step, or let more tokens be generated",
             )
+
+    def _last(self) -> int:
+        """The last step of the invoke that is meant."""
+        return self.count(self._invoke("a step")) - 1
 
     @staticmethod
     def first_draw(step: int) -> int:
@@ -207,7 +218,7 @@ class Steps:
         site = Site("", RESULT, invoke=invoke)
         node = Read(site=site, shape=tuple(aval.shape), dtype=dtype_name(aval.dtype), at=at)
         ref = recorder.append(node)
-        time = invoke * FIRINGS + self.count * TURN
+        time = invoke * FIRINGS + self.count(invoke) * TURN
         return make(recorder, ref, aval, Family(ref, time, at), time, at)
 
     # -- the end -----------------------------------------------------------------------------
@@ -257,8 +268,8 @@ class Steps:
     def not_reached(self, what: str, line: Any) -> NotReachedError:
         """The error for a value of a step that never happened."""
         return NotReachedError(
-            f"{what}: the generation ended before its step, which is one of {self.count} that "
-            "there could have been",
+            f"{what}: the generation ended before its step, which is one of {max(self.counts)} "
+            "that there could have been",
             line=line,
             fix="a list given to weft.save keeps what was reached; eos_token_id=None never ends "
             "a generation early",

@@ -58,12 +58,13 @@ class Template:
         """The nodes with loops over the later steps. `pinned[n]`: node `n` belongs to a step."""
         if not self._steps.cached:
             self._refuse_pinned(nodes, pinned)
-        if self._steps.count == 1 or not any(
+        counts = self._steps.counts
+        if max(counts) == 1 or not any(
             isinstance(node, _ACTS) and not pinned[n] for n, node in enumerate(nodes)
         ):
             return nodes, bounds
         memo = self._steps.signature(0, 0).kept
-        key = ("template", _ENCODER.encode((nodes, bounds)), bytes(pinned), self._steps.count)
+        key = ("template", _ENCODER.encode((nodes, bounds)), bytes(pinned), counts)
         found = memo.get(key)
         if found is None:
             found = _Spreading(self._steps, nodes, bounds, pinned).spread()
@@ -87,10 +88,11 @@ _ENCODER = msgspec.msgpack.Encoder()
 
 
 class _Group(NamedTuple):
-    """Steps at which the sites of the template look alike."""
+    """Steps at which the same nodes of the template act, and their sites look alike."""
 
     start: int
     stop: int
+    acting: frozenset[int]
 
 
 class _Spreading:
@@ -172,11 +174,11 @@ class _Spreading:
             for number in segment:
                 place.append(len(new))
                 new.append(renumbered(self._nodes[number], outer))
-            inside = [number for number in self._cone if number in segment]
-            if not inside:
-                continue
-            given = self._wanted_later(inside, segment.stop)
             for number, group in enumerate(groups):
+                inside = [n for n in self._cone if n in segment and n in group.acting]
+                if not inside:
+                    continue
+                given = self._wanted_later(inside, segment.stop, group)
                 loop = self._loop(number, group, inside, given, outer, beside, len(new))
                 new.append(loop)
         bounds = tuple([renumbered(bound, outer) for bound in self._bounds])
@@ -190,12 +192,12 @@ class _Spreading:
             yield range(start, stop)
             start = stop
 
-    def _wanted_later(self, inside: list[int], stop: int) -> list[Ref]:
+    def _wanted_later(self, inside: list[int], stop: int, group: _Group) -> list[Ref]:
         """Results of these nodes that nodes of the template from `stop` on use."""
         own = set(inside)
         found: dict[Ref, None] = {}
         for number in self._cone:
-            if number >= stop:
+            if number >= stop and number in group.acting:
                 node = self._nodes[number]
                 refs = inputs_of(node)
                 found.update(dict.fromkeys([ref for ref in refs if ref.node in own]))
@@ -252,40 +254,63 @@ class _Spreading:
             return replace(node, shape=tuple(aval.shape))
         return replace(node, step=None) if isinstance(node, Stop) else node
 
+    def _acting(self, step: int) -> frozenset[int]:
+        """The nodes that act at a step: not those of invokes that are over before it, nor what
+        needs a value of theirs."""
+        counts = self._steps.counts
+        if step < min(counts):
+            return frozenset(self._cone)
+        missing: set[int] = set()
+        stale: set[Ref] = set()  # storages that such a node would have written into
+        for number in self._cone:
+            node: Any = self._nodes[number]
+            site = getattr(node, "site", None)
+            invoke = getattr(node, "invoke", None) if site is None else site.invoke
+            refs = inputs_of(node)
+            needs = any(r.node in missing or self._owner.get(r, r) in stale for r in refs)
+            if needs or (invoke is not None and step >= counts[invoke]):
+                missing.add(number)
+                writes = node.writes if isinstance(node, Call) else ()
+                stale.update([self._owner.get(ref, ref) for ref in writes])
+        return frozenset(self._cone) - missing
+
     # Whether it is valid there
 
     def _groups(self) -> Iterator[_Group]:
         """The later steps in runs in which all sites look alike, each checked once."""
         self._replays: dict[int, Replay] = {}
         start, last = 1, None
-        for step in range(1, self._steps.count):
-            looks = self._replay(step).looks
+        most = max(self._steps.counts)
+        for step in range(1, most):
+            looks = self._acting(step), self._replay(step).looks
             if last is not None and looks != last:
                 yield self._checked(start, step)
                 start = step
             last = looks
-        yield self._checked(start, self._steps.count)
+        yield self._checked(start, most)
 
     def _replay(self, step: int) -> Replay:
         found = self._replays.get(step)
         if found is None:
-            nodes = [self._nodes[number] for number in self._cone]
+            acting = self._acting(step)
+            nodes = [self._nodes[number] for number in self._cone if number in acting]
             found = self._replays[step] = Replay(self._steps, step, nodes, self._refusal_at(step))
         return found
 
     def _checked(self, start: int, stop: int) -> _Group:
-        replay = self._replay(start)
-        replay.check(self._nodes, self._bounds, self._cone)
+        replay, acting = self._replay(start), self._acting(start)
+        cone = [number for number in self._cone if number in acting]
+        replay.check(self._nodes, self._bounds, cone)
         if not self._steps.cached:
-            self._refuse_unequal(replay)
-        return _Group(start, stop)
+            self._refuse_unequal(replay, cone)
+        return _Group(start, stop, acting)
 
-    def _refuse_unequal(self, replay: Replay) -> None:
+    def _refuse_unequal(self, replay: Replay, cone: list[int]) -> None:
         """Without a cache an edit has to treat all positions alike."""
-        prompt = Replay(self._steps, 0, [self._nodes[n] for n in self._cone], self._refusal_at(0))
-        prompt.check(self._nodes, self._bounds, self._cone)
+        prompt = Replay(self._steps, 0, [self._nodes[n] for n in cone], self._refusal_at(0))
+        prompt.check(self._nodes, self._bounds, cone)
         positions = Positions(self._unequal)
-        for number in self._cone:
+        for number in cone:
             node = self._nodes[number]
             if not isinstance(node, (Log, Stop)):
                 positions.check(number, node, prompt.env, replay.env)

@@ -12,7 +12,8 @@ metadata. Decoding builds frozen data and nothing else; what breaks the grammar 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import msgspec
 from msgspec.structs import replace
@@ -21,6 +22,7 @@ from weft.errors import GraphError, MessageError
 from weft.graph.check import check
 from weft.graph.frame import Frame, frame_bytes
 from weft.graph.node import VERSION, AnyNode, Const, Graph
+from weft.graph.passes import invokes_of
 
 from . import messages
 from .frames import digest, read, write
@@ -31,15 +33,20 @@ MAX_HEADER = 100_000_000
 """The graph is part of it; the limit of the format itself."""
 _AS_BYTES = frozenset(("bfloat16", "complex64", "complex128"))
 """Dtypes that stood in the first files as bytes (their `Const` node names them)."""
+_SEVERAL = Annotated[tuple[Generation, ...], msgspec.Meta(max_length=512)]
 
 
 def encode(
-    graph: Graph, frames: Mapping[str, Frame], generation: Generation | None = None
+    graph: Graph, frames: Mapping[str, Frame], generations: Sequence[Generation] = ()
 ) -> bytes:
-    """The bytes of a graph file; `generation` is how tokens are chosen, where it is of one."""
+    """The bytes of a graph file; `generations` are how tokens are chosen, of each invoke, where it
+    is of one."""
     metadata = {"format": FORMAT, "graph": _text(graph)}
-    if generation is not None:
-        metadata["generation"] = messages.encode(generation, "json").decode()
+    texts = [messages.encode(one, "json").decode() for one in generations]
+    if len(set(texts)) == 1:
+        metadata["generation"] = texts[0]
+    elif texts:
+        metadata["generations"] = f"[{','.join(texts)}]"
     return write(frames, metadata)
 
 
@@ -49,15 +56,27 @@ def decode(data: bytes) -> tuple[Graph, dict[str, Frame]]:
     return graph, frames
 
 
-def decode_experiment(data: bytes) -> tuple[Graph, dict[str, Frame], Generation | None]:
-    """The same, and how tokens are chosen, where the file says it."""
+def decode_experiment(data: bytes) -> tuple[Graph, dict[str, Frame], tuple[Generation, ...]]:
+    """The same, and how tokens are chosen, of each invoke, where the file says it."""
     graph, frames, metadata = _opened(data)
-    text = metadata.get("generation")
     try:
-        how = None if text is None else messages.decode(text.encode(), Generation, "json")
+        return graph, frames, _generations(metadata, 1 + max(invokes_of(graph), default=0))
     except MessageError as error:
         raise GraphError(f"this graph's generation cannot be read: {error.message}") from None
-    return graph, frames, how
+
+
+def _generations(metadata: Mapping[str, str], count: int) -> tuple[Generation, ...]:
+    one, several = metadata.get("generation"), metadata.get("generations")
+    if one is not None and several is not None:
+        raise MessageError("it is said twice")
+    if one is not None:
+        return (messages.decode(one.encode(), Generation, "json"),) * count
+    if several is None:
+        return ()
+    found = messages.decode(several.encode(), _SEVERAL, "json")
+    if len(found) != count:
+        raise MessageError(f"it is of {len(found)} inputs, the graph of {count}")
+    return found
 
 
 def encode_edits(graph: Graph, frames: Mapping[str, Frame], fingerprint: str) -> bytes:

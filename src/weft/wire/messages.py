@@ -144,8 +144,9 @@ class Submit(Ask, frozen=True):
     `weights` is a mark of the client's own (`engine.weights`), where it has any: a server with
     others refuses. `further` are the inputs of the invokes after the first, whose tensors have
     names that begin with the invoke's number (`1.input_ids`); with `alone` each has a forward pass
-    of its own. With `generation` each input is the prompt of one. The same `request_id` from the
-    same owner is the same job, however often it arrives.
+    of its own. With `generation` each input is the prompt of one; `generations` stands in its place
+    where they are not alike, and has one for each input. The same `request_id` from the same owner
+    is the same job, however often it arrives.
     """
 
     protocol: int
@@ -162,6 +163,7 @@ class Submit(Ask, frozen=True):
     further: Annotated[tuple[Inputs, ...], Meta(max_length=511)] = ()
     alone: bool = False
     generation: Generation | None = None
+    generations: Annotated[tuple[Generation, ...], Meta(max_length=512)] = ()
 
 
 class MissingQuery(Ask, frozen=True):
