@@ -151,3 +151,13 @@ def stream_gone_through_inside(on):
         tracer.stream(on.h[0].output)
         for _ in tracer.stream:  # here
             pass
+
+
+@refused(e.RecordingError, "a value of another invoke, which has no such step", fix="iter[:1]")
+def edit_by_one_that_has_fewer_steps(on):
+    with on.model.generate(**GREEDY) as tracer:
+        with tracer.invoke(A, max_new_tokens=1):
+            h = on.h[0].output[:, -1]
+        with tracer.invoke(A):
+            on.h[1].output[:, -1] = h  # here
+            tracer.result.save()

@@ -122,13 +122,14 @@ def test_prompts_of_other_lengths_have_other_numbers_of_steps(gpt2: Any, v: torc
     bitwise(found, [alone(gpt2, ids, hooks, options).result for ids in (prompt(9), prompt(4))])
 
 
-@pytest.mark.parametrize(("first", "second"), [(2, 4), (4, 2)])
-def test_values_come_as_long_as_both_go_on(gpt2: Any, first: int, second: int) -> None:
-    """An edit at every step, of the one by the other: a step without the value has no edit."""
+@pytest.mark.parametrize("looped", [False, True])
+def test_values_come_from_one_that_goes_on_for_longer(gpt2: Any, looped: bool) -> None:
+    """An edit of the one by the other at every step that it has; in a loop, at those of both."""
+    first, second = (2, 4) if looped else (4, 2)
     seen = alone(gpt2, prompt(5), {key(gpt2, 0): None}, {"max_new_tokens": first})
 
     def put(step: int, h: torch.Tensor) -> None:
-        if step < first:
+        if step < 2:
             h[:, -1] = seen[key(gpt2, 0), step][:, -1] * 2
 
     expected = alone(gpt2, prompt(9), {key(gpt2, 1): put}, {"max_new_tokens": second})
@@ -136,12 +137,63 @@ def test_values_come_as_long_as_both_go_on(gpt2: Any, first: int, second: int) -
     with gpt2.model.generate(**BASE) as tracer:
         with tracer.invoke(prompt(5), max_new_tokens=first):
             h = layer(gpt2, 0).output[:, -1]
+            each = [layer(gpt2, 0).output[:, -1] for _ in tracer.iter[:]]
             one = tracer.result.save()
         with tracer.invoke(prompt(9), max_new_tokens=second):
-            layer(gpt2, 1).output[:, -1] = h * 2
+            if looped:
+                for step in tracer.iter[:2]:
+                    layer(gpt2, 1).output[:, -1] = each[step] * 2
+            else:
+                layer(gpt2, 1).output[:, -1] = h * 2
             two = tracer.result.save()
     bitwise([one, two], [seen.result, expected.result])
     assert not torch.equal(expected.result, plain)
+
+
+def acts(subject: Any, tracer: Any, h: Any) -> list[Any]:
+    """Edits and a stop of an invoke that need a value of another one at every step."""
+    site = layer(subject, 1)
+
+    def put() -> None:
+        site.output[:, -1] = h  # here
+
+    def add() -> None:
+        site.output[:, -1] += h  # here
+
+    def skip() -> None:
+        site.skip(site.input + h.unsqueeze(1))  # here
+
+    def stop() -> None:
+        tracer.stop_if(h.norm() + site.output[:, -1].norm() < 0)  # here
+
+    return [put, add, skip, stop]
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_an_edit_needs_values_at_all_of_its_steps(gpt2: Any, number: int) -> None:
+    with (
+        pytest.raises(RecordingError, match="at step 2 it needs a value of another") as caught,
+        gpt2.model.generate(**BASE) as tracer,
+    ):
+        with tracer.invoke(prompt(5), max_new_tokens=2):
+            h = layer(gpt2, 0).output[:, -1]
+        with tracer.invoke(prompt(9)):
+            acts(gpt2, tracer, h)[number]()
+            tracer.result.save()
+    assert "# here" in str(caught.value.line)
+    assert "for step in tracer.iter[:2]" in str(caught.value.fix)
+
+
+def test_what_is_told_ends_with_its_values(gpt2: Any, capsys: Any) -> None:
+    with gpt2.model.generate(**BASE) as tracer:
+        with tracer.invoke(prompt(5), max_new_tokens=2):
+            h = layer(gpt2, 0).output[:, -1].norm()
+            tracer.log("first", h)
+        with tracer.invoke(prompt(9)):
+            tracer.log("both", h + layer(gpt2, 0).output[:, -1].norm())
+            tracer.log("second", layer(gpt2, 0).output[:, -1].norm())
+    said = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert [said.count(name) for name in ("first", "both", "second")] == [2, 2, 4]
 
 
 @pytest.mark.parametrize("seed", [None, 9])

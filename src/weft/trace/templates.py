@@ -255,8 +255,8 @@ class _Spreading:
         return replace(node, step=None) if isinstance(node, Stop) else node
 
     def _acting(self, step: int) -> frozenset[int]:
-        """The nodes that act at a step: not those of invokes that are over before it, nor what
-        needs a value of theirs."""
+        """The nodes that act at a step: not those of invokes that are over before it, nor what is
+        told of their values. Raises where another invoke's edit needs one."""
         counts = self._steps.counts
         if step < min(counts):
             return frozenset(self._cone)
@@ -268,11 +268,23 @@ class _Spreading:
             invoke = getattr(node, "invoke", None) if site is None else site.invoke
             refs = inputs_of(node)
             needs = any(r.node in missing or self._owner.get(r, r) in stale for r in refs)
-            if needs or (invoke is not None and step >= counts[invoke]):
+            over = invoke is not None and step >= counts[invoke]
+            if needs and invoke is not None and not over:
+                raise self._too_few(node, step)
+            if needs or over:
                 missing.add(number)
                 writes = node.writes if isinstance(node, Call) else ()
                 stale.update([self._owner.get(ref, ref) for ref in writes])
         return frozenset(self._cone) - missing
+
+    def _too_few(self, node: Any, step: int) -> WeftError:
+        return self._refusal(
+            node,
+            "outside of a step loop this acts at every step of the generation, and at step "
+            f"{step} it needs a value of another invoke, which has no such step",
+            "let both have as many tokens, or do it in a loop over the steps that both have: "
+            f"for step in tracer.iter[:{step}]",
+        )
 
     # Whether it is valid there
 
