@@ -341,3 +341,25 @@ def test_a_deeply_nested_graph_is_refused(tmp_path, golden):
     head["__metadata__"]["graph"] = '{"nodes":' + "[" * 100_000
     with pytest.raises(GraphError):
         load(tmp_path, packed(head, tail))
+
+
+def test_what_it_brings_back_is_what_its_block_did(model, net, ids, tmp_path):
+    """A list that grew after it was saved, one in a tuple, and what a stop has left out."""
+    hidden = {f"transformer.h.{number}.output": None for number in range(3)}
+    with model.trace(ids) as tracer:
+        grown, inner = weft.save([model.transformer.h[0].output], name="grown"), []
+        weft.save((inner, model.transformer.h[0].output[:, 0]), name="pair")
+        inner.append(model.transformer.h[0].output[:, -1])
+        grown.append(model.transformer.h[1].output)
+        tracer.stop()
+        grown.append(model.transformer.h[2].output)
+        model.transformer.h[2].output.save("late")
+    tracer.graph.save(tmp_path / "kept.weft")
+    other = ids.flip(1)
+    found = weft.Experiment.load(tmp_path / "kept.weft").run(model, other)
+    zero, one, _ = with_hooks(net, hidden, other).values()
+    assert list(found) == ["grown", "pair", "pair+"]
+    bitwise(found["grown"], [zero, one])
+    bitwise(found["pair"], ([], zero[:, 0]))  # the graph does not say where in it the list stands
+    bitwise(found["pair+"], [zero[:, -1]])
+    assert len(tracer.results["grown"]) == 2 and "late" not in tracer.results

@@ -24,10 +24,11 @@ from weft.families.call import ModelCall
 from weft.families.encoded import generation_of
 from weft.families.forward import TENSOR_NAMES
 from weft.families.sampling import Sampling, sampling_of
-from weft.graph.node import Arg, Call, Graph, Loop, Map, Ref, Save, Seq
+from weft.graph.node import Call, Graph, Loop
 
 from .experiment import Experiment, check_paths, vet
 from .options import Own, check_place, check_rerun, split
+from .reached import reached
 from .session import remote_of
 
 if TYPE_CHECKING:
@@ -134,33 +135,3 @@ def _check_steps(
                 "steps one by one",
                 fix="leave max_new_tokens out; or record it anew",
             )
-
-
-def reached(graph: Graph, saved: dict[str, Any]) -> dict[str, Any]:
-    """What was saved, lists without what belongs to steps that did not happen."""
-    args = {node.name: node.value for node in graph.nodes if isinstance(node, Save)}
-    found: dict[str, Any] = {}
-    for name, value in saved.items():
-        if name[0] == "<" or _is_missed(args[name], value):
-            continue
-        kept, before = _kept(args[name], value), found.get(name.removesuffix("+"))
-        if name[-1] == "+" and isinstance(before, list):
-            before += kept  # what a list has gained since it was saved
-        else:
-            found[name] = kept
-    return found
-
-
-def _is_missed(arg: Arg, value: Any) -> bool:
-    return isinstance(arg, Ref) and value is None
-
-
-def _kept(arg: Arg, value: Any) -> Any:
-    if isinstance(arg, Seq):
-        pairs = zip(arg.items, value, strict=True)
-        items = [_kept(a, v) for a, v in pairs if arg.form != "list" or not _is_missed(a, v)]
-        return items if arg.form == "list" else tuple(items)
-    if isinstance(arg, Map):
-        pairs = zip(arg.keys, arg.values, value.values(), strict=True)
-        return {key: _kept(a, v) for key, a, v in pairs}
-    return value

@@ -132,7 +132,9 @@ class Experiment:
         return content_hash(self.graph, self._frames())
 
     def run(self, model: Handle, *inputs: Any, **options: Any) -> dict[str, Any]:
-        """Draws the graph through `model` on other inputs; returns what it saves, by name.
+        """Draws the graph through `model` on other inputs; returns what it saves, by name: what the
+        block had as `tracer.results`. (What a dict or tuple gained after it was saved is under
+        `name+`: the graph does not say where in it.)
 
         `inputs` and `options` are those of `model.trace`; of an experiment with several invokes
         one input for each of them; one of a generation takes the options of `model.generate`, each

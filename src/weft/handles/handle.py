@@ -34,6 +34,7 @@ from .grid import SEQUENCES, Grid, refuse_single
 from .methods import by_method
 from .options import OWN_OPTIONS, ROOT_OPTIONS, check_place, check_rerun, split
 from .outright import outright
+from .reached import reached
 from .served import Served
 from .session import Session, join, open_session, remote_of
 from .sweep import Sweep
@@ -357,8 +358,7 @@ class Handle(Module):
             grad=own.grad,
             merger=self._merger() if further else None,
         )
-        saved = place.backend.run(request).saved
-        return {name: value for name, value in saved.items() if name[0] != "<"}
+        return reached(graph, place.backend.run(request).saved)
 
     def _calls_again(self, graph: Graph, inputs: tuple, options: dict[str, Any]) -> list[ModelCall]:
         """The call of each invoke of a graph that is run on other inputs."""
