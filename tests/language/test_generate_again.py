@@ -155,13 +155,10 @@ def test_what_has_no_meaning_for_it_is_refused(gpt2, v):
         ({"blocking": False}, "waits for"),
         ({"num_beams": 2}, "beam"),
         ({"nonsense": 2}, "nonsense"),
+        ({"use_cache": False}, "recorded with use_cache=True"),
     ):
         with pytest.raises(UnknownOptionError, match=said):
             experiment.run(gpt2.model, gpt2.ids, **options)
-    with gpt2.model.edit() as edited:
-        edited.transformer.h[0].output[:] *= 2
-    with pytest.raises(UnknownOptionError, match="edits, which belong to every step"):
-        experiment.run(edited, gpt2.ids)
     with pytest.raises(GraphError, match="does not generate"):
         experiment.run(weft.Model(torch.nn.Linear(2, 2)), torch.ones(1, 2))
 

@@ -36,10 +36,17 @@ class Steps:
 
     def signature(self, site: Site) -> Signature:
         """What the sites of a step look like. Raises LookupError for a step that never happens."""
-        call, how = self.calls[site.invoke], self.sampling[site.invoke]
-        if site.step >= steps_of(call, how):
+        if site.step >= self.count(site.invoke):
             raise LookupError(f"there is no step {site.step}")
-        return self.turns.at(call, how, site.step)
+        return self.at(site.invoke, site.step)
+
+    def count(self, invoke: int) -> int:
+        """How many steps an invoke has, if it does not end early."""
+        return steps_of(self.calls[invoke], self.sampling[invoke])
+
+    def at(self, invoke: int, step: int) -> Signature:
+        """What the sites of a step look like, whether it happens or not."""
+        return self.turns.at(self.calls[invoke], self.sampling[invoke], step)
 
     def ids(self, invoke: int) -> Aval:
         """The result, if no row ends early."""

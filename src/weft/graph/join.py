@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
-from .node import AnyNode, Call, Const, Graph
+from .loops import is_of_steps, unrolled
+from .node import STEP_DRAWS, AnyNode, Call, Const, Graph, Loop
 from .passes import renumbered
 from .site import Where
 
@@ -49,8 +50,13 @@ def _free(key: str, taken: Mapping[str, Any]) -> str:
 
 def _next_draw(before: Graph, after: Graph) -> int:
     """By how much the draws of the second graph move, so that none is there twice."""
-    first, second = _draws(before), _draws(after)
-    return 0 if first.isdisjoint(second) else max(first) + 1
+    first, second = _draws(unrolled(before)), _draws(unrolled(after))
+    if first.isdisjoint(second):
+        return 0
+    if not is_of_steps(before):
+        return max(first) + 1
+    places = [number % STEP_DRAWS for number in first]  # a draw stays one of its step
+    return max(places) - min(places) + 1
 
 
 def _draws(graph: Graph) -> set[int]:
@@ -62,4 +68,7 @@ def _moved(node: Any, at: int, names: Mapping[str, str], draws: int) -> AnyNode:
         return replace(node, at=at, key=names[node.key])
     if isinstance(node, Call) and node.draw is not None:
         return replace(node, at=at, draw=node.draw + draws)
+    if isinstance(node, Loop):
+        body = [_moved(one, one.at + at - node.at, names, draws) for one in node.body]
+        return replace(node, at=at, body=tuple(body))
     return replace(node, at=at)

@@ -26,6 +26,7 @@ from weft.families.forward import TENSOR_NAMES
 from weft.families.sampling import Sampling, sampling_of
 from weft.graph.node import Call, Graph, Loop
 
+from .edits import before
 from .experiment import Experiment, check_paths, vet
 from .options import Own, check_place, check_rerun, split
 from .reached import reached
@@ -47,7 +48,7 @@ def generate_again(
             "this experiment was recorded in a generation, and this model does not generate",
             fix="run it on the language model that it was recorded on",
         )
-    _check(handle, own)
+    _check(own)
     place = handle._places.pick(remote_of(handle, own.remote))
     check_place(own, place)
     check_paths(experiment.graph, handle._root.paths)
@@ -55,11 +56,13 @@ def generate_again(
     each = _samplings(experiment, own, rest)
     calls = handle._calls_again(experiment.graph, inputs, tensors)
     _check_steps(experiment, each, calls)
-    graph = experiment.graph if own.seed is None else seeded(experiment.graph, own.seed)
     if place.kind == "here":
         calls = [call.to(handle._weights.device()) for call in calls]
-        vet(graph, calls, handle._known(), each)
     steps = Steps(turns_for(handle._signatures, facts), calls, each)
+    graph = experiment.graph if own.seed is None else seeded(experiment.graph, own.seed)
+    graph, constants = before(handle, calls, graph, experiment.constants, steps)
+    if place.kind == "here":
+        vet(graph, calls, handle._known(), each)
     speaks = any(one.stop_strings for one in each)
     tokenizer = handle.tokenizer if speaks else None  # type: ignore[attr-defined]
 
@@ -70,7 +73,7 @@ def generate_again(
     call, *further = calls
     request = Request(
         graph,
-        experiment.constants,
+        constants,
         call.args,
         call.kwargs,
         strict=False,
@@ -85,25 +88,27 @@ def generate_again(
     return reached(graph, place.backend.run(request).saved)
 
 
-def _check(handle: Handle, own: Own) -> None:
+def _check(own: Own) -> None:
     check_rerun(own)
     if own.grad:
         raise UnknownOptionError(
             "grad=True: there are no gradients in a generation",
             fix="generate first, and trace what came out: model.trace(ids, grad=True)",
         )
-    if handle._edits:
-        raise UnknownOptionError(
-            "this model has edits, which belong to every step; an experiment of a generation has "
-            "its steps already",
-            fix="run it on the model itself, or record it on the edited one",
-        )
 
 
 def _samplings(experiment: Experiment, own: Own, given: dict[str, Any]) -> list[Sampling]:
     """How the tokens of each invoke are chosen: as recorded, but for what is given now."""
     given = given if own.seed is None else {**given, "seed": own.seed}
-    return [sampling_of({**asdict(one), **given}) for one in experiment.generations]
+    each = [sampling_of({**asdict(one), **given}) for one in experiment.generations]
+    cached = experiment.generations[0].use_cache
+    if each[0].use_cache != cached:
+        raise UnknownOptionError(
+            f"this experiment was recorded with use_cache={cached}: what it does to positions at a "
+            "step would be another thing",
+            fix="leave use_cache out; or record it anew",
+        )
+    return each
 
 
 def seeded(graph: Graph, seed: int) -> Graph:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from weft.engine.steps import Steps
 from weft.errors import EditError, GraphError, InputError, UnknownOptionError
 from weft.families.call import ModelCall
 from weft.graph.join import joined
@@ -28,6 +29,7 @@ from weft.kernels.frames import to_frame, to_tensor
 from weft.trace.edits import check_edit, replay
 from weft.trace.lines import user_line, where
 from weft.trace.recorder import Recorder
+from weft.trace.steps import Steps as Recorded
 from weft.wire.codec import decode_edits, encode_edits
 
 from .experiment import Experiment, vet
@@ -106,22 +108,36 @@ def begin(recorder: Recorder, edits: Sequence[Experiment]) -> None:
 
 
 def before(
-    handle: Handle, calls: Sequence[ModelCall], experiment: Experiment
+    handle: Handle,
+    calls: Sequence[ModelCall],
+    graph: Graph,
+    constants: dict[str, torch.Tensor],
+    steps: Steps | None = None,
 ) -> tuple[Graph, dict[str, torch.Tensor]]:
-    """An experiment that is run again, with the edits of the handle before it."""
+    """An experiment that is run again, with the edits of the handle before it; in a generation
+    they act at all of its `steps`."""
     if not handle._edits:
-        return experiment.graph, experiment.constants
-    seed = experiment.graph.seed
+        return graph, constants
+    seed = graph.seed
     recorder = Recorder(None, owner=handle._root, was_tuple=handle._was_tuple, seed=seed)
     recorder.calls = list(calls)
+    if steps is not None:
+        cached = steps.sampling[0].use_cache
+        recorder.steps = Recorded(recorder, steps.count, steps.at, steps.ids, cached)
+        each = [one.seed for one in steps.sampling]
+        own = {n: other for n, other in enumerate(each) if other not in (None, seed)}
+        recorder.operations.seeds.update(own)
     invokes: Any = recorder.invokes
     with recorder:
-        for call in calls:
-            signature = handle._signatures.for_call(call.args, dict(call.kwargs))
+        for number, call in enumerate(calls):
+            if steps is None:
+                signature = handle._signatures.for_call(call.args, dict(call.kwargs))
+            else:
+                signature = steps.at(number, 0)
             with invokes.opened(invokes.add(signature)):
                 begin(recorder, handle._edits)
     first = prune(recorder.graph()), recorder.clients.constants
-    return joined(first, (experiment.graph, experiment.constants))
+    return joined(first, (graph, constants))
 
 
 def _recorder(handle: Handle, call: ModelCall, look: Any = None) -> Recorder:

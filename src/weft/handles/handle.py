@@ -340,7 +340,7 @@ class Handle(Module):
         if place.kind == "here":
             calls = [call.to(self._weights.device()) for call in calls]
         call, *further = calls
-        graph, constants = edits.before(self, calls, experiment)
+        graph, constants = edits.before(self, calls, experiment.graph, experiment.constants)
         graph = _seeded(graph, own.seed)
         if place.kind == "here":
             vet(graph, calls, self._known())

@@ -45,13 +45,13 @@ class Invoke:
                 "an invoke was opened a second time", "call tracer.invoke(...) again"
             )
         tracer = self._tracer
-        whole = self._call is None  # what the others have changed is in its rows already
+        begins = self._call is not None or self._is_first_of_a_generation()
         number = self._whole() if self._call is None else tracer._add(self._call, self._how)
         self._call = tracer._calls[number]
         scope = tracer._recorder.invokes.opened(number)  # type: ignore[union-attr]
         scope.__enter__()
         try:
-            if not whole:
+            if begins:
                 tracer._begin()
         except BaseException:
             scope.__exit__(None, None, None)
@@ -80,6 +80,11 @@ class Invoke:
 
     # -- all prompts ---------------------------------------------------------------------------
 
+    def _is_first_of_a_generation(self) -> bool:
+        """Whether edits of the model are to be recorded for the batch of all prompts. In a single
+        forward what the others have changed, edits of the model too, is in its rows already."""
+        return self._tracer._recorder.steps is not None and self._tracer._whole is None
+
     def _whole(self) -> int:
         """The number of the invoke of all prompts, with the edits of theirs in their rows."""
         tracer = self._tracer
@@ -99,7 +104,9 @@ class Invoke:
             calls = list(tracer._calls)
             call = tracer._handle._together(calls, self._options)
             tracer._whole = number = tracer._add(call, self._how)
-            _Replay(tracer, calls, call).show(number)
+            recorder.invokes.shown = number  # type: ignore[union-attr]
+            if recorder.steps is None:
+                _Replay(tracer, calls, call).show(number)
         elif (self._options, self._how) != tracer._whole_options:
             raise tracer._recorder.refusal(
                 "two empty invokes show the same pass, so they have the same options",
@@ -120,7 +127,6 @@ class _Replay:
 
     def show(self, number: int) -> None:
         recorder = self._recorder
-        recorder.invokes.shown = number
         edits = list(recorder.invokes.edited())
         if not edits:
             return
