@@ -228,9 +228,11 @@ def test_the_first_invoke_may_have_the_seed(gpt2: Any) -> None:
     """Its draws are told apart from those of the others."""
     found = []
     with gpt2.model.generate(**BASE) as tracer:
+        assert len(tracer.graph) == 0  # there is none yet
         for options in ({"seed": 3}, {}, {}):
             with tracer.invoke(prompt(6), **options):
                 found.append(weft.save(torch.rand_like(layer(gpt2, 1).output)))
+    assert str(tracer.graph).count(", seed 3)") == 1
     with gpt2.model.generate(prompt(6), **BASE, seed=3) as tracer:
         expected = weft.save(torch.rand_like(layer(gpt2, 1).output))
     bitwise(found[0], expected)
@@ -299,6 +301,8 @@ def test_the_experiment_keeps_them(gpt2: Any, tmp_path: Any) -> None:
 REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"temprature": 0.7}, UnknownOptionError, "did you mean temperature"),
     ({"temperature": 0}, UnknownOptionError, "above 0"),
+    ({"seed": 2**63}, UnknownOptionError, "whole number from 0"),
+    ({"seed": 1.0}, UnknownOptionError, "whole number from 0"),
     ({"num_beams": 2}, UnknownOptionError, "beam search"),
     ({"alone": True}, UnknownOptionError, "option of the whole block.*model.generate"),
     ({"use_cache": False}, UnknownOptionError, "option of the whole block.*model.generate"),

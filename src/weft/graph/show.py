@@ -85,7 +85,8 @@ def _body(node: AnyNode) -> str:
         case Fill():
             return f"fill {site_text(node)} with {_arg(node.value)}"
         case Call():
-            draw = "" if node.draw is None else f"  (draw {node.draw})"
+            seed = "" if node.seed is None else f", seed {node.seed}"
+            draw = "" if node.draw is None else f"  (draw {node.draw}{seed})"
             return f"{node.op}({_args(node.args, node.kwargs)}){draw}"
         case Apply():
             return f"apply {node.path}({_args(node.args, node.kwargs)})"

@@ -18,6 +18,8 @@ from weft.errors import UnknownOptionError
 from weft.families.forward import TENSOR_NAMES
 from weft.families.sampling import Sampling, sampling_of
 
+from .options import check_seed
+
 OF_INVOKES = frozenset(("seed",))
 """The options of a block itself that an invoke of a generation may have, too."""
 
@@ -52,6 +54,7 @@ class Choices:
         return (self._how(own) if own else None), tensors
 
     def _how(self, own: dict[str, Any]) -> How:
+        check_seed(own.get("seed"))
         given = {**self._given, **own}
         if own.get("seed", 0) is None:
             given["seed"] = self._given["seed"]

@@ -44,11 +44,8 @@ def split(options: dict[str, Any]) -> tuple[Own, dict[str, Any]]:
             )
     rest = {key: value for key, value in options.items() if key not in OWN_OPTIONS}
     own = Own(**{key: value for key, value in options.items() if key in OWN_OPTIONS})
-    seed, device = own.seed, own.device
-    if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**63):
-        raise UnknownOptionError(
-            f"seed is a whole number from 0, not {seed!r}", fix="seed=0, or any below 2**63"
-        )
+    device = own.device
+    check_seed(own.seed)
     for name in ("blocking", "alone", "grad", "eager"):
         if not isinstance(getattr(own, name), bool):
             given = getattr(own, name)
@@ -56,6 +53,14 @@ def split(options: dict[str, Any]) -> tuple[Own, dict[str, Any]]:
                 f"{name} is True or False, not {given!r}", fix=f"{name}={bool(given)}"
             )
     return replaced(own, device=None if device is None else torch.device(device)), rest
+
+
+def check_seed(seed: Any) -> None:
+    """Raises `UnknownOptionError` for what keys no draws."""
+    if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**63):
+        raise UnknownOptionError(
+            f"seed is a whole number from 0, not {seed!r}", fix="seed=0, or any below 2**63"
+        )
 
 
 def check_place(own: Own, place: Place, runs: bool = True) -> None:

@@ -59,7 +59,7 @@ class Template:
         if not self._steps.cached:
             self._refuse_pinned(nodes, pinned)
         counts = self._steps.counts
-        if max(counts) == 1 or not any(
+        if max(counts, default=1) == 1 or not any(
             isinstance(node, _ACTS) and not pinned[n] for n, node in enumerate(nodes)
         ):
             return nodes, bounds
@@ -101,6 +101,7 @@ class _Spreading:
         self._nodes = nodes
         self._bounds = bounds
         self._pinned = pinned
+        self._counts = steps.counts
         self._owner = roots(nodes)
         self._cone = self._find_cone()
 
@@ -257,7 +258,7 @@ class _Spreading:
     def _acting(self, step: int) -> frozenset[int]:
         """The nodes that act at a step: not those of invokes that are over before it, nor what is
         told of their values. Raises where another invoke's edit needs one."""
-        counts = self._steps.counts
+        counts = self._counts
         if step < min(counts):
             return frozenset(self._cone)
         missing: set[int] = set()
@@ -292,7 +293,7 @@ class _Spreading:
         """The later steps in runs in which all sites look alike, each checked once."""
         self._replays: dict[int, Replay] = {}
         start, last = 1, None
-        most = max(self._steps.counts)
+        most = max(self._counts)
         for step in range(1, most):
             looks = self._acting(step), self._replay(step).looks
             if last is not None and looks != last:
