@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+import weft
+from tests.families import zoo
 from tests.language.refusals import A, refused
 from weft import errors as e
 
@@ -94,10 +96,14 @@ def edit_of_a_step_without_a_cache(on):
         tracer.result.save()
 
 
-@refused(e.RecordingError, "no sites of a generation yet", fix="model.trace(ids)")
-def operation_in_a_generation(on):
-    with on.model.generate(on.ids, **GREEDY):
-        on.h[0].attn.source.self_c_attn_0.output  # here
+@refused(e.RecordingError, "gave the number 0", "it is 9 at step 1", fix="make it of sizes")
+def number_of_an_operation_at_every_step(on):
+    model = weft.LanguageModel(zoo.build("opt"))
+    decoder = model.model.decoder
+    with model.generate(on.ids, **GREEDY) as tracer:
+        length = decoder.source.past_key_values_get_seq_length_0.output  # here
+        decoder.layers[0].output[:] += length
+        tracer.result.save()
 
 
 @refused(e.RecordingError, "transformer.h.0.mlp are not counted by its calls", fix=".calls[k]")

@@ -571,16 +571,6 @@ def test_there_are_no_gradients(gpt2):
         gpt2.model.generate(gpt2.ids, **GREEDY, grad=True)
 
 
-def test_operations_inside_forwards_are_refused(gpt2):
-    with (
-        pytest.raises(RecordingError, match="no sites of a generation yet") as caught,
-        gpt2.model.generate(gpt2.ids, **GREEDY),
-    ):
-        attn = gpt2.model.get(f"{gpt2.paths.layer(0)}.attn")
-        attn.source.self_c_attn_0.output.save()  # inside
-    assert "# inside" in str(caught.value.line)
-
-
 def test_unknown_options_are_refused(gpt2):
     with pytest.raises(UnknownOptionError, match="max_new_token"):
         gpt2.model.generate(gpt2.ids, max_new_token=3)

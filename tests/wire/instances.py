@@ -410,6 +410,16 @@ INSTANCES: dict[str, Struct] = {
         tensors=TENSORS,
         sites=True,
     ),
+    "SourceQuery-2": m.SourceQuery(
+        model="tiny",
+        fingerprint=MARK,
+        path="model.layers.0.self_attn",
+        inside=("attention_interface_0",),
+        inputs=LANGUAGE,
+        tensors=TENSORS,
+        sites=True,
+        turn="next",
+    ),
     "ApplyQuery": m.ApplyQuery(
         model="tiny",
         fingerprint=MARK,

@@ -48,7 +48,6 @@ from .refusals import at_line, foreign, over, text_of
 from .skips import check_values
 from .steps import Steps
 from .telling import too_much
-from .turns import turns_for
 
 _SHOWN = 5
 _ROW = 1 << 20
@@ -83,9 +82,10 @@ def admit(
     calls = (call, *further)
     graph = unrolled(graph)
     check_generation(graph, calls, sampling, limits)
-    known.signatures.inside.check(graph, calls)
-    signatures = _signatures(graph, calls, known, limits, sampling)
-    places = Places(tree_of(known), signatures, strict, Steps.of(known, calls, sampling))
+    steps = Steps.of(known, calls, sampling, graph)
+    known.signatures.inside.check(graph, calls, steps and steps.forward)
+    signatures = _signatures(graph, calls, known, limits, steps)
+    places = Places(tree_of(known), signatures, strict, steps)
     places.check(graph)
     admission = Admission(graph, places, limits, strict)
     if not admission.plan.count:
@@ -108,27 +108,33 @@ def _signatures(
     calls: Sequence[ModelCall],
     known: Known,
     limits: Limits,
-    sampling: Samplings,
+    steps: Steps | None,
 ) -> dict[int, Signature]:
-    """What the sites of each invoke look like, of those that the graph names."""
+    """What the sites of each invoke look like, of those that the graph names; of a generation those
+    of its step 0."""
     until = time.monotonic() + limits.price_seconds
     found: dict[int, Signature] = {}
     named, seconds = inside_of_graph(graph), f"{limits.price_seconds:g} s"
+
+    def look() -> None:
+        if time.monotonic() > until:
+            raise over("price_seconds", seconds, "the sources take longer to price")
+
     for invoke in sorted(invokes_of(graph) | {0}):
         if invoke >= len(calls):
             raise GraphError(f"the graph has an invoke {invoke}, for which there is no input")
         if found and time.monotonic() > until:
             raise over("price_seconds", seconds, "the invokes take longer to price")
         call = calls[invoke]
-        if sampling is not None:
-            turns = turns_for(known.signatures, known.facts)  # type: ignore[arg-type]
-            found[invoke] = turns.at(call, sampling[invoke], 0)
+        if steps is not None:
+            found[invoke] = steps.at(invoke, 0)
             continue
         found[invoke] = known.signatures.for_call(call.args, dict(call.kwargs))
         for path, way in named.get(invoke, ()):
-            if time.monotonic() > until:
-                raise over("price_seconds", seconds, "the sources take longer to price")
+            look()
             known.signatures.inside.learn(found[invoke], call, path, way)
+    if steps is not None:
+        steps.learn(graph, look)
     return found
 
 

@@ -73,7 +73,7 @@ def overwritten_by(
 ) -> Overwritten:
     """Whether the model changes a leaf's tensor in place after its site has fired; of a graph that
     goes inside forwards, also there."""
-    steps = Steps.of(known, calls, sampling)
+    steps = Steps.of(known, calls, sampling, graph)
     if steps is not None:
         return steps.told()
     signatures = known.signatures

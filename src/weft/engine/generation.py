@@ -18,9 +18,8 @@ from weft.families.call import ModelCall
 from weft.families.decoding import Decoding
 from weft.families.encoded import generation_of
 from weft.families.sampling import OPTION_NAMES, Sampling, sampling_of
-from weft.graph.inside import sites_of
 from weft.graph.node import Backward, Graph
-from weft.graph.site import RESULT, is_inside
+from weft.graph.site import RESULT
 from weft.wire.messages import Generation, Limits, Submit
 
 from .known import Known
@@ -81,10 +80,6 @@ def check_generation(
                 )
         elif isinstance(node, Backward):
             raise GraphError("there are no gradients in a generation", line=line)
-        elif any(is_inside(site.port) for site in sites_of(node)):
-            raise GraphError(
-                "operations inside a forward are no sites of a generation yet", line=line
-            )
     if sampling is None:
         return
     for call, how in zip(calls, sampling, strict=True):

@@ -12,11 +12,12 @@ from weft.errors import MessageError, SourceError
 from weft.families.call import ModelCall
 from weft.sources.listing import Listing, Operation
 from weft.wire import frames
-from weft.wire.messages import SourceQuery, SourceText
+from weft.wire.messages import LanguageInputs, SourceQuery, SourceText
 from weft.wire.reports import escaped
 
 from .inputs import call_of
 from .known import Known
+from .turns import Forward, flags_of, turns_for
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}")
 _LONGEST = 1 << 20
@@ -31,7 +32,11 @@ def source_text(known: Known, query: SourceQuery) -> SourceText:
     listing = inside.listing(query.path, query.inside, call)
     if query.sites and call is None:
         raise SourceError("what operations look like is known for a call only")
-    data = inside.answer(query.path, query.inside, call) if query.sites and call else b""
+    data = b""
+    if query.sites and isinstance(call, Forward):
+        data = call.answer(inside.of(query.path, query.inside))
+    elif query.sites and call is not None:
+        data = inside.answer(query.path, query.inside, call)
     return SourceText(
         digest=listing.digest,
         text=listing.text,
@@ -41,11 +46,17 @@ def source_text(known: Known, query: SourceQuery) -> SourceText:
     )
 
 
-def _call(known: Known, query: SourceQuery) -> ModelCall | None:
+def _call(known: Known, query: SourceQuery) -> ModelCall | Forward | None:
     if query.inputs is None:
         return None
     given, _ = frames.read(query.tensors) if query.tensors else ({}, {})
-    return call_of(query.inputs, given, known)
+    call = call_of(query.inputs, given, known)
+    if query.turn is None:
+        return call
+    if known.facts is None or not isinstance(query.inputs, LanguageInputs):
+        raise MessageError("only a language model has turns of a generation")
+    turns = turns_for(known.signatures, known.facts)
+    return Forward(turns, call, flags_of(query.inputs.options), int(query.turn == "next"))
 
 
 def listing_of(told: SourceText) -> Listing:

@@ -163,13 +163,12 @@ class Places:
         if site.path not in self._tree.modules:
             raise self._unknown("module", site.path, self._tree.modules, line)
         try:
-            if site.step == 0:
-                return self.signatures[site.invoke].site(site.path, site.port, site.call)
-            if self._steps is None:
-                raise LookupError
-            return self._steps.signature(site).site(site.path, site.port, site.call)
+            there = self.signatures[site.invoke]
+            if self._steps is not None:
+                there = self._steps.signature(site)
+            return there.site(site.path, site.port, site.call)
         except LookupError:
-            calls = self.signatures[site.invoke].calls(site.path, site.port)
+            calls = there.calls(site.path, site.port)
             raise NotReachedError(
                 f"{site} does not fire: {_what(site)} is called {calls} times in this pass",
                 line=line,

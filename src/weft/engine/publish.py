@@ -24,7 +24,6 @@ from weft.families.loading import (
     skeleton,
 )
 from weft.families.rehearsal import layout_of
-from weft.families.sampling import Sampling
 from weft.graph.frame import ITEM_SIZES
 from weft.graph.node import Ref
 from weft.kernels.aval import Aval, intern
@@ -50,7 +49,7 @@ from .inputs import call_of
 from .insides import source_text
 from .known import Known
 from .speaking import tokens_of
-from .turns import TURN_OPTIONS, turns_for
+from .turns import flags_of, turns_for
 
 __all__ = ["answer", "card", "know"]
 
@@ -125,9 +124,8 @@ def answer(
 def _turn(known: Known, query: SignatureQuery, call: ModelCall) -> bytes:
     if known.facts is None or not isinstance(query.inputs, LanguageInputs):
         raise MessageError("only a language model has turns of a generation")
-    options = {name: getattr(query.inputs.options, name) for name in TURN_OPTIONS}
     turns = turns_for(known.signatures, known.facts)
-    return turns.answer(layout_of(call), Sampling(**options), query.turn == "next")
+    return turns.answer(layout_of(call), flags_of(query.inputs.options), query.turn == "next")
 
 
 def _applied(known: Known, query: ApplyQuery) -> bytes:

@@ -7,12 +7,15 @@
 Steps after the prompt are learnt by rehearsing two forwards (`families.rehearsal`). What is alike
 with few tokens in the cache and with many is taken to be alike between; what is not follows the
 length, or is learnt for it. Where somebody else has the model, `ask` is asked.
+
+What operations inside forwards look like (`signatures.inside`) is learnt in the same way, by turns
+of the signatures that tell of them: `at(call, sampling, 7, [("h.0.attn", ())])`.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,18 +24,22 @@ from weft.families.call import ModelCall
 from weft.families.forward import LanguageFacts
 from weft.families.rehearsal import Layout, first_keywords, layout_of, prompt_of, rehearsal
 from weft.families.sampling import Sampling
+from weft.graph.inside import Place
 from weft.kernels.aval import Aval, contiguous, intern
+from weft.signatures.inside import Inner
 from weft.signatures.learn import Row, Table
 from weft.signatures.reading import decode
 from weft.signatures.signature import Signature, Signatures
 from weft.signatures.structure import Plain
 from weft.signatures.tables import Exact, encode
 
-Ask = Callable[[Layout, Sampling, bool], bytes]
-"""Asks for the prompt's forward of a layout, or for the one after it."""
+Ask = Callable[[Layout, Sampling, bool, Place | None], bytes]
+"""Asks for the prompt's forward of a layout, or for the one after it; with the operations of a
+source."""
 
 _LEAST, _MOST = 2, 64
 _REMEMBERED = 256
+_MOST_OWN = 4096
 
 
 class _Kind(NamedTuple):
@@ -52,15 +59,49 @@ class Turns:
         self, signatures: Signatures, facts: LanguageFacts, ask: Ask | None = None
     ) -> None:
         self._signatures = signatures
+        self._place: Place | None = signatures.kept.get("inside")
         self._facts = facts
         self._ask = ask
         self._state = signatures.state()
         self._lock = threading.RLock()
         self._stretches: dict[_Kind, _Stretch] = {}
         self._first: dict[Any, Signature] = {}
+        self._own: dict[tuple[Signature, int], Signature] = {}
 
-    def at(self, call: ModelCall, sampling: Sampling, step: int) -> Signature:
-        """The signature of one step of the generation that begins with this prompt."""
+    def at(
+        self, call: ModelCall, sampling: Sampling, step: int, inside: Iterable[Place] = ()
+    ) -> Signature:
+        """The signature of one step of the generation that begins with this prompt. It knows the
+        operations of the sources `inside`, too.
+
+        Raises SourceError, UnknownPathError where there is no such source.
+        """
+        found, places = self._at(call, sampling, step), tuple(inside)
+        if not places:
+            return found
+        own = self._alone(found, layout_of(call).length + step)
+        for place in places:
+            if ("inside", *place) not in own.kept:
+                there = self.within(self._signatures.inside.of(*place))
+                own.kept["inside", *place] = Inner(there.at(call, sampling, step), own)
+        return own
+
+    def _alone(self, found: Signature, length: int) -> Signature:
+        """The signature as one of this length alone: of others it may be the same one, but for
+        operations."""
+        with self._lock:
+            own = self._own.get((found, length))
+            if own is None:
+                if len(self._own) > _MOST_OWN:
+                    self._own.clear()
+                own = self._own[found, length] = found.again()
+            return own
+
+    def within(self, signatures: Signatures) -> Turns:
+        """The steps as other signatures of the same model tell of them."""
+        return turns_for(signatures, self._facts, self._ask)
+
+    def _at(self, call: ModelCall, sampling: Sampling, step: int) -> Signature:
         with self._lock:
             self._start_anew()
             layout = layout_of(call)
@@ -91,6 +132,7 @@ class Turns:
             self._state = state
             self._stretches.clear()
             self._first.clear()
+            self._own.clear()
 
     @property
     def _positions(self) -> int | None:
@@ -127,12 +169,17 @@ class Turns:
 
     def _asked(self, layout: Layout, sampling: Sampling, later: bool) -> Signature:
         assert self._ask is not None
-        (exact,) = decode(self._ask(layout, sampling, later)).exact
+        (exact,) = decode(self._ask(layout, sampling, later, self._place)).exact
         return self._signatures.of_table(exact.table)
 
 
 TURN_OPTIONS = ("use_cache", "logits_to_keep", "output_attentions", "output_hidden_states")
 """The options of a generation that change what a forward is like."""
+
+
+def flags_of(options: Any) -> Sampling:
+    """A generation that has these of a message's options."""
+    return Sampling(**{name: getattr(options, name) for name in TURN_OPTIONS})
 
 
 def _flags(sampling: Sampling) -> tuple[Any, ...]:
@@ -241,6 +288,33 @@ def _leaf(one: Any, other: Any, low: int, high: int, length: int) -> Any:
         return contiguous(shape, one.dtype)
     stride = tuple(map(number, one.stride, other.stride))
     return intern(shape, stride, number(one.offset, other.offset), one.dtype)
+
+
+class Forward:
+    """One forward of a generation, for whoever asks what is called in it (`signatures.inside`)."""
+
+    def __init__(self, turns: Turns, call: ModelCall, sampling: Sampling, step: int) -> None:
+        self.turns = turns
+        self.call = call
+        self.sampling = sampling
+        self.step = step
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        return self.call.args
+
+    @property
+    def kwargs(self) -> Mapping[str, Any]:
+        return self.call.kwargs
+
+    def seen(self, signatures: Signatures) -> Signature:
+        """What it looks like as these signatures of the model tell of it."""
+        return self.turns.within(signatures).at(self.call, self.sampling, self.step)
+
+    def answer(self, signatures: Signatures) -> bytes:
+        """The same for a client that asks, as bytes."""
+        layout = layout_of(self.call)
+        return self.turns.within(signatures).answer(layout, self.sampling, self.step > 0)
 
 
 def turns_for(signatures: Signatures, facts: LanguageFacts, ask: Ask | None = None) -> Turns:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from .loops import every
 from .node import AnyNode, Backward, Fill, Graph, Mark, Read, Skip, Write
 from .site import PORTS, Site, is_inside, operations_of
 
@@ -44,7 +45,7 @@ def sites_of(node: AnyNode) -> tuple[Site, ...]:
 
 def sites_inside(graph: Graph) -> Iterator[tuple[Site, int]]:
     """The sites of a graph that are operations, and the lines that name them."""
-    for node in graph.nodes:
+    for node in every(graph):
         for site in sites_of(node):
             if is_inside(site.port):
                 yield site, node.at
@@ -55,6 +56,11 @@ def places_of(site: Site) -> Iterator[Place]:
     names = operations_of(site.port)
     for depth in range(len(names)):
         yield site.path, names[:depth]
+
+
+def own_place(site: Site) -> tuple[Place, ...]:
+    """The source whose operation a site is; none for a module's own."""
+    return ((site.path, operations_of(site.port)[:-1]),) if is_inside(site.port) else ()
 
 
 def inside_of_graph(graph: Graph) -> dict[int, dict[Place, None]]:

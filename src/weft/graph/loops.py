@@ -186,7 +186,7 @@ def _odd_inside(node: Any, place: int, outer: int) -> str | None:
     if not isinstance(node, _BODY):
         return f"a {type(node).__name__.lower()} cannot stand in a loop"
     site = getattr(node, "site", None)
-    if site is not None and (site.step or site.port not in ("inputs", "output")):
+    if site is not None and (site.step or site.port == RESULT):
         return "a site in a loop is one of the model's, at step 0, which stands for the loop's"
     if isinstance(node, Stop) and node.step is not None:
         return "a stop in a loop has the loop's step"

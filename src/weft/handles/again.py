@@ -24,6 +24,7 @@ from weft.families.call import ModelCall
 from weft.families.encoded import generation_of
 from weft.families.forward import TENSOR_NAMES
 from weft.families.sampling import Sampling, sampling_of
+from weft.graph.inside import inside_of_graph
 from weft.graph.node import Call, Graph, Loop
 
 from .edits import before
@@ -78,7 +79,7 @@ def generate_again(
         call.kwargs,
         strict=False,
         device=own.device,
-        overwritten=steps.told(),
+        overwritten=Steps(steps.turns, calls, each, inside_of_graph(graph)).told(),
         further=tuple([(one.args, one.kwargs) for one in further]),
         alone=own.alone,
         sampling=each,

@@ -123,7 +123,9 @@ def before(
     recorder.calls = list(calls)
     if steps is not None:
         cached = steps.sampling[0].use_cache
-        recorder.steps = Recorded(recorder, steps.count, steps.at, steps.ids, cached)
+        recorder.steps = Recorded(
+            recorder, steps.count, steps.at, steps.ids, cached, steps.forward_at
+        )
         each = [one.seed for one in steps.sampling]
         own = {n: other for n, other in enumerate(each) if other not in (None, seed)}
         recorder.operations.seeds.update(own)

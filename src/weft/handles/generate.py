@@ -9,7 +9,7 @@ with model.generate("The Eiffel Tower is in", max_new_tokens=5) as tracer:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,20 +17,21 @@ import torch
 
 from weft.client.backend import Request
 from weft.client.travel import chosen_how
+from weft.engine import steps
 from weft.engine.forecast import Foreseen, forecast_steps, sizes
 from weft.engine.generation import steps_of
 from weft.engine.stepping import Stepping, sharer
-from weft.engine.turns import turns_for
+from weft.engine.turns import Forward, turns_for
 from weft.errors import InputError, UnknownOptionError, WeftError
 from weft.families.call import ModelCall
 from weft.families.encoded import generation_of
 from weft.families.forward import TENSOR_NAMES
 from weft.families.sampling import Sampling
+from weft.graph.inside import Place, inside_of_graph
 from weft.graph.node import Graph
 from weft.graph.passes import prune
 from weft.kernels.aval import Aval, contiguous
 from weft.run.estimate import Estimate, estimate
-from weft.signatures.later import Later
 from weft.signatures.signature import Signature
 from weft.trace.lines import user_line, where
 from weft.trace.steps import Chosen, Steps
@@ -40,7 +41,7 @@ from .chosen import OF_INVOKES, Choices, How
 from .options import check_place, split
 from .session import join, remote_of
 from .tracer import Tracer
-from .where import Place
+from .where import Place as Where
 
 if TYPE_CHECKING:
     from .handle import Handle
@@ -53,7 +54,7 @@ class Generator(Tracer):
         self,
         handle: Handle,
         call: ModelCall | None,
-        place: Place,
+        place: Where,
         choices: Choices,
         **options: Any,
     ) -> None:
@@ -70,6 +71,7 @@ class Generator(Tracer):
             self._signature_at,
             self._ids_at,
             cached=self.sampling.use_cache,
+            forward=self._forward_at,
         )
 
     # -- steps -------------------------------------------------------------------------------
@@ -154,8 +156,15 @@ class Generator(Tracer):
         self._signatures.append(signature)
         return signature
 
-    def _signature_at(self, invoke: int, step: int) -> Signature:
-        return self._turns.at(self._calls[invoke], self._choices.of(invoke), step)
+    def _signature_at(
+        self, invoke: int, step: int, sources: Iterable[Place] = (), cached: bool = False
+    ) -> Signature:
+        sampling = self._choices.of(invoke)
+        sampling = replace(sampling, use_cache=True) if cached else sampling
+        return self._turns.at(self._calls[invoke], sampling, step, sources)
+
+    def _forward_at(self, invoke: int, step: int) -> Forward:
+        return Forward(self._turns, self._calls[invoke], self._choices.of(invoke), step)
 
     def _ids_at(self, invoke: int) -> Aval:
         call = self._calls[invoke]
@@ -164,9 +173,6 @@ class Generator(Tracer):
 
     def _index(self) -> Any:
         return self._steps.time
-
-    def _later(self) -> Later:
-        return Later(lambda site: self._signature_at(site.invoke, site.step))
 
     def _request(
         self, graph: Graph, constants: dict[str, torch.Tensor], look: bool = False
@@ -178,7 +184,14 @@ class Generator(Tracer):
         def decoders(net: torch.nn.Module) -> Sequence[Any]:
             return [generation_of(net, call, how, self._tokenizer(how)) for call, how in pairs]
 
-        return replace(request, decoders=decoders, sampling=tuple(each), sharer=self._sharer())
+        told = steps.Steps(self._turns, self._calls, each, inside_of_graph(graph)).told()
+        return replace(
+            request,
+            decoders=decoders,
+            sampling=tuple(each),
+            sharer=self._sharer(),
+            overwritten=told,
+        )
 
     def _sharer(self) -> Stepping | None:
         several = len(self._calls) > 1

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+from msgspec.structs import replace
 
 from weft.client import catalog, sync
 from weft.client.catalog import Wanted
@@ -17,12 +19,13 @@ from weft.client.servers import Server, server_at
 from weft.client.travel import pack_inputs
 from weft.engine.insides import listing_of
 from weft.engine.known import Known
-from weft.engine.turns import TURN_OPTIONS, turns_for
+from weft.engine.turns import TURN_OPTIONS, Forward, turns_for
 from weft.errors import UnknownOptionError, WeftError
 from weft.families.call import ModelCall
 from weft.families.rehearsal import Layout as PromptLayout
-from weft.families.rehearsal import prompt_of
+from weft.families.rehearsal import layout_of, prompt_of
 from weft.families.sampling import Sampling
+from weft.graph.inside import Place
 from weft.graph.node import Ref
 from weft.kernels.aval import Aval, dtype_name
 from weft.settings import load
@@ -98,6 +101,9 @@ def only_served() -> bool:
     return importlib.util.find_spec("transformers") is None and is_configured(load())
 
 
+_TURNS: dict[bool, Literal["first", "next"]] = {False: "first", True: "next"}
+
+
 class Asking:
     """Asks the server what signatures cannot tell by themselves."""
 
@@ -118,49 +124,63 @@ class Asking:
         return sync.run(self._server, catalog.signature(Talk(self._server), query))
 
     def source(
-        self, path: str, way: tuple[str, ...], call: ModelCall | None
+        self, path: str, way: tuple[str, ...], call: ModelCall | Forward | None
     ) -> tuple[Listing, tuple[str, ...]]:
         """A source, and the other modules for which it is the same."""
-        found = self._source(path, way, call if way else None, sites=False)
+        query = self._query(path, way)
+        if way and isinstance(call, Forward):
+            query = self._of_turn(query, layout_of(call.call), call.sampling, call.step > 0)
+        elif way and call is not None:
+            query = self._of_call(query, call.args, dict(call.kwargs))
+        found = self._told(query)
         return listing_of(found), found.kin
 
     def inside(self, path: str, way: tuple[str, ...], args: tuple, kwargs: dict[str, Any]) -> bytes:
         """What the sites look like for a call, with the operations of a source."""
-        return self._source(path, way, ModelCall(args, kwargs), sites=True).data
+        return self._told(self._of_call(self._query(path, way, sites=True), args, kwargs)).data
 
-    def _source(
-        self, path: str, way: tuple[str, ...], call: ModelCall | None, sites: bool
-    ) -> SourceText:
-        inputs, tensors = None, b""
-        if call is not None:
-            inputs, given = pack_inputs(self._info.family, call.args, call.kwargs)
-            tensors = frames.write(given)
-        query = SourceQuery(
-            model=self._info.id,
-            fingerprint=self._info.fingerprint,
-            path=path,
-            inside=way,
-            inputs=inputs,
-            tensors=tensors,
-            sites=sites,
-        )
+    def _query(self, path: str, way: tuple[str, ...], sites: bool = False) -> SourceQuery:
+        id, fingerprint = self._info.id, self._info.fingerprint
+        return SourceQuery(model=id, fingerprint=fingerprint, path=path, inside=way, sites=sites)
+
+    def _of_call(self, query: SourceQuery, args: tuple, kwargs: dict[str, Any]) -> SourceQuery:
+        inputs, given = pack_inputs(self._info.family, args, kwargs)
+        return replace(query, inputs=inputs, tensors=frames.write(given))
+
+    def _of_turn(
+        self, query: SourceQuery, layout: PromptLayout, sampling: Sampling, later: bool
+    ) -> SourceQuery:
+        inputs, tensors = self._packed(layout, sampling)
+        return replace(query, inputs=inputs, tensors=tensors, turn=_TURNS[later])
+
+    def _told(self, query: SourceQuery) -> SourceText:
         return sync.run(self._server, catalog.source(Talk(self._server), query))
 
-    def turn(self, layout: PromptLayout, sampling: Sampling, later: bool) -> bytes:
-        """What the sites look like at a forward of a generation."""
-        call = prompt_of(layout)
-        flags = {name: getattr(sampling, name) for name in TURN_OPTIONS}
-        if "logits_to_keep" not in self._takes:
-            del flags["logits_to_keep"]
-        inputs, tensors = pack_inputs(self._info.family, call.args, {**call.kwargs, **flags})
+    def turn(
+        self, layout: PromptLayout, sampling: Sampling, later: bool, place: Place | None
+    ) -> bytes:
+        """What the sites look like at a forward of a generation; with those of a source."""
+        if place is not None:
+            asked = self._query(*place, sites=True)
+            return self._told(self._of_turn(asked, layout, sampling, later)).data
+        inputs, tensors = self._packed(layout, sampling)
         query = SignatureQuery(
             model=self._info.id,
             fingerprint=self._info.fingerprint,
             inputs=inputs,
-            tensors=frames.write(tensors),
-            turn="next" if later else "first",
+            tensors=tensors,
+            turn=_TURNS[later],
         )
         return sync.run(self._server, catalog.signature(Talk(self._server), query))
+
+    def _packed(self, layout: PromptLayout, sampling: Sampling) -> tuple[Any, bytes]:
+        """A prompt of this layout, with the options that change what a forward is like."""
+        call = prompt_of(layout)
+        flags = {name: getattr(sampling, name) for name in TURN_OPTIONS}
+        if "logits_to_keep" not in self._takes:
+            del flags["logits_to_keep"]
+        inputs, given = pack_inputs(self._info.family, call.args, {**call.kwargs, **flags})
+        return inputs, frames.write(given)
 
     def apply(self, path: str, args: tuple, kwargs: dict[str, Any]) -> bytes:
         """What a module gives for arguments with avals as tensors."""

@@ -15,17 +15,16 @@ An operation fires between two sites of modules, so its index is a fraction betw
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from fractions import Fraction
+from collections.abc import Callable, Sequence
 from math import ceil, floor
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import nn
 
 from weft.errors import OtherSourceError, SourceError, UnknownPathError
 from weft.graph.inside import marks_of, places_of, sites_inside
 from weft.graph.node import Graph
-from weft.graph.site import Where, begin_port, inside_of, operations_of, split_port
+from weft.graph.site import Site, Where, begin_port, inside_of, operations_of, split_port
 from weft.sources.listing import Listing
 from weft.sources.source import source_of
 from weft.sources.stand import forward_of
@@ -37,8 +36,6 @@ if TYPE_CHECKING:
     from .signature import Signature, Signatures, SiteSignature
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
-_STEP = 1 << 20
-"""Operations of one function that fire between two sites of modules are fewer."""
 _MODEL_CODE = "transformers"
 
 
@@ -50,6 +47,13 @@ class CallLike(Protocol):
 
     @property
     def kwargs(self) -> Any: ...
+
+
+@runtime_checkable
+class Forward(Protocol):
+    """One of several forwards, of which signatures tell in a way of its own (`engine.turns`)."""
+
+    def seen(self, signatures: Signatures) -> Signature: ...
 
 
 class Inside:
@@ -134,7 +138,7 @@ class Inside:
                     f"what {shown(path, way)} calls is known only where the model has an input",
                     fix="ask for it inside a block",
                 )
-            self._inner(path, way[:-1]).for_call(call.args, dict(call.kwargs))
+            _seen(self.of(path, way[:-1]), call)
         function = self._called.get(key, "it does not run in this pass")
         return function
 
@@ -161,22 +165,23 @@ class Inside:
         with self._lock:
             self._now()
             self.listing(path, way, call)
-            found = self._inner(path, way).for_call(call.args, dict(call.kwargs))
-            signature.kept[key] = Inner(found, signature)
+            signature.kept[key] = Inner(_seen(self.of(path, way), call), signature)
 
     def answer(self, path: str, way: Way, call: CallLike) -> bytes:
         """For a client that asks: `Signatures.answer`, of the operations of a source."""
         with self._lock:
             self.listing(path, way, call)
-            return self._inner(path, way).answer(call.args, dict(call.kwargs))
+            return self.of(path, way).answer(call.args, dict(call.kwargs))
 
-    def _inner(self, path: str, way: Way) -> Signatures:
+    def of(self, path: str, way: Way) -> Signatures:
+        """The signatures that tell of the operations of a source, too."""
         digest = self._digest(path)
         found = self._signatures.get((digest, way))
         if found is None:
             telling = None if self._asker else Telling(digest, way, self._note)
             asker = None if self._asker is None else _Asking(self._asker, path, way)
             found = self._signatures[digest, way] = self._made(telling, asker)
+            found.kept["inside"] = path, way  # for who asks for more of them
         return found
 
     def _digest(self, path: str) -> str:
@@ -195,8 +200,14 @@ class Inside:
 
     # -- graphs ------------------------------------------------------------------------------------
 
-    def check(self, graph: Graph, calls: Sequence[CallLike]) -> None:
-        """Raises where a graph means other sources, or operations that are not there."""
+    def check(
+        self,
+        graph: Graph,
+        calls: Sequence[CallLike],
+        forward: Callable[[Site], CallLike] | None = None,
+    ) -> None:
+        """Raises where a graph means other sources, or operations that are not there. `forward`
+        tells, if there are several, in which of them a site is."""
         marks = marks_of(graph)
         seen = set()
         for site, at in sites_inside(graph):
@@ -206,7 +217,8 @@ class Inside:
                 if (path, way, names[len(way)]) in seen or site.invoke >= len(calls):
                     continue
                 seen.add((path, way, names[len(way)]))
-                listing = self._listing_for(path, way, calls[site.invoke], line)
+                call = calls[site.invoke] if forward is None else forward(site)
+                listing = self._listing_for(path, way, call, line)
                 if listing.digest != marks.get((path, way)):
                     raise OtherSourceError(
                         f"the graph names operations of {shown(path, way)}, which is another "
@@ -260,9 +272,8 @@ class Inner:
 
     def __init__(self, found: Signature, whole: Signature) -> None:
         self.signature = found
-        self._times = list(_times(found.order))
-        modules = sum([not operations_of(port) for _, port, _ in found.order])
-        if modules != len(whole.order):
+        self._times = found.times
+        if floor(self._times[-1]) + 1 != whole.count:
             raise SourceError("a pass with operations told visits other modules than one without")
 
     def site(self, path: str, port: str, call: int) -> SiteSignature:
@@ -284,19 +295,11 @@ class Inner:
         return found
 
 
-def _times(order: Sequence[tuple[str, str, int]]) -> Iterator[Any]:
-    """When each site fires: modules in whole numbers, operations between them; inside a function
-    that an operation calls, between its begin and its end. What else is told does not matter."""
-    whole, parts = -1, list[int]()
-    for _, port, _ in order:
-        depth = len(operations_of(port))
-        if not depth:
-            whole, parts = whole + 1, []
-            yield whole
-            continue
-        parts = [*parts[:depth], *[0] * (depth - len(parts))]
-        parts[-1] += 1
-        yield whole + sum([Fraction(n, _STEP ** (d + 1)) for d, n in enumerate(parts)])
+def _seen(signatures: Signatures, call: CallLike) -> Signature:
+    """What signatures tell of a call."""
+    if isinstance(call, Forward):
+        return call.seen(signatures)
+    return signatures.for_call(call.args, dict(call.kwargs))
 
 
 def inner_of(signature: Signature, path: str, port: str) -> Inner | None:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import Context
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property, wraps
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
@@ -24,13 +25,16 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from weft.graph.site import Leaf
+from weft.graph.site import Leaf, operations_of
 from weft.kernels.aval import Aval
 from weft.sources.stand import StandIn
 
 from .shapes import Look, Shapes, storage_of
 from .structure import PLAIN, Tree, abstract, put_together, take_apart, tensors_inside
 from .telling import Telling
+
+_STEP = 1 << 20
+"""Operations of one function that fire between two sites of modules are fewer."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -75,6 +79,24 @@ class Table:
     def index(self) -> dict[tuple[str, str, int], int]:
         """(path, port, call) -> place in `rows`."""
         return {(row.path, row.port, row.call): index for index, row in enumerate(self.rows)}
+
+    @cached_property
+    def times(self) -> tuple[Any, ...]:
+        """When each site fires: modules in whole numbers, operations between them; inside a
+        function that an operation calls, between its begin and its end. What else is told does
+        not matter."""
+        found: list[Any] = []
+        whole, parts = -1, list[int]()
+        for row in self.rows:
+            depth = len(operations_of(row.port))
+            if not depth:
+                whole, parts = whole + 1, []
+                found.append(whole)
+                continue
+            parts = [*parts[:depth], *[0] * (depth - len(parts))]
+            parts[-1] += 1
+            found.append(whole + sum([Fraction(n, _STEP ** (d + 1)) for d, n in enumerate(parts)]))
+        return tuple(found)
 
     @cached_property
     def single(self) -> frozenset[str]:

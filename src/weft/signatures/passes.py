@@ -83,13 +83,13 @@ class Passes:
         for integers in (True, False):
             self.count += 1
             try:
-                return learn_second(module, pair, place, integers)
+                return learn_second(module, pair, place, integers, self._telling)
             except Exception as error:  # noqa: BLE001 (a model may raise anything)
                 reasons.append(error)
         if self._real is None:
             raise _unlearnable(reasons[0]) from reasons[0]
         try:
-            return learn_second_by_running(self._real(), pair)
+            return learn_second_by_running(self._real(), pair, self._telling)
         except Exception as error:
             raise _unlearnable(error) from error
 

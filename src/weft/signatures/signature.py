@@ -93,6 +93,20 @@ class Signature:
         """(path, port, call) of every site, in firing order."""
         return tuple(self._table.index)
 
+    @property
+    def count(self) -> int:
+        """How many sites there are."""
+        return len(self._table.rows)
+
+    @property
+    def times(self) -> tuple[Any, ...]:
+        """When each of these fires, where operations are among them: see `Table.times`."""
+        return self._table.times
+
+    def again(self) -> Signature:
+        """The same sites, with nothing kept."""
+        return Signature(self._table, self._row, self._rules)
+
     def site(self, path: str, port: str, call: int = 0) -> SiteSignature:
         """The site. Raises LookupError if it does not fire in this pass."""
         key = (path, port, call)

@@ -5,6 +5,9 @@ cache. Without one each step runs all positions anew, so an edit of "the last po
 the next step. Allowed without a cache are edits outside of step loops that do the same to every
 position: elementwise operations with values that have no positions of their own, indexing of other
 dimensions, and `linear`. What is not shown to be of that kind is refused.
+
+Operations inside forwards may see more than the new position even with a cache: keys and values
+that come out of it, and what is made of them. Such a site is none at which positions are alike.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from typing import Any
 
 from weft.errors import WeftError
 from weft.graph.node import AnyNode, Call, Fill, Name, Read, Ref, Seq, Skip, Slice, Write, inputs_of
+from weft.graph.site import is_inside
 from weft.kernels.aval import Aval
 
 _FREE = -1
@@ -34,10 +38,16 @@ Refuse = Callable[[AnyNode], WeftError]
 
 
 class Positions:
-    """The dimension of positions in each value of a template; `refuse` makes the error."""
+    """The dimension of positions in each value of a template.
 
-    def __init__(self, refuse: Refuse) -> None:
+    `refuse` makes the error; `cached` tells what an operation's tensor is like at a step that runs
+    one position; `steps`: so many positions the longer sequence has more.
+    """
+
+    def __init__(self, refuse: Refuse, cached: Callable[[Read], Aval | None], steps: int) -> None:
         self._refuse = refuse
+        self._cached = cached
+        self._steps = steps
         self._dims: dict[Ref, int] = {}
 
     def check(self, number: int, node: Any, shape: Env, longer: Env) -> None:
@@ -66,7 +76,19 @@ class Positions:
         moving = [dim for dim, (one, other) in enumerate(pairs) if one != other]
         if len(moving) != 1:
             raise self._refuse(node)
+        if is_inside(node.site.port) and not self._is_of_one(node, shape, longer, moving[0]):
+            raise self._refuse(node)
         return moving[0]
+
+    def _is_of_one(self, node: Read, shape: Aval, longer: Aval, dim: int) -> bool:
+        """Whether a step with a cache has there what one position more adds."""
+        found = self._cached(node)
+        if found is None or len(found.shape) != len(shape.shape):
+            return False
+        one, added = [*found.shape], [*longer.shape]
+        one[dim] *= self._steps
+        added[dim] -= shape.shape[dim]
+        return one == added
 
     def _of_call(self, node: Call, refs: list[Ref], shape: Env) -> int:
         placed = [ref for ref in refs if self._dims[ref] != _FREE]

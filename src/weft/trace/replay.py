@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
+from msgspec.structs import replace
 
 from weft.errors import WeftError
 from weft.graph.node import (
@@ -27,7 +28,7 @@ from weft.graph.node import (
     Write,
     inputs_of,
 )
-from weft.graph.site import leaf_text
+from weft.graph.site import begin_port, leaf_text, split_port
 from weft.kernels.abstract import DataDependentError
 from weft.kernels.aval import Aval, contiguous
 from weft.kernels.replay import outcome_again, tensor_refs, value_of
@@ -46,17 +47,17 @@ class Replay:
 
     def __init__(self, steps: Steps, step: int, nodes: list[AnyNode], refusal: Refusal) -> None:
         self._steps = steps
-        self._step = step
+        self.step = step
         self._refusal = refusal
         self.looks = tuple([self._look(node) for node in nodes if hasattr(node, "site")])
 
     def _look(self, node: Any) -> Any:
-        tensors = self._signature(node, self._step).tensors
+        tensors = self._signature(node, self.step).tensors
         return tensors if isinstance(node, Skip) else dict(tensors).get(node.leaf)
 
     def leaf(self, node: Any) -> Aval:
         """The tensor at a leaf of a site."""
-        found = dict(self._signature(node, self._step).tensors).get(node.leaf)
+        found = dict(self._signature(node, self.step).tensors).get(node.leaf)
         if found is None:
             raise self._refusal(
                 node, f"{node.site.path}.{node.site.port}{leaf_text(node.leaf)} is no tensor there"
@@ -66,9 +67,11 @@ class Replay:
     def _signature(self, node: Any, step: int) -> Any:
         site = node.site
         try:
-            return self._steps.signature(site.invoke, step).site(site.path, site.port, site.call)
+            return self._steps.site(site, step)
         except LookupError:
-            raise self._refusal(node, f"{site.path or 'the root'} does not run there") from None
+            inside = split_port(site.port)[0].removesuffix(".")
+            name = f"{site.path}.{inside}".strip(".") or "the root"
+            raise self._refusal(node, f"{name} does not run there") from None
 
     # -- checking ----------------------------------------------------------------------------
 
@@ -105,7 +108,7 @@ class Replay:
     def _results(self, number: int, node: Any) -> list[Aval]:
         match node:
             case Read():
-                index = self._signature(node, self._step).index
+                index = self._signature(node, self.step).index
                 self._times[number] = index
                 return [self.leaf(node)]
             case Call():
@@ -115,7 +118,7 @@ class Replay:
             case Apply():
                 return self._applied(node, self.env)
             case Write() | Fill():
-                self._check_time(number, node, self._signature(node, self._step).index)
+                self._check_time(number, node, self._signature(node, self.step).index)
                 self._check_fit(node, self.leaf(node), self.env[node.value])
             case Skip():
                 self._check_skip(number, node)
@@ -134,9 +137,9 @@ class Replay:
             raise self._refusal(node, f"{place} holds {short(own)}, and {short(given)} is given")
 
     def _check_skip(self, number: int, node: Skip) -> None:
-        begin = self._steps.signature(node.site.invoke, self._step)
-        self._check_time(number, node, begin.site(node.site.path, "inputs", node.site.call).index)
-        tensors = self._signature(node, self._step).tensors
+        begin = replace(node.site, port=begin_port(node.site.port))
+        self._check_time(number, node, self._steps.site(begin, self.step).index)
+        tensors = self._signature(node, self.step).tensors
         if tuple([leaf for leaf, _ in tensors]) != node.leaves:
             raise self._refusal(node, "the module gives another structure")
         for (_, own), ref in zip(tensors, node.values, strict=True):
@@ -170,7 +173,7 @@ class Replay:
         steps = self._steps
         module = steps.recorder.owner.skeleton().get_submodule(node.path)  # type: ignore[union-attr]
         try:
-            found = steps.signature(0, self._step).apply(module, node.path, args, kwargs)
+            found = steps.signature(0, self.step).apply(module, node.path, args, kwargs)
         except Exception as error:  # noqa: BLE001 (a module may raise anything)
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise self._refusal(node, f"{node.path}: {reason}") from None

@@ -129,7 +129,11 @@ class Sites:
     def _leaf_value(self, state: SiteState, leaf: Leaf, what: Any) -> Any:
         if isinstance(what, Aval):
             return self.read_leaf(state.tensors[leaf])
-        return what.value if isinstance(what, Plain) else Unreadable(state.shown(leaf), str(what))
+        if not isinstance(what, Plain):
+            return Unreadable(state.shown(leaf), str(what))
+        if self.recorder.steps is not None:
+            self.recorder.steps.gave(state.site, leaf, what)
+        return what.value
 
     def write(self, state: SiteState, value: Any) -> None:
         """`module.output = value`."""

@@ -206,24 +206,23 @@ def call_now(root: Root) -> Any:
     recorder = current()
     if recorder is None or recorder.owner is not root or recorder.invoke is None:
         return None
-    return recorder.calls[recorder.invoke]
+    return recorder.calls[recorder.invoke] if recorder.steps is None else recorder.steps.forward()
 
 
 def learn(recorder: Recorder, path: str, way: Way) -> None:
     """The recorder learns the sites of a source, and marks it in its graph."""
     if recorder.invoke is None:
         recorder.sites.state(path, "inputs", None)  # says what is missing, or makes it
-    if recorder.steps is not None:
-        raise recorder.refusal(
-            "operations inside a forward are no sites of a generation yet",
-            "use the modules' own sites, or trace the ids that were generated: model.trace(ids)",
-        )
     if recorder.root is not None:
         raise recorder.refusal(
             f"operations inside a forward are no sites of a call of {recorder.root!r}",
             "use the modules' own sites, or trace the forward: leave out fn=",
         )
     if ("inside", path, way) in recorder.signature.kept and (path, way) in recorder.sources:
+        return
+    if recorder.steps is not None:
+        _mark(recorder, recorder.steps.forward(), path, way)
+        _at_line(recorder.steps.learn, path, way)
         return
     known_inside(recorder, recorder.signature, recorder.invoke or 0, path, inside_of((*way, "-")))
 
@@ -232,12 +231,18 @@ def known_inside(recorder: Recorder, signature: Any, invoke: int, path: str, por
     """Of one invoke: its signature learns the sites of the source that a port is inside of."""
     root: Any = recorder.owner
     way, call = operations_of(port)[:-1], recorder.calls[invoke]
+    _mark(recorder, call, path, way)
+    _at_line(root.learn, signature, call, path, way)
+
+
+def _mark(recorder: Recorder, call: Any, path: str, way: Way) -> None:
+    """The sources on the way are in the graph."""
+    root: Any = recorder.owner
     for depth in range(len(way) + 1):
         place = path, way[:depth]
         if place not in recorder.sources:
             found: Listing = _at_line(root.listing, *place, call)
             recorder.sources[place] = Mark(path=path, digest=found.digest, inside=way[:depth])
-    _at_line(root.learn, signature, call, path, way)
 
 
 def _at_line(function: Any, *args: Any) -> Any:

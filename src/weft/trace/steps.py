@@ -15,9 +15,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from weft.errors import GradientError, NotReachedError, RecordingError
+from weft.graph.inside import own_place
 from weft.graph.loops import odd_result
 from weft.graph.node import STEP_DRAWS, AnyNode, Arg, Bound, Read, Ref, refs
-from weft.graph.site import RESULT, Site
+from weft.graph.site import RESULT, Leaf, Site, is_inside
 from weft.kernels.aval import Aval, dtype_name
 
 from .lines import user_line, where
@@ -28,6 +29,7 @@ from .value import Family, Value, make
 
 if TYPE_CHECKING:
     from weft.signatures.signature import Signature
+    from weft.signatures.structure import Plain
 
     from .recorder import Recorder
 
@@ -37,25 +39,31 @@ Chosen = int | slice | Sequence[int]
 class Steps:
     """The steps of one recording: `count(invoke)` of them, unless the generation ends before.
 
-    `cached`: each step runs one position. `signature(invoke, step)` tells what the sites of a step
-    look like, `ids(invoke)` what the result does when no row ends early.
+    `cached`: each step runs one position. `signature(invoke, step, sources)` tells what the sites
+    of a step look like, with the operations of some sources, `ids(invoke)` what the result does
+    when no row ends early; a fourth argument asks for a step with a cache, whether there is one or
+    not. `forward(invoke, step)` is for whoever asks what is called in it.
     """
 
     def __init__(
         self,
         recorder: Recorder,
         count: Callable[[int], int],
-        signature: Callable[[int, int], Signature],
+        signature: Callable[..., Signature],
         ids: Callable[[int], Aval],
         cached: bool = True,
+        forward: Callable[[int, int], Any] | None = None,
     ) -> None:
         self.recorder = recorder
         self.count = count
         self.signature = signature
+        self._forward = forward
         self._ids = ids
         self.cached = cached
         self.now: int | None = None
         """The step whose sites are meant; None outside of loops."""
+        self.plain: list[tuple[Site, Leaf, Plain, int]] = []
+        """Numbers that operations gave outside of loops: where, what, and on which line."""
         self._sites: dict[tuple[int, int], Sites] = {}
         if recorder.invokes is None:
             self._sites[0, 0] = recorder.sites  # type: ignore[assignment]
@@ -124,8 +132,40 @@ class Steps:
         """When a site fires."""
         if site.port == RESULT:
             return site.invoke * FIRINGS + self.count(site.invoke) * TURN
-        found = self.signature(site.invoke, site.step).site(site.path, site.port, site.call)
+        found = self.site(site)
         return site.invoke * FIRINGS + site.step * TURN + found.index
+
+    def site(self, site: Site, step: int | None = None) -> Any:
+        """What a site looks like, in its own step or another. Raises LookupError where it does not
+        fire."""
+        step = site.step if step is None else step
+        there = self.signature(site.invoke, step, own_place(site))
+        return there.site(site.path, site.port, site.call)
+
+    def gave(self, site: Site, leaf: Leaf, what: Plain) -> None:
+        """The block was given something that is no tensor, as it is in the step that is meant."""
+        if self.now is None and is_inside(site.port) and type(what.value) in (int, float):
+            self.plain.append((site, leaf, what, self.recorder.here()))
+
+    def with_cache(self, node: Read) -> Aval | None:
+        """What an operation's tensor is like at a step that runs one position, if it is there."""
+        site = node.site
+        try:
+            there = self.signature(site.invoke, 1, own_place(site), True)
+            return dict(there.site(site.path, site.port, site.call).tensors).get(node.leaf)
+        except LookupError:
+            return None
+
+    def forward(self) -> Any:
+        """The forward whose sites are meant now."""
+        assert self._forward is not None and self.recorder.invoke is not None
+        return self._forward(self.recorder.invoke, self.now or 0)
+
+    def learn(self, path: str, way: tuple[str, ...]) -> None:
+        """From here on what is known of the step that is meant knows the operations of a source."""
+        recorder = self.recorder
+        assert recorder.invoke is not None
+        recorder.signature = self.signature(recorder.invoke, self.now or 0, ((path, way),))
 
     def _go(self, step: int) -> None:
         recorder, invoke = self.recorder, self._invoke("a step")

@@ -32,6 +32,7 @@ from weft.graph.node import (
     inputs_of,
 )
 from weft.graph.passes import renumbered, roots
+from weft.graph.site import leaf_text
 
 from .lines import where
 from .positions import Positions
@@ -63,8 +64,9 @@ class Template:
             isinstance(node, _ACTS) and not pinned[n] for n, node in enumerate(nodes)
         ):
             return nodes, bounds
-        memo = self._steps.signature(0, 0).kept
-        key = ("template", _ENCODER.encode((nodes, bounds)), bytes(pinned), counts)
+        self._check_numbers()
+        memo = self._steps.signature(0, 0).kept.setdefault("templates", {})
+        key = (_ENCODER.encode((nodes, bounds)), bytes(pinned), counts)
         found = memo.get(key)
         if found is None:
             found = _Spreading(self._steps, nodes, bounds, pinned).spread()
@@ -72,6 +74,25 @@ class Template:
                 memo.clear()
             memo[key] = found
         return found
+
+    def _check_numbers(self) -> None:
+        """Raises where the block was given a number that is another one at later steps."""
+        steps = self._steps
+        for site, leaf, what, at in steps.plain:
+            for step in range(1, steps.count(site.invoke)):
+                try:
+                    there = dict(steps.site(site, step).leaves).get(leaf)
+                except LookupError:
+                    there = None
+                if there != what:
+                    raise RecordingError(
+                        f"{site}{leaf_text(leaf)} gave the number {what.value!r} outside of a step "
+                        f"loop, and it is {getattr(there, 'value', 'not there')} at step {step}: "
+                        "what acts at every step would go on with that of step 0",
+                        line=where(steps.recorder.line_of(at)),
+                        fix="ask for it at each step: for step in tracer.iter[:]; or make it of "
+                        "sizes, which are checked",
+                    )
 
     def _refuse_pinned(self, nodes: Nodes, pinned: bytearray) -> None:
         for number, node in enumerate(nodes):
@@ -322,7 +343,7 @@ class _Spreading:
         """Without a cache an edit has to treat all positions alike."""
         prompt = Replay(self._steps, 0, [self._nodes[n] for n in cone], self._refusal_at(0))
         prompt.check(self._nodes, self._bounds, cone)
-        positions = Positions(self._unequal)
+        positions = Positions(self._unequal, self._steps.with_cache, replay.step)
         for number in cone:
             node = self._nodes[number]
             if not isinstance(node, (Log, Stop)):

@@ -194,7 +194,8 @@ Operations = Annotated[
 class SourceQuery(Ask, frozen=True):
     """What is the source of this module's forward, or of what is called `inside` it, operation by
     operation? What those call is known for a call of the model only: `inputs`. With `sites` it is
-    also asked what the operations of the source look like for this call."""
+    also asked what the operations of the source look like for this call. `turn` is that of
+    `SignatureQuery`."""
 
     model: ModelId
     fingerprint: Digest
@@ -203,6 +204,7 @@ class SourceQuery(Ask, frozen=True):
     inputs: Inputs | None = None
     tensors: bytes = b""
     sites: bool = False
+    turn: Literal["first", "next"] | None = None
 
 
 class Layout(Ask, frozen=True):
