@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import weft
-from tests.families import decoded
+from tests.families import decoded, zoo
 from tests.language.generated import generated
 from tests.language.sources import IDS, attention_of, by_hand, eager
 from tests.language.test_generate_source import (
@@ -116,3 +116,25 @@ def test_the_same_numbers(gpt2, options):
 def test_another_encoder_and_decoder():
     model = weft.LanguageModel(eager_encoded("bart"))
     both_halves("bart", model, "model.encoder.layers.1.self_attn")
+
+
+def test_steps_whose_modules_look_alike(monkeypatch):
+    """With `sdpa` no module shows how long the cache is, operations do."""
+    net, seen = zoo.build("llama"), []
+    model = weft.LanguageModel(net)
+    attention = model.model.layers[1].self_attn.source.attention_interface_0
+    with model.generate(IDS, **GREEDY) as tracer:
+        keys = weft.save([])
+        for _ in tracer.iter[:]:
+            keys.append(attention.source.scaled_dot_product_attention_0.inputs[0][1])
+        model.model.layers[1].mlp.output[:] *= 0.5  # at steps that are one loop
+        tracer.result.save()
+    real = torch.nn.functional.scaled_dot_product_attention
+
+    def kept(query, key, *args, **options):
+        seen.append(key.clone())
+        return real(query, key, *args, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", kept)
+    generated(net, IDS, {"model.layers.1.mlp.output": lambda step, h: h * 0.5}, **GREEDY)
+    bitwise(list(keys), seen[1 :: zoo.LAYERS])
