@@ -20,6 +20,10 @@ ATTENTION = {
     "opt": "model.decoder.layers.{}.self_attn",
 }
 IDS = torch.tensor(zoo.tokens(9, seed=1))
+NEW = 4
+GREEDY = {"max_new_tokens": NEW, "do_sample": False}
+OWN = {**GREEDY, "pad_token_id": 0, "min_new_tokens": None}
+SHORT = torch.tensor(zoo.tokens(5, seed=4))
 
 
 @cache
@@ -138,3 +142,19 @@ class by_hand:
 
     def __getattr__(self, name):
         return getattr(self._nn.functional, name, None) or getattr(self._nn, name)
+
+
+def own(net: Any, ids: torch.Tensor = IDS, **options: Any) -> Any:
+    """What `generate` returns: `sequences`, and `attentions[step][layer]`."""
+    with torch.no_grad():
+        return net.generate(
+            ids, output_attentions=True, return_dict_in_generate=True, **{**OWN, **options}
+        )
+
+
+def no_head(module, step, pattern):
+    if module == ATTENTION["gpt2"].format(1):
+        pattern = pattern.clone()
+        pattern[:, 0] = 0
+        return pattern
+    return None

@@ -10,15 +10,17 @@ import torch
 import weft
 from tests.families import decoded, zoo
 from tests.language.generated import generated
-from tests.language.sources import IDS, attention_of, by_hand, eager
-from tests.language.test_generate_source import (
+from tests.language.sources import (
     GREEDY,
+    IDS,
     SHORT,
-    both_halves,
-    eager_encoded,
+    attention_of,
+    by_hand,
+    eager,
     no_head,
     own,
 )
+from tests.language.test_generate_source_runs import both_halves, eager_encoded
 from weft.errors import NotReachedError
 from weft.testing.same import bitwise
 
@@ -138,3 +140,18 @@ def test_steps_whose_modules_look_alike(monkeypatch):
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", kept)
     generated(net, IDS, {"model.layers.1.mlp.output": lambda step, h: h * 0.5}, **GREEDY)
     bitwise(list(keys), seen[1 :: zoo.LAYERS])
+
+
+def test_a_sliding_window():
+    """Patterns grow up to its 6 positions, and no further."""
+    net = eager("mistral")
+    model = weft.LanguageModel(net)
+    with model.generate(SHORT[:, :3], **{**GREEDY, "max_new_tokens": 6}) as tracer:
+        patterns = weft.save([])
+        for _ in tracer.iter[:]:
+            patterns.append(attention_of(model, "llama").output[1])
+        ids = tracer.result.save()
+    expected = own(net, SHORT[:, :3], max_new_tokens=6)
+    bitwise(ids, expected.sequences)
+    bitwise(list(patterns), [step[1] for step in expected.attentions])
+    assert [one.shape[-1] for one in patterns] == [3, 4, 5, 6, 6, 6]

@@ -246,16 +246,18 @@ class _Stretch:
         return found
 
     def _row(self, length: int, index: int) -> Row:
+        """Where sizes do not grow evenly all along, as beside a sliding window, by halves."""
         low, high = self._ends
-        first, last = self._table(low).rows[index], self._table(high).rows[index]
-        if first == last or length in (low, high):
-            return last if length == high else first
-        middle = (low + high) // 2
-        if _along(first, last, low, high, middle) == self._table(middle).rows[index]:
-            found = _along(first, last, low, high, length)
-            if found is not None:
-                return found
-        return self._table(length).rows[index]
+        while True:
+            first, last = self._table(low).rows[index], self._table(high).rows[index]
+            if first == last or length in (low, high):
+                return last if length == high else first
+            middle = (low + high) // 2
+            if _along(first, last, low, high, middle) == self._table(middle).rows[index]:
+                found = _along(first, last, low, high, length)
+                if found is not None:
+                    return found
+            low, high = (low, middle) if length <= middle else (middle, high)
 
 
 def _along(first: Row, last: Row, low: int, high: int, length: int) -> Row | None:
