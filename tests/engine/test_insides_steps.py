@@ -55,7 +55,7 @@ def admitted(graph, **bounds):
     facts: Any = known().facts
     call = prepare_language(IDS, None, facts)
     return admit(
-        graph, call, known(), limits(**bounds), sampling=sampling_of({**OPTIONS, "seed": 1})
+        graph, call, known(), limits(**bounds), sampling=[sampling_of({**OPTIONS, "seed": 1})]
     )
 
 

@@ -155,3 +155,15 @@ def test_a_sliding_window():
     bitwise(ids, expected.sequences)
     bitwise(list(patterns), [step[1] for step in expected.attentions])
     assert [one.shape[-1] for one in patterns] == [3, 4, 5, 6, 6, 6]
+
+
+def test_run_again_on_an_edited_model(gpt2):
+    """An edit of an operation acts at every step of what was recorded without it."""
+    model = weft.LanguageModel(gpt2)
+    with model.generate(IDS, **GREEDY) as tracer:
+        tracer.result.save("ids")
+    with model.edit() as edited:
+        attention_of(model, "gpt2").source.softmax_0.output[:, 0] = 0
+    ids = tracer.graph.run(edited, IDS)["ids"]
+    with by_hand(gpt2, no_head):
+        bitwise(ids, own(gpt2).sequences)
