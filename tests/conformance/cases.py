@@ -249,11 +249,12 @@ def gradient(lane: Lane, judge: Judge) -> None:
 
 
 def _grad(subject: Subject, net: nn.Module, given: Given, loss: Any, change: Any = None) -> Any:
-    """By autograd: the gradient at layer 0, with that at layer 1 changed on its way."""
+    """By autograd, over weights that ask for no gradients, as Weft's: the gradient at layer 0, with
+    that at layer 1 changed on its way."""
     args, kwargs = given
     key = f"{subject.paths.layer(0)}.output"
     backward = {} if change is None else {f"{subject.paths.layer(1)}.output": change}
-    return gradients(net, [key], loss, *args, backward=backward, **kwargs)[key]
+    return gradients(net, [key], loss, *args, backward=backward, frozen=True, **kwargs)[key]
 
 
 # -- 6: nothing is left behind ---------------------------------------------------------------------
