@@ -63,13 +63,14 @@ def padding(lane: Lane, judge: Judge) -> None:
     is chance, twice that of another run as often as half of it.
     """
     subject, rows = lane.subject, zoo.tokens(*PADDED)
+    shapes = lane.shapes or WIDER
     found = _levels_of_rows(lane, rows)
     if subject.dtype is not torch.float32:
         alone = lambda net: _as_one([_levels_alone(subject, net, row) for row in rows])
-        judge.same(_as_one(found), alone, WIDER)
+        judge.same(_as_one(found), alone, shapes)
         return
     for row, got in zip(rows, found, strict=True):
-        judge.same(got, lambda net, row=row: _levels_alone(subject, net, row), WIDER)
+        judge.same(got, lambda net, row=row: _levels_alone(subject, net, row), shapes)
 
 
 def _as_one(rows: list[list[torch.Tensor]]) -> list[torch.Tensor]:

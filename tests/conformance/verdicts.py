@@ -69,10 +69,10 @@ class Judge:
 
     def same(self, got: Any, oracle: Callable[[nn.Module], Any], shapes: str = "") -> None:
         """Raises `AssertionError` unless `got` is what the oracle gives: to the bit, or, where
-        `shapes` or the lane says why the shapes are others, within the bound.
+        `shapes` (else the lane) says why the shapes are others, within the bound.
 
         For half precision the oracle also runs on the same weights in float32."""
-        subject, why = self._subject, self._shapes or shapes
+        subject, why = self._subject, shapes or self._shapes
         expected = oracle(subject.net)
         try:
             bitwise(got, expected)

@@ -7,8 +7,8 @@ A key is a module's path and `output` or `input` (its first tensor), or the name
 `change` maps keys to functions of what stands there, as in a forward hook; `backward` maps keys to
 functions of the gradient there, as in `Tensor.register_hook`. Weights are left without gradients.
 
-With `frozen` weights the graph begins at the first key. Where a gradient comes together from several
-uses, autograd adds them up in another order then, and the last bits are others.
+With `frozen` weights the graph begins at the first key. Where a gradient is a sum over many uses,
+autograd adds them up in another order then, and the last bits are others.
 """
 
 from __future__ import annotations
