@@ -8,7 +8,7 @@ A block is written once, and runs in every lane.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -21,16 +21,19 @@ from tests.families import zoo
 from tests.families.zoo import LAYERS
 from tests.language.autograd import gradients
 from tests.language.hooks import hook_count, with_hooks
-from weft.errors import UnknownOptionError, UnknownPathError
 
 from . import strangers
 from .generations import steering
 from .lanes import Lane, hidden
 from .models import Given, Subject
+from .options import refusals
 from .verdicts import Judge
 
 PADDED = (25, 24, 23, 20, 5)
 """Lengths of rows in one batch: 0, 1, 2, 5 and 20 pad tokens."""
+
+WIDER = "a padded batch has more rows and positions than the prompt alone"
+BATCH = "gradients of two prompts in one batch, each against its own alone"
 
 A, B, C = zoo.tokens(9, 9, 9, seed=1)
 
@@ -60,13 +63,14 @@ def padding(lane: Lane, judge: Judge) -> None:
     is chance, twice that of another run as often as half of it.
     """
     subject, rows = lane.subject, zoo.tokens(*PADDED)
+    shapes = lane.shapes or WIDER
     found = _levels_of_rows(lane, rows)
     if subject.dtype is not torch.float32:
         alone = lambda net: _as_one([_levels_alone(subject, net, row) for row in rows])
-        judge.same(_as_one(found), alone)
+        judge.same(_as_one(found), alone, shapes)
         return
     for row, got in zip(rows, found, strict=True):
-        judge.same(got, lambda net, row=row: _levels_alone(subject, net, row))
+        judge.same(got, lambda net, row=row: _levels_alone(subject, net, row), shapes)
 
 
 def _as_one(rows: list[list[torch.Tensor]]) -> list[torch.Tensor]:
@@ -242,15 +246,16 @@ def gradient(lane: Lane, judge: Judge) -> None:
         rows = first.grad.save()
     for row, got in ((B, rows[:1]), (C, rows[1:])):
         alone = subject.give(row)
-        judge.same(got, lambda net, alone=alone: _grad(subject, net, alone, _loss))
+        judge.same(got, lambda net, alone=alone: _grad(subject, net, alone, _loss), BATCH)
 
 
 def _grad(subject: Subject, net: nn.Module, given: Given, loss: Any, change: Any = None) -> Any:
-    """By autograd: the gradient at layer 0, with that at layer 1 changed on its way."""
+    """By autograd, over weights that ask for no gradients, as Weft's: the gradient at layer 0, with
+    that at layer 1 changed on its way."""
     args, kwargs = given
     key = f"{subject.paths.layer(0)}.output"
     backward = {} if change is None else {f"{subject.paths.layer(1)}.output": change}
-    return gradients(net, [key], loss, *args, backward=backward, **kwargs)[key]
+    return gradients(net, [key], loss, *args, backward=backward, frozen=True, **kwargs)[key]
 
 
 # -- 6: nothing is left behind ---------------------------------------------------------------------
@@ -302,7 +307,8 @@ def _fail_while_recording(lane: Lane, given: Given) -> None:
 
 
 def places(lane: Lane, judge: Judge) -> None:
-    """One program: to the bit what hooks give, also on a server full of strangers' requests."""
+    """One program: what hooks give, also on a server full of strangers' requests, and among as
+    many invokes."""
     subject, given = lane.subject, lane.subject.give(A)
     if lane.name == "remote":
         with strangers.around(lane) as mine:
@@ -310,6 +316,11 @@ def places(lane: Lane, judge: Judge) -> None:
                 _program(lane)
             mine()
             got = tracer.job.result()
+    elif lane.name == "beside":
+        args, kwargs = given
+        with strangers.invoked(lane) as tracer, tracer.invoke(*args, **kwargs):
+            _program(lane)
+        got = tracer.results
     else:
         with lane.block(given) as tracer:
             _program(lane)
@@ -346,46 +357,6 @@ def _program_alone(subject: Subject, net: nn.Module, given: Given) -> Any:
     args, kwargs = given
     out = with_hooks(net, hooks, *args, **kwargs).result.logits
     return [kept["read"], kept["moved"], out]
-
-
-# -- 8: what is not there raises -------------------------------------------------------------------
-
-
-def refusals(lane: Lane, judge: Judge) -> None:
-    """Unknown paths raise with the nearest real one, unknown and wrong options raise."""
-    given = lane.subject.give(A)
-    for path, pattern in _wrong_paths(lane.subject):
-        judge.raises(UnknownPathError, pattern, lambda path=path: _read(lane, given, path))
-    for options, pattern in _wrong_options(lane.subject):
-        opened = lambda options=options: _open(lane, given, options)
-        judge.raises(UnknownOptionError, pattern, opened)
-
-
-def _wrong_paths(subject: Subject) -> Iterator[tuple[str, str]]:
-    """A path with one letter too many, and the name that the error must have."""
-    layer, _, name = subject.paths.attention(1).rpartition(".")
-    yield f"{layer}.{name}x" if layer else f"{name}x", rf"nearest are .*{name}"
-    listed, _, last = subject.paths.layer_list.rpartition(".")
-    yield f"{listed}.{last}s", rf"nearest are .*{last}"
-
-
-def _wrong_options(subject: Subject) -> Iterator[tuple[dict[str, Any], str]]:
-    yield {"remote": "nowhere"}, "means no place"
-    yield {"seed": -1}, "seed"
-    yield {"alone": "yes"}, "alone is True or False"
-    yield {"output_hidden_stats": True}, "did you mean output_hidden_states"
-    yield {"labels": torch.tensor([1])}, "labels"
-    yield {"past_key_values": None}, "past_key_values"
-
-
-def _read(lane: Lane, given: Given, path: str) -> None:
-    with lane.block(given):
-        lane.model.get(path).output.save()
-
-
-def _open(lane: Lane, given: Given, options: dict[str, Any]) -> None:
-    with lane.block(given, **options):
-        pass
 
 
 CASES: tuple[Case, ...] = (

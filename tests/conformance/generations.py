@@ -125,7 +125,7 @@ def _same_without_a_cache(judge: Judge, subject: Subject, whole: Found, steered:
         return
     judge.exact(whole.ids, steered.ids)
     ends = [torch.stack([one[:, -1] for one in found.logits]) for found in (whole, steered)]
-    judge.same(ends[0], lambda net: ends[1])
+    judge.same(ends[0], lambda net: ends[1], "without a cache each step computes all positions")
 
 
 def _by_hooks(

@@ -5,7 +5,8 @@
 
 - `local`: on the module, in this process;
 - `remote`: the same source over HTTP, on a live server in this process;
-- `beside`: as an invoke between others of one block, whose hidden states are NaN and 1e30.
+- `beside`: as an invoke between others of one block, whose hidden states are NaN and 1e30: between
+  two, in case 7 among 31.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ class Lane:
     """How a block is opened. `model` is the handle whose sites are used in it."""
 
     name = "local"
+    shapes = ""
+    """Why the shapes of a pass are not those of the prompt alone; empty where they are."""
 
     def __init__(self, subject: Subject, model: Any) -> None:
         self.subject = subject
@@ -82,6 +85,7 @@ class Beside(Lane):
     """An invoke between two others."""
 
     name = "beside"
+    shapes = "one pass computes its rows together with the neighbours'"
 
     def __init__(self, local: Lane) -> None:
         super().__init__(local.subject, local.model)

@@ -105,6 +105,8 @@ DTYPES = (torch.float32, torch.bfloat16)
 ENCODED = {"t5": "decoder.block"}
 """Families with an encoder, in which the sites of the cases lie; and where their decoder's layers
 are, in which those of generations do."""
+SILENT = ("bert",)
+"""Families that give no next token: they cannot generate."""
 
 Given = tuple[tuple, dict[str, Any]]
 """Positional and keyword arguments of `trace`, `invoke`, or the module itself."""
@@ -119,6 +121,10 @@ class Subject:
     net: nn.Module
     reference: nn.Module
     paths: Paths
+
+    @property
+    def generates(self) -> bool:
+        return self.name not in SILENT
 
     def answering(self, number: int) -> str:
         """The layer with this number of those that run at each step of a generation."""

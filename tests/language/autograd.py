@@ -6,6 +6,9 @@
 A key is a module's path and `output` or `input` (its first tensor), or the name of a weight.
 `change` maps keys to functions of what stands there, as in a forward hook; `backward` maps keys to
 functions of the gradient there, as in `Tensor.register_hook`. Weights are left without gradients.
+
+With `frozen` weights the graph begins at the first key. Where a gradient is a sum over many uses,
+autograd adds them up in another order then, and the last bits are others.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ def gradients(
     *args: Any,
     change: Mapping[str, Change] = {},
     backward: Mapping[str, Change] = {},
+    frozen: bool = False,
     **kwargs: Any,
 ) -> dict[str, torch.Tensor]:
     """The gradients at `keys`, by key."""
@@ -37,6 +41,8 @@ def gradients(
         if key in change:
             changed = change[key](tensor)
             tensor = tensor if changed is None else changed
+        if not tensor.requires_grad:
+            tensor = tensor.detach().requires_grad_()
         if key in backward:
             tensor.register_hook(backward[key])
         tensor.retain_grad()
@@ -46,13 +52,18 @@ def gradients(
     for key in dict.fromkeys([*keys, *change, *backward]):
         if key not in weights:
             handles.append(_hook(net, key, see))
+    asked = [weight for weight in weights.values() if frozen and weight.requires_grad]
     try:
+        for weight in asked:
+            weight.requires_grad_(False)
         loss(net(*args, **kwargs)).backward()
         found = {**kept, **weights}
         return {key: found[key].grad.clone() for key in keys}
     finally:
         for handle in handles:
             handle.remove()
+        for weight in asked:
+            weight.requires_grad_()
         for weight in weights.values():
             weight.grad = None
 

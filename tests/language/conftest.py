@@ -83,9 +83,11 @@ _ANNOUNCED = pytest.mark.filterwarnings("ignore::weft.errors.RemoteLookWarning")
 
 @pytest.fixture(scope="session")
 def place(request: pytest.FixtureRequest) -> Iterator[Place]:
-    """Where the models of a test run."""
+    """Where the models of a test run. Opened anew, it is another server: workers that take tests
+    from one another come back to a place that they have left."""
     with request.param.opened():
         yield request.param
+    _subject.cache_clear()
 
 
 @pytest.fixture(autouse=True)

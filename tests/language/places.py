@@ -68,6 +68,7 @@ class OnServer(Place):
 
         with serve({}) as self._server:
             yield
+        self._kept.clear()
 
     def take_over(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("WEFT_HOST", self._server.url)

@@ -42,13 +42,14 @@ def bitwise(got: Any, expected: Any) -> None:
             raise AssertionError(f"{where}not bitwise the same: {_difference(one, other)}")
 
 
-def bounded(got: Any, expected: Any, reference: Any = None) -> None:
-    """Raises unless `got` is within the bound of `expected`, the plain run.
+def bounded(got: Any, expected: Any, reference: Any = None) -> float:
+    """Raises unless `got` is within the bound of `expected`, the plain run; returns the largest
+    part of the bound that a tensor used, 0 to 1.
 
     Half precision needs `reference`, the same computed in float32: `got` may be `HALF_FACTOR` times
     as far from it as `expected` is. Integers and truth values must be equal.
     """
-    references = _leaves(reference) if reference is not None else iter(())
+    used, references = 0.0, _leaves(reference) if reference is not None else iter(())
     for where, one, other in _pairs(got, expected):
         true = next(references, None)
         if not _is_floating(one):
@@ -60,6 +61,8 @@ def bounded(got: Any, expected: Any, reference: Any = None) -> None:
                 f"{where}beyond the bound: off by {error:.3g}, allowed {allowed:.3g}; "
                 f"{_difference(one, other)}"
             )
+        used = max(used, error / allowed if error else 0.0)
+    return used
 
 
 def greedy(got: torch.Tensor, expected: torch.Tensor) -> None:
