@@ -44,7 +44,9 @@ def layout_of(call: ModelCall) -> Layout:
 def rehearsal(net: nn.Module, layout: Layout, sampling: Sampling) -> Decoding:
     """A generation that goes on for ever, with the same token. Numbers in it mean nothing."""
     lasting = replace(sampling, max_new_tokens=2, eos_token_id=None, stop_strings=None)
-    found = generation_of(net, prompt_of(layout), lasting)
+    first = next(net.parameters(), None)
+    prompt = prompt_of(layout)
+    found = generation_of(net, prompt if first is None else prompt.to(first.device), lasting)
     sampler: Any = _Any(layout.batch, layout.length)
     found.sampler = sampler
     return found
@@ -57,8 +59,8 @@ class _Any:
         self._batch = batch
         self.longest = length + 2
 
-    def choose(self, *_: Any) -> Tensor:
-        return torch.ones(self._batch, dtype=torch.int64)
+    def choose(self, ids: Tensor, *_: Any) -> Tensor:
+        return torch.ones(self._batch, dtype=torch.int64, device=ids.device)
 
     def ended(self, *_: Any) -> bool:
         return False

@@ -81,7 +81,9 @@ def _free(call: ModelCall) -> int:
     """A part of the memory that is free where the call runs."""
     devices = [value.device for value in call.kwargs.values() if isinstance(value, torch.Tensor)]
     if devices and devices[0].type == "cuda":
-        return torch.cuda.mem_get_info(devices[0])[0] // _SHARE
+        place = devices[0]
+        kept = torch.cuda.memory_reserved(place) - torch.cuda.memory_allocated(place)
+        return (torch.cuda.mem_get_info(place)[0] + kept) // _SHARE
     try:
         pages: Any = os.sysconf("SC_AVPHYS_PAGES")
         return pages * os.sysconf("SC_PAGE_SIZE") // _SHARE

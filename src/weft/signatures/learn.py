@@ -29,7 +29,7 @@ from weft.graph.site import Leaf, operations_of
 from weft.kernels.aval import Aval
 from weft.sources.stand import StandIn
 
-from .shapes import Look, Shapes, storage_of
+from .shapes import Look, Shapes, copied, storage_of
 from .structure import PLAIN, Tree, abstract, put_together, take_apart, tensors_inside
 from .telling import Telling
 
@@ -219,8 +219,8 @@ def learn_by_running(
     """A real pass; the activations of the whole pass are alive at its end."""
     tree, _, leaves = take_apart((args, kwargs))
     tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-    with _quiet(), torch.random.fork_rng(devices=[]), _values_kept(module):
-        copies = _copies(tensors)
+    with _quiet(), _draws_kept(module), _values_kept(module):
+        copies = _copies(tensors, weights_of(module))
         args, kwargs = put_together(tree, _replaced(leaves, copies, None))
         events = _pass(module, args, kwargs, None, telling)
     everything = Look(frozenset(range(len(tensors))), truth=False)
@@ -283,15 +283,16 @@ def _private(leaf: Any, mode: Shapes | None) -> Any:
     return copy.deepcopy(leaf, memo)
 
 
-def _copies(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Copies with the same layouts, sharing storages as the originals do."""
+def _copies(tensors: list[torch.Tensor], weights: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Copies with the same layouts, where the weights are, sharing storages as the originals do."""
     storages: dict[int, torch.UntypedStorage] = {}
     out = []
     for tensor in tensors:
         key = storage_of(tensor)
+        device = weights[0].device if weights else tensor.device
         if key not in storages:
-            storages[key] = tensor.untyped_storage().clone()
-        copy = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+            storages[key] = copied(tensor.untyped_storage(), device)
+        copy = torch.empty(0, dtype=tensor.dtype, device=device)
         out.append(
             copy.set_(storages[key], tensor.storage_offset(), tensor.size(), tensor.stride())
         )
@@ -343,6 +344,14 @@ def _put_back(space: dict[str, Any], was: dict[str, Any]) -> None:
     for name in [name for name in space if name not in was]:
         if any(isinstance(leaf, torch.Tensor) for leaf in take_apart(space[name])[2]):
             del space[name]
+
+
+@contextmanager
+def _draws_kept(module: nn.Module) -> Iterator[None]:
+    """What the pass draws, here and on the devices of the weights, is there to be drawn anew."""
+    devices = {weight.device for weight in weights_of(module) if weight.device.type == "cuda"}
+    with torch.random.fork_rng(devices=devices):
+        yield
 
 
 @contextmanager

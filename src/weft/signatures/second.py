@@ -12,7 +12,17 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from .learn import Table, _quiet, _state_kept, _table, _unseen, _values_kept, _Watch, weights_of
+from .learn import (
+    Table,
+    _draws_kept,
+    _quiet,
+    _state_kept,
+    _table,
+    _unseen,
+    _values_kept,
+    _Watch,
+    weights_of,
+)
 from .shapes import Shapes
 from .structure import take_apart
 from .telling import Telling
@@ -47,7 +57,7 @@ def learn_second_by_running(
     module: nn.Module, pair: Callable[[nn.Module], Pair], telling: Telling | None = None
 ) -> Table:
     """A real pass of the second call."""
-    with _quiet(), torch.random.fork_rng(devices=[]), _values_kept(module), _state_kept(module):
+    with _quiet(), _draws_kept(module), _values_kept(module), _state_kept(module):
         return _second(module, pair, None, telling)
 
 

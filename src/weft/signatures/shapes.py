@@ -75,7 +75,8 @@ class Shapes(TorchDispatchMode):
     def inputs(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         """The call's tensors, in the same order, as the model may have them; never the originals.
 
-        Those that share a storage still do.
+        Those that share a storage still do. All are on the device pretended: a call that is only
+        recorded, or sent somewhere else, is not moved to the model.
         """
         copies: dict[int, torch.UntypedStorage] = {}
         return [self._input(t, number, copies) for number, t in enumerate(tensors)]
@@ -84,11 +85,11 @@ class Shapes(TorchDispatchMode):
         self, tensor: torch.Tensor, number: int, copies: dict[int, torch.UntypedStorage]
     ) -> torch.Tensor:
         if not self.integers or not _is_known_kind(tensor) or tensor.layout is not torch.strided:
-            return self.fake(tensor)
+            return self.fake(tensor, self.device)
         key = storage_of(tensor)
         if key not in copies:
-            copies[key] = tensor.untyped_storage().clone()
-        copy = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+            copies[key] = copied(tensor.untyped_storage(), self.device)
+        copy = torch.empty(0, dtype=tensor.dtype, device=self.device)
         copy.set_(copies[key], tensor.storage_offset(), tensor.size(), tensor.stride())
         self._note(copy, self._taint.get(storage_of(copy), _NOTHING) | {number})
         return copy
@@ -169,13 +170,15 @@ class Shapes(TorchDispatchMode):
                 self._kept.append(tensor)
                 self._taint[key] = self._taint.get(key, _NOTHING) | taint
 
-    def fake(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The fake of a tensor; the fakes of two that share a storage share one too."""
+    def fake(self, tensor: torch.Tensor, device: torch.device | None = None) -> torch.Tensor:
+        """The fake of a tensor, where it is, or on `device`; the fakes of two that share a storage
+        share one too."""
         if isinstance(tensor, FakeTensor):
             return tensor
         found = self._fakes.get(id(tensor))
         if found is None:
-            device = self.device if tensor.device.type == "meta" else tensor.device
+            if device is None:
+                device = self.device if tensor.device.type == "meta" else tensor.device
             with no_dispatch():
                 elem = tensor.detach() if tensor.device.type == "meta" else self._on_meta(tensor)
                 found = FakeTensor(self._mode, elem, device)
@@ -193,6 +196,12 @@ class Shapes(TorchDispatchMode):
             self._kept.append(tensor)
         elem = torch.empty(0, dtype=tensor.dtype, device="meta")
         return elem.set_(self._bases[key], tensor.storage_offset(), tensor.size(), tensor.stride())
+
+
+def copied(storage: torch.UntypedStorage, device: torch.device) -> torch.UntypedStorage:
+    """A copy of all of a storage, on a device."""
+    whole = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)  # type: ignore[call-overload]
+    return whole.to(device, copy=True).untyped_storage()
 
 
 def storage_of(tensor: torch.Tensor) -> int:
