@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 import weft
@@ -17,11 +18,14 @@ pytestmark = pytest.mark.gpu
 
 IDS = place.tokens(9)
 ON = IDS.to(DEVICE)
+VERSION = tuple(int(part) for part in transformers.__version__.split(".")[:2])
 
 
 @pytest.mark.parametrize("name", zoo.FAMILIES)
 def test_every_module_of_every_family(name):
     """Shapes were foreseen without running: as the real kernels of the device give them."""
+    if name == "opt" and VERSION < (5, 23):
+        pytest.skip("before transformers 5.23, OPT's layers take a mask only where it is needed")
     net = place.net(name)
     model = weft.LanguageModel(net)
     paths = [path for path, _ in net.named_modules() if path]

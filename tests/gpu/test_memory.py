@@ -195,12 +195,18 @@ def test_memory_that_runs_out_inside_a_block(model, net):
     with model.trace(ids):
         expected = model.lm_head.output.save()
     gc.collect()
+    torch.cuda.empty_cache()
     hooks, before = hook_count(net), torch.cuda.memory_allocated()
-    with pytest.raises(torch.OutOfMemoryError) as caught, model.trace(ids):
-        h = model.model.layers[1].output
-        big = h.new_zeros((1 << 20, 1 << 20))  # here
-        model.model.layers[1].output = h + big.sum()
-        model.lm_head.output.save()
+    whole = torch.cuda.get_device_properties(DEVICE).total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + (256 << 20)) / whole)
+    try:
+        with pytest.raises(torch.OutOfMemoryError) as caught, model.trace(ids):
+            h = model.model.layers[1].output
+            big = h.new_zeros((1 << 15, 1 << 15))  # here: 4 GiB
+            model.model.layers[1].output = h + big.sum()
+            model.lm_head.output.save()
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
     said = "".join(traceback.format_exception(caught.value))
     assert "# here" in said and __file__ in said
     del caught, said

@@ -82,8 +82,20 @@ def test_every_operation_does_what_was_foreseen_in_many_samples() -> None:
 
 @pytest.mark.gpu
 def test_every_operation_does_what_was_foreseen_on_a_gpu(drawn: list[Sample]) -> None:
-    failures = {sample.name: problems for sample in drawn if (problems := wrong(sample, "cuda"))}
+    failures, missing = {}, Counter()
+    for sample in drawn:
+        try:
+            problems = wrong(sample, "cuda")
+        except (NotImplementedError, RuntimeError) as error:
+            if "not implemented for" in str(error):  # CUDA has no kernel of this dtype
+                missing[sample.name] += 1
+                continue
+            problems = [repr(error)]
+        if problems:
+            failures[sample.name] = problems
+    print(f"\nno kernel: {dict(missing)}")
     assert failures == {}
+    assert missing.total() < len(drawn) // 10
 
 
 # Torch checks these on real tensors only (most are checks of numbers).

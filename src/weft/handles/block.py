@@ -84,7 +84,7 @@ class Block:
         self._recorder: Recorder = kind(
             None if call is None else self._seen(call),
             run_prefix=prefix if runs else None,
-            device=device,
+            device=device or _results_on(handle, place),
             was_tuple=handle._was_tuple,
             seed=seed,
             owner=handle._root,
@@ -321,6 +321,15 @@ def _scanned() -> FailedRunError:
         "this value has no numbers: its block was only scanned",
         fix="use model.trace(...), which runs the block",
     )
+
+
+def _results_on(handle: Handle, place: Place) -> torch.device | None:
+    """Where results of a run in this process lie: with the weights. None: on the CPU."""
+    weights = handle._weights
+    if place.kind != "here" or not weights.are_loaded:
+        return None
+    found = weights.device()
+    return None if found.type == "meta" else found
 
 
 def _refuse_look(graph: Graph, constants: dict[str, torch.Tensor]) -> dict[str, Any]:
