@@ -81,6 +81,7 @@ def test_every_operation_does_what_was_foreseen_in_many_samples() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.timeout(900)  # many kernels are compiled on their first use
 def test_every_operation_does_what_was_foreseen_on_a_gpu(drawn: list[Sample]) -> None:
     failures, missing = {}, Counter()
     for sample in drawn:
