@@ -155,7 +155,10 @@ def chosen_how(sampling: Any) -> Generation:
     try:
         return convert({name: getattr(sampling, name) for name in names}, Generation)
     except ValidationError as error:
-        raise TravelError(f"an option of the generation does not travel: {error}") from None
+        raise TravelError(
+            f"an option of the generation does not travel: {error}",
+            fix="give numbers, text and lists of them",
+        ) from None
 
 
 def pack_inputs(
@@ -188,7 +191,10 @@ def _language(kwargs: Mapping[str, Any]) -> tuple[LanguageInputs, dict[str, Fram
     tensors = {name: kwargs[name] for name in TENSOR_NAMES if name in kwargs}
     options = {name: value for name, value in kwargs.items() if name not in tensors}
     if odd := options.keys() - set(LanguageOptions.__struct_fields__):
-        raise TravelError(f"the option {min(odd)!r} does not travel to a server")
+        raise TravelError(
+            f"the option {min(odd)!r} does not travel to a server",
+            fix="leave it out, or run the block here: remote=False",
+        )
     inputs = LanguageInputs(given=cast(Any, tuple(tensors)), options=LanguageOptions(**options))
     return inputs, {name: frame_of(tensor, name) for name, tensor in tensors.items()}
 

@@ -95,7 +95,10 @@ class Speaker:
     ) -> Ids:
         """The ids of a chat through the model's own template, which the server runs."""
         if not tokenize or return_dict:
-            raise UnknownOptionError("a served tokenizer gives the ids of a chat, as a list")
+            raise UnknownOptionError(
+                "a served tokenizer gives the ids of a chat, as a list",
+                fix="leave out tokenize= and return_dict=",
+            )
         chat = tuple([ChatMessage(role=m["role"], content=m["content"]) for m in messages])
         query = TokensQuery(
             model=self.name_or_path, chats=(chat,), add_generation_prompt=add_generation_prompt

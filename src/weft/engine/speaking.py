@@ -128,4 +128,6 @@ def _text(speaker: Any, row: tuple[int, ...], skip: bool) -> str:
     try:
         return speaker.decode(list(row), skip_special_tokens=skip)
     except (OverflowError, IndexError, KeyError, TypeError, ValueError):
-        raise InputError("these ids are not of this model's vocabulary") from None
+        raise InputError(
+            "these ids are not of this model's vocabulary", fix="use ids that the model gave"
+        ) from None
