@@ -59,6 +59,8 @@ def test_a_generation_from_embeddings_of_a_served_model(gpt2: Any, place: Any) -
             ids = tracer.result.save()
         assert ids.shape == (1, 2)
         return
+    with gpt2.model.generate(torch.ones(1, 3, dtype=torch.long), **GREEDY) as tracer:
+        tracer.result.save()  # what ids of this shape look like is known from here on
     with (
         pytest.raises(InputError, match="only where the model is") as caught,
         gpt2.model.generate(inputs_embeds=embeds, **GREEDY) as tracer,

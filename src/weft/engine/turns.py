@@ -142,16 +142,16 @@ class Turns:
         if self._ask is None:
             keywords = first_keywords(call, sampling, self._facts)
             return self._signatures.for_call((), keywords)
+        if "inputs_embeds" in call.kwargs:
+            raise InputError(
+                "a prompt of embeddings can be generated from only where the model is",
+                fix="open the model on this machine, remote=False",
+            )
         key = layout, _flags(sampling)
         found = self._first.get(key)
         if found is None:
             if len(self._first) > _REMEMBERED:
                 self._first.clear()
-            if "inputs_embeds" in call.kwargs:
-                raise InputError(
-                    "a prompt of embeddings can be generated from only where the model is",
-                    fix="open the model on this machine, remote=False",
-                )
             found = self._first[key] = self._asked(layout, sampling, False)
         return found
 
