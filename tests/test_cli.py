@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from weft.cli import CLIENT_SETTINGS, main
+from weft.cli import main
+from weft.commands.options import CLIENT_SETTINGS
 from weft.errors import SettingError
 from weft.service.fleet.keys import LOCAL_OWNER, announced, local_key, open_keys
 from weft.service.fleet.models import Deployment, parse_all

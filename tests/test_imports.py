@@ -51,7 +51,8 @@ LAYERS: dict[str, set[str]] = {
     "testing/process": {"settings"},
     "testing/service": {"__init__", "settings", "service", "engine", "client", "handles"},
     "demo": {"__init__", "testing"},
-    "cli": {"__init__", "settings", "demo", "handles/experiment", "service/fleet", "client"},
+    "commands": {"__init__", "settings", "demo", "handles/experiment", "service/fleet", "client"},
+    "cli": {"commands"},
     "__init__": {"errors", "graph", "handles", "client"},
     "__main__": {"cli"},
 }

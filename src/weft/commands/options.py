@@ -1,0 +1,38 @@
+"""What commands share: the subparsers they add to, and options for settings."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+from typing import Any
+
+from weft.settings import TEXTS, Settings, load
+
+CLIENT_SETTINGS = ("host", "key", "connect_seconds", "retry_seconds", "progress")
+"""Settings of whoever asks a server; a server has no option for them."""
+
+Commands = Any
+"""What `argparse` calls `_SubParsersAction`: its `add_parser` makes one more command."""
+
+
+class Strict(argparse.ArgumentParser):
+    """Takes options by their whole names only: `--key` is not `--key-only`."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
+
+
+def add_settings(parser: argparse.ArgumentParser, *only: str) -> None:
+    """An option for each setting of a server, or for those named."""
+    for field in fields(Settings):
+        if field.name in CLIENT_SETTINGS or (only and field.name not in only):
+            continue
+        kind = str if field.default is None else type(field.default)
+        option = f"--{field.name.replace('_', '-')}"
+        parser.add_argument(option, type=kind, metavar=kind.__name__, help=TEXTS[field.name])
+
+
+def settings_of(options: argparse.Namespace) -> Settings:
+    """The settings of a server: its options, then the environment, then the file."""
+    names = [field.name for field in fields(Settings) if field.name not in CLIENT_SETTINGS]
+    return load(**{name: getattr(options, name, None) for name in names})
