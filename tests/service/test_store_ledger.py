@@ -428,6 +428,22 @@ def test_keys(ledger):
         ledger.revoke("d3", 2.0)
 
 
+def test_what_a_key_may_do_is_kept_with_it(ledger):
+    key = Key(
+        *("ann", "d1", 1.0),
+        scopes=("read", "metrics"),
+        models=("tiny", "a/b"),
+        expires=9.5,
+        weight=2.5,
+        limits={"nodes": 10, "queued_jobs": 3},
+    )
+    ledger.add_key(key)
+    assert ledger.key("d1") == key
+    ledger.use_key("d1", 7.0)
+    ledger.use_key("d2", 7.0)
+    assert ledger.keys() == [replace(key, used=7.0)]
+
+
 # -- questions -----------------------------------------------------------------------------------
 
 

@@ -18,11 +18,14 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
+from msgspec.structs import replace
 
 from weft.errors import SettingError
+from weft.service.jobs.scopes import SCOPES
 from weft.service.store.interface import Key, Ledger
 from weft.service.store.keys import digest, new_key
 from weft.service.store.sqlite import open_ledger
@@ -35,14 +38,17 @@ LOCAL_FILE = "local.key"
 OWNER = re.compile("[A-Za-z0-9_-]{1,64}")
 
 
-def add_key(ledger: Ledger, owner: str, now: float) -> str:
-    """Makes a key for `owner` and returns it, the only time that it is seen."""
+def add_key(ledger: Ledger, owner: str, now: float, **fields: Any) -> str:
+    """Makes a key for `owner` and returns it, the only time that it is seen.
+
+    `fields` are those of `Key`: `scopes`, `models`, `expires`, `weight`, `limits`.
+    """
     if not OWNER.fullmatch(owner):
         raise SettingError(
             f"{owner!r} is no name for a key's owner", fix="use letters, digits, - and _"
         )
     key = new_key()
-    ledger.add_key(Key(owner, digest(key), now))
+    ledger.add_key(Key(owner, digest(key), now, **fields))
     return key
 
 
@@ -81,15 +87,21 @@ def show_keys(ledger: Ledger) -> str:
 
 
 def local_key(data: Path, ledger: Ledger, now: float) -> str:
-    """The key of the user who runs the server: that of last time, if it is still good."""
+    """The key of the user who runs the server: that of last time, if it is still good.
+
+    It has all scopes: whoever can read its file can read and write the data folder itself.
+    """
     path = data / LOCAL_FILE
     try:
         key = path.read_text().strip()
     except FileNotFoundError:
         key = ""
-    if key and ledger.key(digest(key)) is not None:
+    row = ledger.key(digest(key)) if key else None
+    if row is not None:
+        if row.scopes != SCOPES:  # of a version that had none, or fewer
+            ledger.add_key(replace(row, scopes=SCOPES))
         return key
-    key = add_key(ledger, LOCAL_OWNER, now)
+    key = add_key(ledger, LOCAL_OWNER, now, scopes=SCOPES)
     _write(path, key.encode())
     return key
 

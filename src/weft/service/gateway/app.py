@@ -44,7 +44,7 @@ from weft.wire.messages import (
 )
 
 from . import constants, events, jobs, models, pages, questions, results
-from .auth import check_protocol, owner_of
+from .auth import check_protocol, check_scope, key_of
 from .bodies import query_of
 from .entry import Entry
 from .errors import Refused
@@ -113,6 +113,7 @@ ROUTES: tuple[Entry, ...] = (
         handler=models.status,
         text="How long the server runs, and how many jobs wait and run for each model.",
         gives=ServerStatus,
+        scope="read",
     ),
     Entry(
         method="GET",
@@ -120,6 +121,7 @@ ROUTES: tuple[Entry, ...] = (
         handler=models.listing,
         text="The models that the server has.",
         gives=ModelList,
+        scope="read",
     ),
     Entry(
         method="GET",
@@ -130,6 +132,7 @@ ROUTES: tuple[Entry, ...] = (
         query=models.ModelQuery,
         headers=_CARD,
         statuses={304: "the client has it already", **_NOT_MODEL},
+        scope="read",
     ),
     Entry(
         method="GET",
@@ -139,6 +142,7 @@ ROUTES: tuple[Entry, ...] = (
         gives=Tables,
         query=models.ModelQuery,
         statuses=_NOT_MODEL,
+        scope="read",
     ),
     Entry(
         method="POST",
@@ -219,6 +223,7 @@ ROUTES: tuple[Entry, ...] = (
         text="Your jobs, newest first.",
         gives=JobList,
         query=jobs.ListQuery,
+        scope="read",
     ),
     Entry(
         method="GET",
@@ -228,6 +233,7 @@ ROUTES: tuple[Entry, ...] = (
         gives=JobInfo,
         query=jobs.WaitQuery,
         statuses=_NOT_JOB,
+        scope="read",
     ),
     Entry(
         method="GET",
@@ -238,6 +244,7 @@ ROUTES: tuple[Entry, ...] = (
         query=jobs.AfterQuery,
         headers={"Last-Event-ID": "the number of the last event that the client has"},
         statuses=_NOT_JOB,
+        scope="read",
     ),
     Entry(
         method="POST",
@@ -271,6 +278,7 @@ ROUTES: tuple[Entry, ...] = (
             416: "there is nothing in this range",
             **_NOT_JOB,
         },
+        scope="read",
     ),
 )
 
@@ -333,12 +341,15 @@ def _answer(gateway: Gateway, entry: Entry, request: Request) -> Any:
 def _checked(gateway: Gateway, entry: Entry, request: Request) -> Visit:
     """What every handler may rely on. Blocks."""
     passage: Passage = request.scope["weft"]
+    key = None
     if entry.key:
-        passage.owner = owner_of(gateway, request)
+        key = key_of(gateway, request)
+        passage.owner = key.owner
+        check_scope(key, entry.scope)
     if entry.protocol:
         check_protocol(request.headers)
     query = query_of(request, entry.query)
-    return Visit(request=request, query=query, owner=passage.owner, id=passage.id)
+    return Visit(request=request, query=query, owner=passage.owner, id=passage.id, key=key)
 
 
 async def _nothing(scope: Scope, receive: Receive, send: Send) -> NoReturn:

@@ -11,11 +11,14 @@ import hashlib
 import hmac
 import ipaddress
 import re
+import time
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
 
 from weft.errors import AccessError, MessageError, VersionMismatchError
+from weft.service.jobs.scopes import allows
+from weft.service.store.interface import Key
 from weft.settings import Settings
 from weft.wire.messages import PROTOCOL
 
@@ -23,12 +26,14 @@ from .errors import Refused
 from .state import Gateway
 
 CHALLENGE = {"WWW-Authenticate": 'Bearer realm="weft"'}
+USED_SECONDS = 60.0
+"""How exactly it is known when a key was used last."""
 WILDCARDS = frozenset({"", "0.0.0.0", "::"})
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
 
 
-def owner_of(gateway: Gateway, request: Request) -> str:
-    """Who the request's key stands for; `Refused` with 401 without a valid one. Blocks."""
+def key_of(gateway: Gateway, request: Request) -> Key:
+    """The request's key; `Refused` with 401 without a valid one, or one of the past. Blocks."""
     given = request.headers.getlist("authorization")
     scheme, _, key = (given[0] if len(given) == 1 else "").partition(" ")
     digest = hashlib.sha256(key.strip().encode("latin-1")).hexdigest()
@@ -40,7 +45,31 @@ def owner_of(gateway: Gateway, request: Request) -> str:
             fix="send it as 'Authorization: Bearer weft_...'; the setting is WEFT_KEY",
         )
         raise Refused(error, 401, CHALLENGE)
-    return row.owner
+    now = gateway.clock()
+    _check_expiry(row, now)
+    if row.used is None or abs(now - row.used) >= USED_SECONDS:
+        gateway.ledger.use_key(row.digest, now)
+    return row
+
+
+def _check_expiry(key: Key, now: float) -> None:
+    """Whoever has the key may know that it was one."""
+    if key.expires is not None and key.expires <= now:
+        day = time.strftime("%Y-%m-%d %H:%M", time.gmtime(key.expires))
+        error = AccessError(
+            f"this key was good until {day} UTC", fix="ask whoever runs the server for a new one"
+        )
+        raise Refused(error, 401, CHALLENGE)
+
+
+def check_scope(key: Key, needed: str) -> None:
+    """Refuses a key that may not do this, and names the scope that it would need."""
+    if not allows(key.scopes, needed):
+        has = ", ".join(key.scopes) or "none"
+        raise AccessError(
+            f"this needs a key with the scope {needed!r}; this key's scopes are: {has}",
+            fix="ask whoever runs the server for a key with that scope",
+        )
 
 
 def check_host(headers: Headers, settings: Settings) -> None:

@@ -22,7 +22,8 @@ class NoQuery(Struct, frozen=True, forbid_unknown_fields=True):
 class Entry(Struct, frozen=True, kw_only=True):
     """`takes` and `gives` are messages, or the media type of something else.
 
-    `statuses` says what each other answer means: those that every route has are left out.
+    `statuses` says what each other answer means: those that every route has are left out. `scope`
+    is what a key needs (`jobs.scopes`), where `key` says that one is needed at all.
     """
 
     method: str
@@ -37,3 +38,4 @@ class Entry(Struct, frozen=True, kw_only=True):
     headers: dict[str, str] = {}
     key: bool = True
     protocol: bool = True
+    scope: str = "run"

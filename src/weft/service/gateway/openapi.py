@@ -19,7 +19,7 @@ IN_PATH: dict[str, tuple[Any, str]] = {
 }
 _EVERYWHERE = {
     400: "the request is malformed",
-    403: "a Host or Origin that the server does not answer",
+    403: "a Host or Origin that the server does not answer, or a key without the scope",
     500: "a mistake of the server's",
 }
 _ALWAYS = {"Weft-Request-Id": "what the server's log knows the request by"}
@@ -74,7 +74,7 @@ def operation(entry: Entry) -> dict[str, Any]:
     if entry.takes is not None:
         found["requestBody"] = {"required": True, "content": _content(entry.takes)}
     if entry.key:
-        found["security"] = [{"key": []}]
+        found["security"] = [{"key": [entry.scope]}]
     return found
 
 

@@ -18,7 +18,7 @@ from msgspec import Struct
 from starlette.requests import Request
 
 from weft.service.store.bells import Bells
-from weft.service.store.interface import Ledger, Objects
+from weft.service.store.interface import Key, Ledger, Objects
 from weft.settings import Settings
 from weft.wire.messages import Limits
 
@@ -73,14 +73,16 @@ class Gateway:
 class Visit:
     """One request, after key, query and protocol were checked.
 
-    `owner` is who the key stands for, empty where none is needed. `id` is the request's id, which
-    stands in the log, in the reply's header and in errors.
+    `key` is the one that it came with, which has the scope that the route needs, and `owner` who
+    that stands for; None and empty where none is needed. `id` is the request's id, which stands in
+    the log, in the reply's header and in errors.
     """
 
     request: Request
     query: Struct
     owner: str
     id: str
+    key: Key | None = None
 
 
 def limits_of(settings: Settings) -> Limits:

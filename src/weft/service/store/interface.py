@@ -26,6 +26,7 @@ from msgspec import Struct
 from weft.errors import LimitError
 from weft.service.jobs.life import Command, Job
 from weft.service.jobs.life import Event as LifeEvent
+from weft.service.jobs.scopes import USUAL
 
 Carry = Callable[[Job, tuple[Command, ...]], None]
 
@@ -47,12 +48,23 @@ class Note(Struct, frozen=True):
 
 
 class Key(Struct, frozen=True):
-    """An API key at rest: `digest` is the SHA-256 of the key, `owner` who it stands for."""
+    """An API key at rest: `digest` is the SHA-256 of the key, `owner` who it stands for.
+
+    Keys of one owner share its jobs, its place in the queue and what is counted of it. Each has its
+    own `scopes` (`jobs.scopes`), `models` (ids that it may use; none: all), `weight` in the queue
+    and `limits` (settings that are others for it).
+    """
 
     owner: str
     digest: str
     created: float
     revoked: float | None = None
+    scopes: tuple[str, ...] = USUAL
+    models: tuple[str, ...] = ()
+    expires: float | None = None
+    weight: float = 1.0
+    limits: dict[str, float] = {}
+    used: float | None = None  # when it was used last, to a minute or so
 
 
 class Question(Struct, frozen=True):
@@ -180,6 +192,10 @@ class Ledger(Protocol):
 
     def revoke(self, digest: str, now: float) -> None:
         """Raises `NoSuchError`."""
+        ...
+
+    def use_key(self, digest: str, now: float) -> None:
+        """Notes when a key was used last. No error where there is none."""
         ...
 
     # -- questions -----------------------------------------------------------------------------

@@ -213,6 +213,11 @@ class MemoryLedger:
                 raise NoSuchError(f"there is no key with the digest {digest}")
             self._keys[digest] = replace(self._keys[digest], revoked=now)
 
+    def use_key(self, digest: str, now: float) -> None:
+        with self._lock:
+            if digest in self._keys:
+                self._keys[digest] = replace(self._keys[digest], used=now)
+
     # -- questions -----------------------------------------------------------------------------
 
     def ask(self, question: Question) -> None:

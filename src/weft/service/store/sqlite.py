@@ -22,40 +22,8 @@ from weft.service.store.database import Database
 from weft.service.store.ids import new_token
 from weft.service.store.interface import Card, Carry, Key, Note, Question
 from weft.service.store.said import check_claim, check_over, entries_of, full, lost
+from weft.service.store.tables import KEY, MIGRATIONS, key_of, row_of
 from weft.settings import Settings
-
-MIGRATIONS: tuple[tuple[str, ...], ...] = (
-    (
-        """CREATE TABLE job (
-            id TEXT PRIMARY KEY, owner TEXT NOT NULL, request_id TEXT NOT NULL,
-            model TEXT NOT NULL, state TEXT NOT NULL, created REAL NOT NULL,
-            holder TEXT, token TEXT, until REAL, ended REAL, body BLOB NOT NULL,
-            UNIQUE (owner, request_id)
-        ) STRICT""",
-        "CREATE INDEX job_of_owner ON job (owner, id)",
-        "CREATE INDEX job_alive ON job (model, state, created, id) WHERE ended IS NULL",
-        "CREATE INDEX job_alive_of_owner ON job (owner, state) WHERE ended IS NULL",
-        "CREATE INDEX job_held ON job (until, holder) WHERE token IS NOT NULL",
-        "CREATE INDEX job_ended ON job (ended) WHERE ended IS NOT NULL",
-        """CREATE TABLE note (
-            job TEXT NOT NULL REFERENCES job ON DELETE CASCADE, seq INTEGER NOT NULL,
-            kind TEXT NOT NULL, data BLOB NOT NULL, PRIMARY KEY (job, seq)
-        ) STRICT, WITHOUT ROWID""",
-        """CREATE TABLE key (
-            owner TEXT NOT NULL, digest TEXT PRIMARY KEY, created REAL NOT NULL, revoked REAL
-        ) STRICT""",
-        """CREATE TABLE question (
-            id TEXT PRIMARY KEY, kind TEXT NOT NULL, owner TEXT NOT NULL, body BLOB NOT NULL,
-            answer BLOB, ok INTEGER NOT NULL, created REAL NOT NULL,
-            taken INTEGER NOT NULL DEFAULT 0
-        ) STRICT""",
-        """CREATE TABLE card (
-            model TEXT PRIMARY KEY, state TEXT NOT NULL, fingerprint TEXT NOT NULL,
-            card BLOB NOT NULL, tables BLOB NOT NULL, reason TEXT
-        ) STRICT""",
-    ),
-)
-"""What leads from each version of the tables to the next. Never change one: add one."""
 
 _REQUEST = "owner = ? AND request_id = ?"
 _QUESTION = "id, kind, owner, body, answer, ok, created"
@@ -218,26 +186,30 @@ class SqliteLedger:
     def add_key(self, key: Key) -> None:
         with self._database.write() as rows:
             rows.execute(
-                "INSERT OR REPLACE INTO key (owner, digest, created, revoked) VALUES (?, ?, ?, ?)",
-                (key.owner, key.digest, key.created, key.revoked),
+                f"INSERT OR REPLACE INTO key ({KEY}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                row_of(key),
             )
 
     def key(self, digest: str) -> Key | None:
-        query = "SELECT owner, digest, created, revoked FROM key WHERE digest = ?"
+        query = f"SELECT {KEY} FROM key WHERE digest = ? AND revoked IS NULL"
         with self._database.read() as rows:
-            row = rows.execute(f"{query} AND revoked IS NULL", (digest,)).fetchone()
-        return None if row is None else Key(*row)
+            row = rows.execute(query, (digest,)).fetchone()
+        return None if row is None else key_of(row)
 
     def keys(self) -> list[Key]:
-        query = "SELECT owner, digest, created, revoked FROM key ORDER BY created, digest"
+        query = f"SELECT {KEY} FROM key ORDER BY created, digest"
         with self._database.read() as rows:
-            return [Key(*row) for row in rows.execute(query)]
+            return [key_of(row) for row in rows.execute(query)]
 
     def revoke(self, digest: str, now: float) -> None:
         with self._database.write() as rows:
             done = rows.execute("UPDATE key SET revoked = ? WHERE digest = ?", (now, digest))
             if done.rowcount == 0:
                 raise NoSuchError(f"there is no key with the digest {digest}")
+
+    def use_key(self, digest: str, now: float) -> None:
+        with self._database.write(durable=False) as rows:
+            rows.execute("UPDATE key SET used = ? WHERE digest = ?", (now, digest))
 
     # -- questions -----------------------------------------------------------------------------
 
