@@ -22,6 +22,8 @@ from weft.service.store.database import Database
 from weft.service.store.ids import new_token
 from weft.service.store.interface import Card, Carry, Key, Note, Question
 from weft.service.store.said import check_claim, check_over, entries_of, full, lost
+from weft.service.store.sqlite_models import TABLES as MODEL_TABLES
+from weft.service.store.sqlite_models import SqliteModels, use
 from weft.settings import Settings
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
@@ -54,6 +56,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             card BLOB NOT NULL, tables BLOB NOT NULL, reason TEXT
         ) STRICT""",
     ),
+    MODEL_TABLES,
 )
 """What leads from each version of the tables to the next. Never change one: add one."""
 
@@ -72,7 +75,7 @@ def open_ledger(
     return SqliteLedger(path, settings or Settings(), carry or (lambda job, commands: None))
 
 
-class SqliteLedger:
+class SqliteLedger(SqliteModels):
     """`interface.Ledger` in an SQLite file."""
 
     def __init__(self, path: Path, settings: Settings, carry: Carry) -> None:
@@ -153,12 +156,6 @@ class SqliteLedger:
             self._carry(change.job, change.commands)
         return [change.job for change in changes]
 
-    def forget(self, before: float) -> list[Job]:
-        with self._database.write() as rows:
-            old = _jobs(rows, "ended IS NOT NULL AND ended < ?", before)
-            rows.executemany("DELETE FROM job WHERE id = ?", [(job.id,) for job in old])
-        return old
-
     def remove(self, id: str) -> None:
         with self._database.write() as rows:
             job = _job(rows, "id = ?", id)
@@ -192,6 +189,8 @@ class SqliteLedger:
     ) -> life.Change:
         change = life.step(job, event, now)
         _update(rows, change.job)
+        if "running" in (job.state, change.job.state):
+            use(rows, job.model, now)
         self._note_all(rows, change.job, change.commands)
         return change
 
@@ -341,9 +340,9 @@ def _waiting(rows: sqlite3.Connection, owner: str) -> int:
 def _insert(rows: sqlite3.Connection, job: Job) -> None:
     rows.execute(
         """INSERT INTO job (owner, request_id, model, created,
-            state, holder, token, until, ended, body, id)
-            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
-        (job.owner, job.request_id, job.model, job.created, *_changing(job), job.id),
+            state, holder, token, until, ended, body, keep, id)
+            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
+        (job.owner, job.request_id, job.model, job.created, *_changing(job), job.keep, job.id),
     )
 
 
