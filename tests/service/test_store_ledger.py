@@ -393,8 +393,8 @@ def test_jobs_that_ended_long_ago_are_forgotten_with_their_notes(ledger):
     old = ledger.step(submitted(ledger, request_id="r").id, CANCEL, 110.0)
     new = ledger.step(submitted(ledger).id, CANCEL, 120.0)
     waiting = submitted(ledger, 1.0)
-    assert ledger.forget(110.0) == []
-    assert ledger.forget(115.0) == [old]
+    assert ledger.forget(110.0, 0.0) == []
+    assert ledger.forget(115.0, 0.0) == [old]
     assert ledger.job(old.id) is None
     assert ledger.notes(old.id) == []
     assert {found.id for found in ledger.jobs("ann")} == {new.id, waiting.id}

@@ -63,6 +63,7 @@ class Job(Struct, frozen=True, kw_only=True):
     constants: tuple[str, ...] = ()  # digests, so that they are kept while it waits
     stages: dict[str, float] = {}
     ended: float | None = None
+    keep: float | None = None  # seconds after its end; None: as long as the server keeps any
     history: tuple[str, ...] = ()  # the last events, for messages
 
 

@@ -27,6 +27,8 @@ from weft.errors import LimitError
 from weft.service.jobs.life import Command, Job
 from weft.service.jobs.life import Event as LifeEvent
 from weft.service.jobs.scopes import USUAL
+from weft.service.store.kept import KeptRows
+from weft.service.store.models import ModelRows
 
 Carry = Callable[[Job, tuple[Command, ...]], None]
 
@@ -90,8 +92,8 @@ class Card(Struct, frozen=True):
     reason: str | None = None
 
 
-class Ledger(Protocol):
-    """Rows."""
+class Ledger(ModelRows, KeptRows, Protocol):
+    """Rows. Those of models and memory stand in `models`, those of jobs that are over in `kept`."""
 
     # -- jobs --------------------------------------------------------------------------------
 
@@ -143,10 +145,6 @@ class Ledger(Protocol):
 
     def expire(self, now: float) -> list[Job]:
         """Takes back claims whose time is over, as `Lost`."""
-        ...
-
-    def forget(self, before: float) -> list[Job]:
-        """Removes jobs that ended before a time, and returns them, so that objects can go too."""
         ...
 
     def remove(self, id: str) -> None:

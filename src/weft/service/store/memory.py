@@ -20,8 +20,10 @@ from weft.service.jobs import life
 from weft.service.jobs.life import FINAL, Job, Leased
 from weft.service.store.ids import new_token
 from weft.service.store.interface import Card, Carry, Key, Note, Question
+from weft.service.store.kept import Gone
+from weft.service.store.memory_models import MemoryModels
 from weft.service.store.names import checked, checked_prefix, checked_range
-from weft.service.store.said import check_claim, check_over, entries_of, full, lost
+from weft.service.store.said import check_claim, check_over, entries_of, expires, full, lost
 from weft.settings import Settings
 
 PIECE = 1 << 20
@@ -37,7 +39,7 @@ class _Row:
         return len(self.notes)
 
 
-class MemoryLedger:
+class MemoryLedger(MemoryModels):
     """`interface.Ledger` in memory."""
 
     def __init__(self, settings: Settings | None = None, carry: Carry | None = None) -> None:
@@ -49,6 +51,8 @@ class MemoryLedger:
         self._questions: dict[str, Question] = {}
         self._taken: dict[str, int] = {}  # how often; free those where that is even
         self._cards: dict[str, Card] = {}
+        self._gone: dict[str, Gone] = {}
+        MemoryModels.__init__(self)
 
     # -- jobs --------------------------------------------------------------------------------
 
@@ -128,13 +132,34 @@ class MemoryLedger:
             self._carry(*change)
         return [job for job, _ in changes]
 
-    def forget(self, before: float) -> list[Job]:
+    def forget(self, now: float, keep_seconds: float) -> list[Job]:
         with self._lock:
-            jobs = [row.job for row in self._rows.values()]
-            old = [job for job in jobs if job.ended is not None and job.ended < before]
+            over = [row.job for row in self._rows.values() if row.job.ended is not None]
+            old = [job for job in over if expires(job, keep_seconds) < now]
             for job in old:
                 del self._rows[job.id]
+                self._gone[job.id] = Gone(job.id, job.owner, job.ended or 0.0, now)
         return old
+
+    def keep(self, id: str, seconds: float) -> Job:
+        with self._lock:
+            row = self._held(id, None)
+            row.job = replace(row.job, keep=seconds)
+            return row.job
+
+    def gone(self, id: str) -> Gone | None:
+        with self._lock:
+            return self._gone.get(id)
+
+    def drop_gone(self, before: float) -> None:
+        with self._lock:
+            self._gone = {id: one for id, one in self._gone.items() if one.expired >= before}
+
+    def recent(self, model: str, limit: int = 50) -> list[Job]:
+        with self._lock:
+            jobs = [row.job for row in self._rows.values()]
+        done = [job for job in jobs if job.model == model and job.state == "done"]
+        return sorted(done, key=lambda job: -(job.ended or 0.0))[:limit]
 
     def remove(self, id: str) -> None:
         with self._lock:
@@ -167,6 +192,8 @@ class MemoryLedger:
         self, row: _Row, event: life.Event, now: float
     ) -> tuple[Job, tuple[life.Command, ...]]:
         change = life.step(row.job, event, now)
+        if "running" in (row.job.state, change.job.state):
+            self.use(row.job.model, now)
         row.job = change.job
         self._note(row, change.commands)
         return change.job, change.commands

@@ -40,8 +40,13 @@ def info_of(job: Job, *, ahead: int | None = None, keep_seconds: float | None = 
         result=_result_of(job),
         error=decode(job.error, ErrorReport, "json") if over and job.error is not None else None,
         stages=job.stages,
-        expires=None if keep_seconds is None or job.ended is None else job.ended + keep_seconds,
+        expires=None if keep_seconds is None or job.ended is None else expires(job, keep_seconds),
     )
+
+
+def expires(job: Job, keep_seconds: float) -> float:
+    """Until when a job that is over is kept: as long as it was asked for, else `keep_seconds`."""
+    return (job.ended or 0.0) + (keep_seconds if job.keep is None else job.keep)
 
 
 def _result_of(job: Job) -> ResultInfo | None:

@@ -22,6 +22,7 @@ from weft.service.store.database import Database
 from weft.service.store.ids import new_token
 from weft.service.store.interface import Card, Carry, Key, Note, Question
 from weft.service.store.said import check_claim, check_over, entries_of, full, lost
+from weft.service.store.sqlite_models import SqliteModels, use
 from weft.service.store.tables import KEY, MIGRATIONS, key_of, row_of
 from weft.settings import Settings
 
@@ -40,7 +41,7 @@ def open_ledger(
     return SqliteLedger(path, settings or Settings(), carry or (lambda job, commands: None))
 
 
-class SqliteLedger:
+class SqliteLedger(SqliteModels):
     """`interface.Ledger` in an SQLite file."""
 
     def __init__(self, path: Path, settings: Settings, carry: Carry) -> None:
@@ -121,12 +122,6 @@ class SqliteLedger:
             self._carry(change.job, change.commands)
         return [change.job for change in changes]
 
-    def forget(self, before: float) -> list[Job]:
-        with self._database.write() as rows:
-            old = _jobs(rows, "ended IS NOT NULL AND ended < ?", before)
-            rows.executemany("DELETE FROM job WHERE id = ?", [(job.id,) for job in old])
-        return old
-
     def remove(self, id: str) -> None:
         with self._database.write() as rows:
             job = _job(rows, "id = ?", id)
@@ -160,6 +155,8 @@ class SqliteLedger:
     ) -> life.Change:
         change = life.step(job, event, now)
         _update(rows, change.job)
+        if "running" in (job.state, change.job.state):
+            use(rows, job.model, now)
         self._note_all(rows, change.job, change.commands)
         return change
 
@@ -313,9 +310,9 @@ def _waiting(rows: sqlite3.Connection, owner: str) -> int:
 def _insert(rows: sqlite3.Connection, job: Job) -> None:
     rows.execute(
         """INSERT INTO job (owner, request_id, model, created,
-            state, holder, token, until, ended, body, id)
-            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
-        (job.owner, job.request_id, job.model, job.created, *_changing(job), job.id),
+            state, holder, token, until, ended, body, keep, id)
+            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
+        (job.owner, job.request_id, job.model, job.created, *_changing(job), job.keep, job.id),
     )
 
 

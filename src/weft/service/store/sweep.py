@@ -25,6 +25,10 @@ UNANSWERED = 300.0
 """Seconds after which nobody waits for an answer any more."""
 
 
+REMEMBERED = 90 * 24 * 3600.0
+"""Seconds for which it is known of a job that it was there and expired."""
+
+
 class Swept(Struct, frozen=True, kw_only=True):
     """What was removed, for the server's log; `lost` jobs were taken back from the last run."""
 
@@ -42,7 +46,8 @@ def recover(ledger: Ledger, objects: Objects, now: float) -> Swept:
 
 def sweep(ledger: Ledger, objects: Objects, now: float, settings: Settings) -> Swept:
     """Removes jobs that were kept long enough with all that is theirs, and what nobody needs."""
-    old = ledger.forget(now - settings.keep_seconds)
+    old = ledger.forget(now, settings.keep_seconds)
+    ledger.drop_gone(now - REMEMBERED)
     for job in old:
         forget_objects(objects, job.id)
     ledger.drop_questions(now - UNANSWERED)

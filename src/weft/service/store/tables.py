@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from weft.service.store.interface import Key
+from weft.service.store.sqlite_models import TABLES as MODEL_TABLES
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
@@ -49,6 +50,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE key ADD COLUMN limits TEXT NOT NULL DEFAULT '{}'",
         "ALTER TABLE key ADD COLUMN used REAL",
     ),
+    MODEL_TABLES,
 )
 """What leads from each version of the tables to the next. Never change one: add one."""
 
