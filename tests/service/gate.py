@@ -90,6 +90,7 @@ class House:
 
     settings: Settings = field(default_factory=Settings)
     models: tuple[str, ...] = (MODEL, "other")
+    server: Server | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.objects = MemoryObjects()
@@ -183,7 +184,7 @@ def live(house: House) -> Iterator[str]:
     listening = socket.create_server(("127.0.0.1", 0))
     port = listening.getsockname()[1]
     ready = threading.Event()
-    server = Server(house.app, listening, ready.set)
+    server = house.server = Server(house.app, listening, ready.set)
     thread = threading.Thread(target=server.run, name="gateway")
     thread.start()
     try:

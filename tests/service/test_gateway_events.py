@@ -160,8 +160,7 @@ def test_who_goes_away_leaves_nothing_behind(house: House) -> None:
 
 
 def test_silence_is_broken_by_a_heartbeat(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "BEAT_SECONDS", 0.0)
-    monkeypatch.setattr(events, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(events, "BEAT_SECONDS", 0.01)
     id = house.job()
     with (
         live(house) as url,
@@ -208,8 +207,8 @@ def test_a_server_that_ends_lets_its_followers_go(house: House) -> None:
     ):
         stream = told(reply)
         next(stream)
-        house.app.gateway.closing = True
-        house.bells.gateway.ring()
+        assert house.server is not None
+        house.server.finish()
         assert list(stream) == []
 
 

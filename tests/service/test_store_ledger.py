@@ -533,6 +533,15 @@ def test_eight_threads_submit_one_request_and_it_is_one_job(ledger):
     assert len({found.id for found, _ in answers}) == 1
 
 
+def test_the_last_notes_of_several_jobs_are_told_at_once(ledger):
+    first, second = running(ledger), running(ledger)
+    ledger.note(second.id, second.token, "log", LOG)
+    numbers = {one.id: ledger.notes(one.id)[-1].seq for one in (first, second)}
+    assert numbers[second.id] == numbers[first.id] + 1
+    assert ledger.latest([first.id, "nobody", second.id]) == numbers
+    assert ledger.latest([]) == {}
+
+
 def test_the_limit_holds_when_many_submit_at_once(ledger):
     refused: list[int] = []
 

@@ -9,7 +9,7 @@ in one process without knowing of each other.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -49,7 +49,8 @@ from .bodies import query_of
 from .entry import Entry
 from .errors import Refused
 from .front import Front, Passage
-from .state import Gateway, Visit
+from .state import THREADS, Gateway, Visit
+from .threads import Threads
 from .watch import Watch
 
 _NOT_MODEL = {404: "the server has no such model", 503: "it is loading, or could not be loaded"}
@@ -368,6 +369,11 @@ def make_app(
 ) -> App:
     """An app over a store. `models` are the ids that the server has, loaded or not; `scratch` is a
     folder for uploads that are not whole yet."""
+    threads = Threads(THREADS)
+
+    async def latest(ids: Collection[str]) -> Mapping[str, int]:
+        return await threads.run(lambda: ledger.latest(ids))
+
     return App(
         Gateway(
             ledger=ledger,
@@ -376,7 +382,8 @@ def make_app(
             settings=settings,
             models=tuple(models),
             version=version,
-            watch=Watch(bells.gateway),
+            watch=Watch(bells.gateway, latest),
+            threads=threads,
             routes=ROUTES,
             scratch=None if scratch is None else str(scratch),
         )

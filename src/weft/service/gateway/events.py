@@ -1,7 +1,7 @@
 """A job's notes as server-sent events: any number of followers, each from where it left off.
 
 Nothing is kept for a follower: it reads the job's notes from the store, after the last one that it
-has. It looks whenever the gateway's bell rings, and every `POLL_SECONDS` besides.
+has. It looks when its job has a new note (`watch`), and every `BEAT_SECONDS` besides.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from .bodies import Stream
 from .state import Gateway
 
 MEDIA = "text/event-stream"
-POLL_SECONDS = 0.5
 BEAT_SECONDS = 10.0
 BEAT = b": still here\n\n"
 PAGE = 500
@@ -45,9 +44,9 @@ async def follow(
     if first:
         yield first
     beat = time.monotonic() + BEAT_SECONDS
-    with gateway.watch.attend():
+    with gateway.watch.attend(id) as waiter:
         while not gateway.closing:
-            turn = gateway.watch.turn()
+            waiter.clear()
             news = await gateway.off(look, gateway, id, after)
             after = news.after
             if news.data or time.monotonic() >= beat:
@@ -56,7 +55,7 @@ async def follow(
             if news.over:
                 return
             if not news.more:
-                await turn.over(POLL_SECONDS)
+                await waiter.over(max(0.0, beat - time.monotonic()))
 
 
 class News(NamedTuple):

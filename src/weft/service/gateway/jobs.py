@@ -17,7 +17,7 @@ from weft.wire.reports import report_of
 
 from .accept import accept
 from .bodies import accepted, answer, taken
-from .events import MEDIA, POLL_SECONDS, follow, info, message, stream
+from .events import MEDIA, follow, info, message, stream
 from .models import not_ready
 from .state import Gateway, Visit
 
@@ -100,12 +100,12 @@ def _told(gateway: Gateway, visit: Visit) -> JobInfo:
 async def until_over(gateway: Gateway, visit: Visit, seconds: float) -> None:
     """Returns when the job in the path is over, or the time is."""
     end = time.monotonic() + seconds
-    with gateway.watch.attend():
+    with gateway.watch.attend(visit.request.path_params["id"]) as waiter:
         while not gateway.closing and (left := end - time.monotonic()) > 0:
-            turn = gateway.watch.turn()
+            waiter.clear()
             if (await gateway.off(own, gateway, visit)).state in FINAL:
                 return
-            await turn.over(min(left, POLL_SECONDS))
+            await waiter.over(left)
 
 
 async def events(gateway: Gateway, visit: Visit) -> Response:

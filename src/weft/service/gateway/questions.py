@@ -29,7 +29,6 @@ from weft.wire.reports import error_of
 from .accept import RETRY_SECONDS, check_model
 from .bodies import answer, read, taken
 from .errors import Refused, trusted
-from .events import POLL_SECONDS
 from .models import not_ready
 from .state import Gateway, Visit
 
@@ -88,16 +87,16 @@ def ask(gateway: Gateway, owner: str, data: bytes, form: str, kind: type[Struct]
 async def until_answered(gateway: Gateway, id: str) -> Question | None:
     """The answered question. None: the time is over."""
     end = time.monotonic() + gateway.settings.price_seconds
-    with gateway.watch.attend():
+    with gateway.watch.attend() as waiter:
         while not gateway.closing:
-            turn = gateway.watch.turn()
+            waiter.clear()
             found = await gateway.off(gateway.ledger.take_answer, id)
             if found is not None:
                 return found
             left = end - time.monotonic()
             if left <= 0:
                 return None
-            await turn.over(min(left, POLL_SECONDS))
+            await waiter.over(left)
     raise not_ready("the server is about to stop")
 
 

@@ -1,36 +1,58 @@
 """Wakes those who wait for news in the store: the gateway's bell, and a clock besides.
 
-Whoever waits takes a `turn` first, then looks into the store, then waits for the turn to end: a
-ring between looking and waiting is not lost. The bell is read only while somebody waits, so no
-task is left behind when nobody does.
+Whoever waits names a job, clears its `Waiter`, looks into the store, and waits: a ring between
+looking and waiting is not lost. At a ring the store is asked once for all the jobs waited for, and
+only those are woken whose job has a new note, so that a ring costs a hundred followers
+little more than one. The bell is read only while somebody waits, so no task is left behind when
+nobody does.
 
-    with watch.attend():
+    with watch.attend(job) as waiter:
         while True:
-            turn = watch.turn()
+            waiter.clear()
             ...                          # look
-            await turn.over(0.5)
+            await waiter.over(5.0)
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 from weft.service.store.bells import Bell
 
+POLL_SECONDS = 0.5
+"""How long a lost ring may cost."""
 
-class Turn:
-    """The time between two rings."""
+Latest = Callable[[Collection[str]], Awaitable[Mapping[str, int]]]
+"""The number of the last note of each of these jobs; one that is gone is not in it."""
 
-    def __init__(self) -> None:
+_GONE = -1
+
+
+class Waiter:
+    """Somebody who waits for news of one job, or for any news."""
+
+    def __init__(self, job: str | None) -> None:
+        self.job = job
+        self._seen: int | None = None
         self._event = asyncio.Event()
 
-    def end(self) -> None:
+    def clear(self) -> None:
+        """Before looking: what comes from now on is news."""
+        self._event.clear()
+
+    def wake(self) -> None:
         self._event.set()
 
+    def hear(self, note: int) -> None:
+        """The job's last note has this number."""
+        if note != self._seen:
+            self._seen = note
+            self._event.set()
+
     async def over(self, seconds: float) -> None:
-        """Returns at the next ring, or when the time is over."""
+        """Returns when there is news, or when the time is over."""
         try:
             async with asyncio.timeout(seconds):
                 await self._event.wait()
@@ -39,46 +61,87 @@ class Turn:
 
 
 class Watch:
-    """Reads one bell on behalf of many."""
+    """Reads one bell on behalf of many. Used by one event loop at a time."""
 
-    def __init__(self, bell: Bell) -> None:
+    def __init__(self, bell: Bell, latest: Latest) -> None:
         self._bell = bell
-        self._turn: Turn | None = None
-        self._waiting = 0
-
-    def turn(self) -> Turn:
-        """The turn that lasts now."""
-        if self._turn is None:
-            self._turn = Turn()
-        return self._turn
+        self._latest = latest
+        self._waiters: set[Waiter] = set()
+        self._asking: asyncio.Task[None] | None = None
+        self._again = False
+        self._clock: asyncio.TimerHandle | None = None
 
     def wake(self) -> None:
-        """Ends the turn: everybody looks."""
-        turn, self._turn = self._turn, None
-        if turn is not None:
-            turn.end()
+        """Everybody looks."""
+        for waiter in self._waiters:
+            waiter.wake()
 
     @property
     def waiting(self) -> int:
         """How many wait."""
-        return self._waiting
+        return len(self._waiters)
 
     @contextmanager
-    def attend(self) -> Iterator[None]:
-        """While somebody is here, the event loop reads the bell."""
-        loop = asyncio.get_running_loop()
-        if not self._waiting:
-            loop.add_reader(self._bell, self._rung)
-        self._waiting += 1
+    def attend(self, job: str | None = None) -> Iterator[Waiter]:
+        """While somebody is here, the event loop reads the bell. Without a job every ring wakes."""
+        waiter = Waiter(job)
+        if not self._waiters:
+            self._open()
+        self._waiters.add(waiter)
         try:
-            yield
+            yield waiter
         finally:
-            self._waiting -= 1
-            if not self._waiting:
-                loop.remove_reader(self._bell)
-                self._turn = None
+            self._waiters.discard(waiter)
+            if not self._waiters:
+                self._close()
+
+    def _open(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._bell, self._rung)
+        self._clock = loop.call_later(POLL_SECONDS, self._tick)
+
+    def _close(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._bell)
+        if self._clock is not None:
+            self._clock.cancel()
+        if self._asking is not None:
+            self._asking.cancel()
+        self._clock, self._asking, self._again = None, None, False
+
+    def _tick(self) -> None:
+        self._clock = asyncio.get_running_loop().call_later(POLL_SECONDS, self._tick)
+        self._news()
 
     def _rung(self) -> None:
         if not self._bell.drain():  # nobody is left to ring, and that would be news for ever
             asyncio.get_running_loop().remove_reader(self._bell)
-        self.wake()
+        self._news()
+
+    def _news(self) -> None:
+        """Asks the store, or once more where it is being asked: it may have looked too early."""
+        self._again = True
+        if self._asking is None:
+            self._asking = asyncio.get_running_loop().create_task(self._ask())
+
+    async def _ask(self) -> None:
+        task = asyncio.current_task()
+        try:
+            while self._again:
+                self._again = False
+                await self._tell()
+        except Exception:  # noqa: BLE001 - of whatever kind
+            self.wake()  # who looks into the store meets the error and reports it
+        finally:
+            if self._asking is task:
+                self._asking = None
+
+    async def _tell(self) -> None:
+        asked = list(self._waiters)
+        for waiter in asked:
+            if waiter.job is None:
+                waiter.wake()
+        jobs = {waiter.job for waiter in asked if waiter.job is not None}
+        found = await self._latest(jobs) if jobs else {}
+        for waiter in asked:
+            if waiter.job is not None:
+                waiter.hear(found.get(waiter.job, _GONE))

@@ -18,7 +18,7 @@ notes (whom to wake, what to drop). `shell.Shell` is one. All calls may come fro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import BinaryIO, Protocol
 
 from msgspec import Struct
@@ -174,6 +174,10 @@ class Ledger(ModelRows, KeptRows, Protocol):
 
     def notes(self, id: str, after: int = 0, limit: int = 1000) -> list[Note]:
         """The stream, from the first note beyond `after`. Its last note is the only `end`."""
+        ...
+
+    def latest(self, ids: Collection[str]) -> dict[str, int]:
+        """The number of the last note of each of these jobs; one that is gone is not in it."""
         ...
 
     # -- keys ----------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
@@ -218,6 +218,11 @@ class MemoryLedger(MemoryModels):
         with self._lock:
             row = self._rows.get(id)
             return [] if row is None else row.notes[after : after + limit]
+
+    def latest(self, ids: Collection[str]) -> dict[str, int]:
+        with self._lock:
+            rows = {id: row for id in ids if (row := self._rows.get(id)) is not None}
+            return {id: len(row.notes) for id, row in rows.items() if row.notes}
 
     # -- keys ----------------------------------------------------------------------------------
 

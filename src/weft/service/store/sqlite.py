@@ -9,7 +9,7 @@ the notes it commands are one transaction.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import msgspec
@@ -177,6 +177,12 @@ class SqliteLedger(SqliteModels):
         query = "SELECT seq, kind, data FROM note WHERE job = ? AND seq > ? ORDER BY seq LIMIT ?"
         with self._database.read() as rows:
             return [Note(*row) for row in rows.execute(query, (id, after, limit))]
+
+    def latest(self, ids: Collection[str]) -> dict[str, int]:
+        query = """SELECT value, (SELECT max(seq) FROM note WHERE job = value) AS last
+            FROM json_each(?) WHERE last IS NOT NULL"""
+        with self._database.read() as rows:
+            return dict(rows.execute(query, (msgspec.json.encode(list(ids)).decode(),)))
 
     # -- keys ----------------------------------------------------------------------------------
 
