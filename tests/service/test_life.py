@@ -79,18 +79,18 @@ def test_what_is_to_be_done_about_each_step():
     queued = after(LEASED, PRICED)
     running = after(LEASED, PRICED, LEASED)
     cancelling = step(running, CANCEL, 200.0).job
-    assert (Note("state"), Ring("checker"), Ring("gateway")) == BEGIN
+    assert (Note("state"), Ring("checker")) == BEGIN
     expected = [
         (job(), LEASED, ()),
-        (job(), PRICED, (Note("state"), Ring("worker"), Ring("gateway"))),
+        (job(), PRICED, (Note("state"), Ring("worker"))),
         (job(), REFUSED, OVER),
         (after(LEASED), LOST, (Ring("checker"),)),
         (job(), CANCEL, OVER),
-        (queued, LEASED, (Note("state"), Ring("gateway"))),
+        (queued, LEASED, (Note("state"),)),
         (queued, CANCEL, OVER),
         (running, FINISHED, OVER),
         (running, FAILED, OVER),
-        (running, LOST, (Note("state"), Ring("worker"), Ring("gateway"))),
+        (running, LOST, (Note("state"), Ring("worker"))),
         (running, replace(LOST, attempts=1), OVER),
         (running, CANCEL, (Ring("worker"),)),
         (cancelling, STOPPED, OVER),

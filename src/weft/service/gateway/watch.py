@@ -21,8 +21,10 @@ from contextlib import contextmanager
 
 from weft.service.store.bells import Bell
 
-POLL_SECONDS = 0.5
+POLL_SECONDS = 0.25
 """How long a lost ring may cost."""
+GATHER_SECONDS = 0.005
+"""Rings within so long after another are answered together."""
 
 Latest = Callable[[Collection[str]], Awaitable[Mapping[str, int]]]
 """The number of the last note of each of these jobs; one that is gone is not in it."""
@@ -129,6 +131,7 @@ class Watch:
             while self._again:
                 self._again = False
                 await self._tell()
+                await asyncio.sleep(GATHER_SECONDS)
         except Exception:  # noqa: BLE001 - of whatever kind
             self.wake()  # who looks into the store meets the error and reports it
         finally:

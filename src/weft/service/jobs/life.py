@@ -126,7 +126,10 @@ Event = Priced | Refused | Leased | Lost | Finished | Failed | Cancel | Stopped
 
 
 class Note(Struct, frozen=True, tag=True):
-    """Tell those who follow the job: its new state, or that it is over."""
+    """Tell those who follow the job: its new state, or that it is over.
+
+    Only an end is rung for: a state on the way is seen with the next news, or a moment later.
+    """
 
     kind: Literal["state", "end"]
 
@@ -164,7 +167,7 @@ class IllegalStepError(Exception):
 
 # -- steps ---------------------------------------------------------------------------------------
 
-BEGIN: tuple[Command, ...] = (Note("state"), Ring("checker"), Ring("gateway"))
+BEGIN: tuple[Command, ...] = (Note("state"), Ring("checker"))
 """What is to be done about a job that has just been submitted."""
 
 
@@ -187,12 +190,12 @@ def _claimed_for_pricing(job: Job, event: Leased, now: float) -> Change:
 
 def _begun(job: Job, event: Leased, now: float) -> Change:
     leased = _leased(job, event, attempts=job.attempts + 1)
-    return Change(_moved(leased, "running", now), (Note("state"), Ring("gateway")))
+    return Change(_moved(leased, "running", now), (Note("state"),))
 
 
 def _priced(job: Job, event: Priced, now: float) -> Change:
     known = replace(_free(job), price=event.price, cost=event.cost, names=event.names)
-    commands = (Note("state"), Ring("worker"), Ring("gateway"))
+    commands = (Note("state"), Ring("worker"))
     return Change(_moved(known, "queued", now), commands)
 
 
@@ -209,7 +212,7 @@ def _run_lost(job: Job, event: Lost, now: float) -> Change:
         return _over(job, "cancelled", job.error, now)
     if job.attempts >= event.attempts:
         return _over(job, "failed", event.error, now)
-    commands = (Note("state"), Ring("worker"), Ring("gateway"))
+    commands = (Note("state"), Ring("worker"))
     return Change(_moved(_free(job), "queued", now), commands)
 
 
