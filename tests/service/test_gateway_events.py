@@ -249,3 +249,23 @@ def test_an_event_cannot_forge_another() -> None:
     assert message("log", b"a\nevent: end\r\ndata: x\rid: 9", 3) == (
         b"id: 3\nevent: log\ndata: a\ndata: event: end\ndata: data: x\ndata: id: 9\n\n"
     )
+
+
+def test_a_small_result_comes_with_the_end(house: House) -> None:
+    id = house.job()
+    data = house.do()
+    with live(house) as url, httpx.Client(base_url=url, headers=bearer()) as client:
+
+        def end(inline: str | None) -> EndEvent:
+            more = {} if inline is None else {"Weft-Inline": inline}
+            reply = client.get(f"/api/jobs/{id}/events", headers=more)
+            last = [line for line in reply.text.splitlines() if line.startswith("data:")][-1]
+            return decode(last.removeprefix("data: ").encode(), EndEvent, "json")
+
+        assert end(str(len(data))).result == data
+        for other in (None, "0", str(len(data) - 1)):
+            assert end(other).result == b""
+        house.objects.delete(f"results/{id}")
+        assert end("60000").result == b""  # who fetches it hears that it is gone
+        refused = client.get(f"/api/jobs/{id}/events", headers={"Weft-Inline": "-1"})
+        assert refused.status_code == 400 and "Weft-Inline" in refused.text

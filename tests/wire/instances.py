@@ -497,6 +497,7 @@ INSTANCES: dict[str, Struct] = {
     ),
     "ProgressEvent": m.ProgressEvent(done=3, total=12),
     "EndEvent": m.EndEvent(job=JOB),
+    "EndEvent-2": m.EndEvent(job=JOB, result=b"\x00\xffresult"),
     "Manifest": m.Manifest(
         saved=(("h", Seq("list", (Ref(0), Ref(2)))), ("n", Name("float", "nan"))),
         ended=SITE,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from weft.errors import MessageError, ServerAwayError
@@ -38,10 +38,14 @@ LARGE = 1 << 20
 """Bytes of a body from which it is sent in pieces."""
 TRIES = 3
 """How often constants that are missing are sent before that is a mistake of somebody's."""
+INLINE_BYTES = 65_536
+"""A result of up to so many bytes may come with the last event."""
 EVENT_SECONDS = 30.0
 """How long an event stream may be silent before it counts as broken."""
 WAIT_SECONDS = 20.0
 """How long one request waits for a job to end."""
+
+T = TypeVar("T")
 
 _KINDS: dict[str, Any] = {
     "state": StateEvent,
@@ -57,15 +61,15 @@ def send(talk: Talk, parcel: Parcel, body: bytes) -> Steps[JobInfo]:
     return (yield from _supplied(talk, parcel, lambda: _submit(talk, body)))
 
 
-def follow(talk: Talk, parcel: Parcel, body: bytes) -> Steps[JobInfo]:
-    """Submits a job and gives its events, to its end.
+def follow(talk: Talk, parcel: Parcel, body: bytes) -> Steps[EndEvent]:
+    """Submits a job and gives its events, to its end; a small result comes with that.
 
     Where whoever waits gives up (Ctrl-C, a cancelled task, an error of his own while he hears of an
     event), the job is cancelled.
     """
     accepted: list[JobInfo] = []
 
-    def stream() -> Steps[JobInfo]:
+    def stream() -> Steps[EndEvent]:
         return _stream(talk, _Following(talk, submit=body, accept=accepted.append))
 
     try:
@@ -78,7 +82,7 @@ def follow(talk: Talk, parcel: Parcel, body: bytes) -> Steps[JobInfo]:
 
 def events(talk: Talk, job: str, after: int = 0) -> Steps[JobInfo]:
     """Gives `(number, event)` of each event after number `after`; returns the job at its end."""
-    return (yield from _stream(talk, _Following(talk, job=job, last=after)))
+    return (yield from _stream(talk, _Following(talk, job=job, last=after))).job
 
 
 def path_of(job: str, rest: str = "") -> str:
@@ -119,7 +123,7 @@ def _try_cancel(talk: Talk, job: str) -> Steps[None]:
 # -- constants -----------------------------------------------------------------------------------
 
 
-def _supplied(talk: Talk, parcel: Parcel, steps: Callable[[], Steps[JobInfo]]) -> Steps[JobInfo]:
+def _supplied(talk: Talk, parcel: Parcel, steps: Callable[[], Steps[T]]) -> Steps[T]:
     """The steps, with the constants there that they need."""
     holds = talk.server.holds
     unknown = [digest for digest in parcel.large if digest not in holds]
@@ -184,6 +188,8 @@ class _Following:
             headers["content-type"] = MSGPACK
         else:
             method, path, body = "GET", path_of(self.job, "/events"), b""
+        if self.submit:
+            headers["weft-inline"] = str(INLINE_BYTES)
         if self.last:
             headers["last-event-id"] = str(self.last)
         steps = self.talk.call(
@@ -208,7 +214,7 @@ class _Following:
         return decode(message.data.encode(), _KINDS[message.event], "json")
 
 
-def _stream(talk: Talk, following: _Following) -> Steps[JobInfo]:
+def _stream(talk: Talk, following: _Following) -> Steps[EndEvent]:
     """Gives each event once, over as many connections as it takes."""
     patience = Patience(talk)
     while True:
@@ -221,7 +227,7 @@ def _stream(talk: Talk, following: _Following) -> Steps[JobInfo]:
             yield from patience.broken(why, following.job)
 
 
-def _read(talk: Talk, following: _Following, patience: Patience) -> Steps[JobInfo | None]:
+def _read(talk: Talk, following: _Following, patience: Patience) -> Steps[EndEvent | None]:
     """Gives the events of one connection. None: it ended before the job did."""
     parser = Parser()
     while piece := (yield More()):
@@ -234,6 +240,6 @@ def _read(talk: Talk, following: _Following, patience: Patience) -> Steps[JobInf
             yield Give((following.last, event))
             if isinstance(event, EndEvent):
                 yield Shut()
-                return event.job
+                return event
     yield Shut()
     raise Broken("the stream of events ended early")

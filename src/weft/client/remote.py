@@ -71,8 +71,9 @@ class RemoteBackend:
     def _run(self, talk: Talk, request: Request) -> Steps[Reply]:
         began = talk.server.clock()
         parcel, body = yield from self._packed(talk, request)
-        info = yield from self._asking(talk, jobs.follow(talk, parcel, body))
-        manifest, saved = yield from results.fetch(talk, info.id, finished(info))
+        end = yield from self._asking(talk, jobs.follow(talk, parcel, body))
+        info = end.job
+        manifest, saved = yield from results.fetch(talk, info.id, finished(info), end.result)
         stages = {**info.stages, "round trip": talk.server.clock() - began}
         return Reply(
             results.moved(saved, request.device),

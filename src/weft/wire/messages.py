@@ -510,9 +510,13 @@ class ProgressEvent(Tell, frozen=True, tag="progress"):
 
 
 class EndEvent(Tell, frozen=True, tag="end"):
-    """The job is over; nothing follows."""
+    """The job is over; nothing follows.
+
+    result: the result file, where it is small and was asked for (`Weft-Inline`).
+    """
 
     job: JobInfo
+    result: bytes = b""
 
 
 Event = StateEvent | LogEvent | ValueEvent | ProgressEvent | EndEvent

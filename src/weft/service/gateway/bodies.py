@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, nullcontext
+from functools import cache
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import msgspec
@@ -146,9 +147,14 @@ def _pairs(pairs: list[tuple[str, Any]]) -> None:
         raise ValueError(f"{twin[:60]!r} stands twice in one object")
 
 
+@cache
+def _fields(kind: type[Struct]) -> dict[str, Any]:
+    return {field.encode_name: field for field in msgspec.structs.fields(kind)}
+
+
 def query_of(request: Request, kind: type[Struct]) -> Any:
     """The query parameters as a typed struct; unknown, repeated and unfit ones are refused."""
-    known = {field.encode_name: field for field in msgspec.structs.fields(kind)}
+    known = _fields(kind)
     given: dict[str, Any] = {}
     for name, value in request.query_params.multi_items():
         if name not in known:

@@ -6,20 +6,28 @@ has. It looks when its job has a new note (`watch`), and every `BEAT_SECONDS` be
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import NamedTuple
 
+import msgspec
+from starlette.requests import Request
+
+from weft.errors import MessageError
 from weft.service.jobs.life import FINAL, Job
 from weft.service.store.interface import Note
 from weft.service.store.said import info_of
-from weft.wire.messages import EndEvent, JobInfo, encode
+from weft.wire.messages import EndEvent, JobInfo, decode, encode
 
 from .bodies import Stream
+from .errors import trusted
 from .state import Gateway
 
 MEDIA = "text/event-stream"
 BEAT_SECONDS = 10.0
+INLINE_BYTES = 65_536
+"""A result of more bytes is fetched by a request of its own."""
 BEAT = b": still here\n\n"
 PAGE = 500
 """Notes read at once."""
@@ -37,17 +45,28 @@ def message(event: str, data: bytes, seq: int | None = None) -> bytes:
     return b"%sevent: %s\n%s\n" % (head, event.encode(), lines)
 
 
+def inline_bytes(request: Request) -> int:
+    """How large a result may be that comes inside the last event. Raises `MessageError`."""
+    asked = request.headers.get("weft-inline", "0")
+    if not re.fullmatch(r"[0-9]{1,9}", asked):
+        raise MessageError("Weft-Inline is a number of bytes")
+    return min(int(asked), INLINE_BYTES)
+
+
 async def follow(
-    gateway: Gateway, id: str, after: int = 0, first: bytes = b""
+    gateway: Gateway, id: str, after: int = 0, first: bytes = b"", inline: int = 0
 ) -> AsyncGenerator[bytes, None]:
-    """The events of a job after number `after`, up to its end."""
+    """The events of a job after number `after`, up to its end.
+
+    A result of at most `inline` bytes comes with the last of them.
+    """
     if first:
         yield first
     beat = time.monotonic() + BEAT_SECONDS
     with gateway.watch.attend(id) as waiter:
         while not gateway.closing:
             waiter.clear()
-            news = await gateway.off(look, gateway, id, after)
+            news = await gateway.off(look, gateway, id, after, inline)
             after = news.after
             if news.data or time.monotonic() >= beat:
                 beat = time.monotonic() + BEAT_SECONDS
@@ -67,11 +86,11 @@ class News(NamedTuple):
     more: bool = False
 
 
-def look(gateway: Gateway, id: str, after: int) -> News:
+def look(gateway: Gateway, id: str, after: int, inline: int = 0) -> News:
     """What is new about a job since event number `after`. Blocks."""
     notes = gateway.ledger.notes(id, after, PAGE)
     if notes:
-        return told(notes)
+        return told(_with_result(gateway, id, notes, inline))
     job = gateway.ledger.job(id)
     if job is None:
         return News(b"", after, over=True)
@@ -79,9 +98,26 @@ def look(gateway: Gateway, id: str, after: int) -> News:
         return News(b"", after)
     notes = gateway.ledger.notes(id, after, PAGE)  # those of an end between the two looks
     if notes:
-        return told(notes)
+        return told(_with_result(gateway, id, notes, inline))
     end = encode(EndEvent(job=info(gateway, job)), "json")  # it resumed beyond the end: once more
     return News(message("end", end), after, over=True)
+
+
+def _with_result(gateway: Gateway, id: str, notes: list[Note], inline: int) -> list[Note]:
+    """The notes; the end of a job with its result in it, where that is wanted and small."""
+    last = notes[-1]
+    if not inline or last.kind != "end":
+        return notes
+    with trusted():
+        end = decode(last.data, EndEvent, "json")
+    if end.job.result is None or end.job.result.bytes > inline:
+        return notes
+    try:
+        result = gateway.objects.get(f"results/{id}")
+    except KeyError:  # deleted meanwhile: who fetches it is told so
+        return notes
+    data = encode(msgspec.structs.replace(end, result=result), "json")
+    return [*notes[:-1], msgspec.structs.replace(last, data=data)]
 
 
 def told(notes: Sequence[Note]) -> News:

@@ -17,7 +17,7 @@ from weft.wire.reports import report_of
 
 from .accept import accept
 from .bodies import accepted, answer, taken
-from .events import MEDIA, follow, info, message, stream
+from .events import MEDIA, follow, info, inline_bytes, message, stream
 from .models import not_ready
 from .state import Gateway, Visit
 
@@ -62,7 +62,7 @@ async def submit(gateway: Gateway, visit: Visit) -> Response:
     place = {"Location": f"/api/jobs/{told.id}"}
     if wants_events(request):
         first = message("accepted", encode(told, "json"))
-        return stream(follow(gateway, told.id, 0, first), place)
+        return stream(follow(gateway, told.id, 0, first, inline_bytes(request)), place)
     return answer(request, told, 201 if new else 200, place)
 
 
@@ -110,7 +110,8 @@ async def until_over(gateway: Gateway, visit: Visit, seconds: float) -> None:
 
 async def events(gateway: Gateway, visit: Visit) -> Response:
     job = await gateway.off(own, gateway, visit)
-    return stream(follow(gateway, job.id, resumed_after(visit)))
+    after, inline = resumed_after(visit), inline_bytes(visit.request)
+    return stream(follow(gateway, job.id, after, inline=inline))
 
 
 def resumed_after(visit: Visit) -> int:
