@@ -103,7 +103,7 @@ def draw(
     `WorkerMemoryError`, what the graph or the model raises, and `kept.SpoiltError` or
     `LostDeviceError` (with `retire`) if the model must not be used any more.
     """
-    watch = _Watch(opened.graph, limits, on_progress, cancelled)
+    watch = RunWatch(opened.graph, limits, on_progress, cancelled)
     watch.look()
     device = weights_of(net).device or torch.device("cpu")
     try:
@@ -111,10 +111,10 @@ def draw(
             mapped((call.args, dict(call.kwargs)), lambda tensor: tensor.to(device))
             for call in opened.calls
         ]
-        constants = {key: _tensor(key, frame) for key, frame in opened.constants.items()}
+        constants = constants_of(opened)
         options: dict[str, Any] = {
             "strict": strict,
-            "on_log": _Log(on_log, limits.log_bytes),
+            "on_log": BoundedLog(on_log, limits.log_bytes),
             "on_value": Streaming(opened.graph, on_value, limits),
             "overwritten": overwritten,
             "watch": watch,
@@ -128,15 +128,26 @@ def draw(
             else:
                 merger = None if opened.alone else merger
                 found = run_all(opened.graph, constants, net, calls, merger=merger, **options)
-        return _drawn(opened.graph, found.saved, found.ended)
+        return brought(opened.graph, found.saved, found.ended)
     except (RuntimeError, MemoryError) as error:
-        if isinstance(error, WeftError):
+        meant = understood(error)
+        if meant is error:
             raise
-        if _is_memory(error):
-            raise _no_memory(error) from None
-        if _is_lost(error):
-            raise _lost(error) from None
-        raise
+        raise meant from None
+
+
+def understood(error: BaseException) -> BaseException:
+    """What an error of torch's means, where that is known: that memory, or the device, is gone."""
+    if isinstance(error, WeftError) or not isinstance(error, (RuntimeError, MemoryError)):
+        return error
+    if _is_memory(error):
+        return _no_memory(error)
+    return _lost(error) if _is_lost(error) else error
+
+
+def constants_of(opened: Opened) -> dict[str, torch.Tensor]:
+    """The tensors of its constants, by key. Raises `MessageError`."""
+    return {key: _tensor(key, frame) for key, frame in opened.constants.items()}
 
 
 def _tensor(key: str, frame: Frame) -> torch.Tensor:
@@ -185,7 +196,7 @@ def _lost(error: BaseException) -> LostDeviceError:
 # -- while it runs -------------------------------------------------------------------------------
 
 
-class _Watch:
+class RunWatch:
     """Holds a run to its limits: `run.watch.Watch`."""
 
     def __init__(
@@ -197,6 +208,8 @@ class _Watch:
     ) -> None:
         self._limits = limits
         self._until = time.monotonic() + limits.run_seconds
+        self.others: Callable[[], float] = float
+        """Seconds that went to others since then, which do not count."""
         self._on_progress = on_progress
         self._cancelled = cancelled
         self._total = 0
@@ -205,7 +218,7 @@ class _Watch:
     def look(self) -> None:
         if self._cancelled is not None and self._cancelled():
             raise CancelledError("the job was cancelled")
-        if time.monotonic() > self._until:
+        if time.monotonic() > self._until + self.others():
             seconds = f"{self._limits.run_seconds:g} s"
             raise over("run_seconds", seconds, "the job runs longer", kind=TimeLimitError)
 
@@ -234,7 +247,7 @@ class _Watch:
             )
 
 
-class _Log:
+class BoundedLog:
     """Passes lines on until they are too many bytes; then says so, once."""
 
     def __init__(self, on_log: Callable[[str], None] | None, limit: int) -> None:
@@ -254,7 +267,7 @@ class _Log:
 # -- what it brings back -------------------------------------------------------------------------
 
 
-def _drawn(graph: Graph, saved: Mapping[str, Any], ended: Site | None) -> Drawn:
+def brought(graph: Graph, saved: Mapping[str, Any], ended: Site | None) -> Drawn:
     frames: dict[str, Frame] = {}
     rows = []
     for node in graph.nodes:

@@ -149,6 +149,56 @@ class Merger:
             return self.offered(left, calls, _of(leaves, left), refused)[0], alone
         return Lot(tuple(left), call, pieces), set()
 
+    def seats(
+        self,
+        guests: Sequence[tuple[Sequence[ModuleCall], Mapping[Site, Sequence[Leaf]]]],
+        module: nn.Module,
+    ) -> tuple[ModuleCall | None, list[dict[tuple[Site, Leaf], Piece] | None]]:
+        """One forward for requests of different users: of each the calls of its invokes, and the
+        leaves at its sites. Gives the call of all, and the pieces of each; who has None in their
+        place must run alone. An invoke without a site has no row.
+        """
+        refused = self._refused(module)
+        nobody: list[dict[tuple[Site, Leaf], Piece] | None] = [None] * len(guests)
+        if refused is None:
+            return None, nobody
+        sitting = list(range(len(guests)))
+        while sitting:
+            found = self._seated([guests[one] for one in sitting], refused)
+            if found is None:
+                return None, nobody
+            call, pieces = found
+            if None not in pieces:
+                seats = nobody.copy()
+                for one, mine in zip(sitting, pieces, strict=True):
+                    seats[one] = mine
+                return call, seats
+            sitting = [one for one, mine in zip(sitting, pieces, strict=True) if mine is not None]
+        return None, nobody
+
+    def _seated(
+        self,
+        guests: Sequence[tuple[Sequence[ModuleCall], Mapping[Site, Sequence[Leaf]]]],
+        refused: Refused,
+    ) -> tuple[ModuleCall, list[dict[tuple[Site, Leaf], Piece] | None]] | None:
+        """The same, where all are to sit; None where no forward is large enough for them."""
+        each = [sorted({site.invoke for site in leaves}) for _, leaves in guests]
+        calls = [calls[one] for (calls, _), mine in zip(guests, each, strict=True) for one in mine]
+        together = _together(range(len(calls)), calls, self._facts.pad)
+        found = together and self._signatures.formulas((), dict(together[0][1]))
+        if not together or not found:
+            return None
+        call, places = together
+        formulas, (batch, width) = found
+        whole, first = self._signature(call), 0
+        pieces = []
+        for (_, leaves), mine in zip(guests, each, strict=True):
+            sizes = {one: (*places[first + n], batch, width) for n, one in enumerate(mine)}
+            own = {one: self._signature(calls[first + n]) for n, one in enumerate(mine)}
+            pieces.append(_pieces(formulas, leaves, whole, own, sizes, refused))
+            first += len(mine)
+        return call, pieces
+
     def _signature(self, call: ModuleCall) -> Signature:
         return self._signatures.for_call(call[0], dict(call[1]))
 
@@ -300,6 +350,28 @@ def _piece(
         if factors and expected != got:
             return None
     return Piece(dims, rows, length, batch, width, tuple(aval.shape), tuple(aval.stride))
+
+
+def _pieces(
+    formulas: Any,
+    leaves: Mapping[Site, Sequence[Leaf]],
+    whole: Signature,
+    own: Mapping[int, Signature],
+    sizes: Mapping[int, tuple[tuple[int, int], int, int, int]],
+    refused: Refused,
+) -> dict[tuple[Site, Leaf], Piece] | None:
+    """The pieces at all sites of one request; None where one of them is not offered."""
+    found = {}
+    for site, named in leaves.items():
+        for leaf in named:
+            if (site.path, site.port, site.call, leaf) in refused:
+                return None
+            invoke = site.invoke
+            piece = _piece(formulas, site, leaf, whole, own[invoke], sizes[invoke])
+            if piece is None:
+                return None
+            found[site, leaf] = piece
+    return found
 
 
 def overlaps(aval: Aval) -> bool:

@@ -33,7 +33,7 @@ from weft.graph.site import Leaf, Site
 from .hooks import Drive, Results, normal_mode, run
 from .logs import OnValue
 from .part import ModuleCall, Part
-from .rows import Lot, Merger, SharedPart, lots
+from .rows import Lot, Merger, SharedPart, is_mixed, lots
 from .steps import Plan
 from .structure import mapped
 from .turns import passes
@@ -91,6 +91,11 @@ _MERGED = frozenset((Read, Write, Fill, Call, Apply, Param, Const, Guard, Save, 
 """Nodes that mean the same where a forward is shared. A gradient is of one's own forward."""
 
 
+def is_plain(plan: Plan) -> bool:
+    """Whether all that a graph does means the same where its forward is shared."""
+    return not is_mixed(plan) and all(s is None or s.kind in _MERGED for s in plan.steps)
+
+
 def forwards(
     plan: Plan, calls: Sequence[ModuleCall], merger: Merger | None, module: Module
 ) -> Sequence[list[int] | Lot]:
@@ -98,7 +103,7 @@ def forwards(
     groups = passes(plan)
     if merger is None or len({site.invoke for site in plan.sites}) < 2:
         return groups
-    if any(step is not None and step.kind not in _MERGED for step in plan.steps):
+    if not is_plain(plan):
         return groups
     return lots(plan, groups, calls, merger, module)
 

@@ -28,7 +28,7 @@ from .part import ModuleCall, Part
 from .steps import Plan
 from .structure import at, replaced
 from .trunk import Growth, Rows
-from .turns import reaches
+from .turns import passes, reaches
 
 Dims = tuple[tuple["str | int", ...], ...]
 """Of each dimension its factors: `B` (rows), `S` (positions), and numbers."""
@@ -180,35 +180,63 @@ class SharedPart(Part):
         if self._head is not None and site == self._head.begin:
             return self._head.given(structure)
         waiting = self._there.pop((site.path, site.port, site.call), [])
+        standing = Standing(structure)
         if not self._linked:
             self.open.difference_update(waiting)
             for one in waiting:
-                structure = self._one(one, structure)
-            return structure
+                self._one(one, standing)
+            return standing.result()
         while waiting:
             free = [one for one in waiting if not interpreter.is_blocked(one)]
             one = free[0] if free else waiting[0]  # the interpreter says why it cannot
             waiting.remove(one)
             self.open.discard(one)
-            structure = self._one(one, structure)
-        return structure
+            self._one(one, standing)
+        return standing.result()
 
-    def _one(self, site: Site, structure: Any) -> Any:
+    def _one(self, site: Site, standing: Standing) -> None:
         plan = self.interpreter.plan
-        changes = changed_leaves(plan, site)
-        own = structure
-        wholes = {}
+        own = standing.structure
         for leaf in leaves_of(plan, site):
-            whole = wholes[leaf] = at(structure, leaf)
+            whole = standing.whole(leaf)
             narrowed = None if self._head is None else self._head.cut(site, whole)
             part = self._pieces[site, leaf].cut(whole) if narrowed is None else narrowed
             own = replaced(own, leaf, part)
         new = self.interpreter.fire(site, own)
-        for leaf, in_place in changes.items():
-            whole = wholes[leaf] if in_place else wholes[leaf].clone()
-            self._pieces[site, leaf].put(whole, at(new, leaf))
-            if not in_place:
-                structure = replaced(structure, leaf, whole)
+        for leaf, in_place in changed_leaves(plan, site).items():
+            standing.change(leaf, self._pieces[site, leaf], at(new, leaf), in_place)
+
+
+class Standing:
+    """What stands at one place of the model, while one after another sees and changes its rows.
+
+    A fill changes the model's own tensor, which others of the model may share; a write rebinds the
+    site only, so it goes into a copy, one for all who write. A fill is in both.
+    """
+
+    def __init__(self, structure: Any) -> None:
+        self.structure = structure
+        self._written: dict[Leaf, torch.Tensor] = {}
+
+    def whole(self, leaf: Leaf) -> torch.Tensor:
+        """The tensor at a leaf, with all that was changed so far."""
+        return self._written[leaf] if leaf in self._written else at(self.structure, leaf)
+
+    def change(self, leaf: Leaf, piece: Piece, value: torch.Tensor, in_place: bool) -> None:
+        """Puts the rows of one invoke."""
+        own = at(self.structure, leaf)
+        if in_place:
+            piece.put(own, value)
+        elif leaf not in self._written:
+            self._written[leaf] = own.clone()
+        if leaf in self._written:
+            piece.put(self._written[leaf], value)
+
+    def result(self) -> Any:
+        """What the structure has become."""
+        structure = self.structure
+        for leaf, whole in self._written.items():
+            structure = replaced(structure, leaf, whole)
         return structure
 
 
@@ -226,6 +254,33 @@ def changed_leaves(plan: Plan, site: Site) -> dict[Leaf, bool]:
         leaf = step.node.leaf
         found[leaf] = found.get(leaf, True) and step.kind is Fill
     return found
+
+
+def is_mixed(plan: Plan) -> bool:
+    """Whether a tensor is both filled and rebound: then two tensors of the model change, and not
+    alike."""
+    for there in plan.sites.values():
+        kinds: dict[Leaf, Any] = {}
+        for index in there.effects:
+            step: Any = plan.steps[index]
+            if kinds.setdefault(step.node.leaf, step.kind) is not step.kind:
+                return True
+    return False
+
+
+def in_step(
+    plan: Plan, calls: Sequence[ModuleCall], merger: Merger, module: torch.nn.Module
+) -> bool:
+    """Whether one forward of all invokes is enough, as far as what they need of each other goes."""
+    keys = merger.keys(calls, module)
+    known = {number for number, key in enumerate(keys) if key is not None}
+    if len(known) < len(keys):
+        return False
+    try:
+        needs = reaches(plan, merger.order(calls), known)
+    except LookupError:  # a site that does not fire: a run of its own says so
+        return False
+    return len(_levels(passes(plan), keys, needs)) <= 1
 
 
 # -- which forwards there are ----------------------------------------------------------------------

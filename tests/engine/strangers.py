@@ -1,0 +1,177 @@
+"""Requests of many users on one model, as they come to a worker, and what each gives alone.
+
+    made = Requests(zoo.build("llama", max_position_embeddings=256), paths)
+    asked = made.ask(lambda model: ...)        # one block, run alone; what it gave is `asked.alone`
+    found = made.together([asked, ...])        # one list: `Drawn`, an error, or None
+
+The blocks are written with the public API and travel as bytes, as they would to a server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+import weft
+from tests.engine.bench import limits
+from tests.families import zoo
+from weft.client import loopback
+from weft.engine.draw import Drawn, overwritten_by
+from weft.engine.merging import merger_of
+from weft.engine.opened import Opened
+from weft.engine.party import Entry, Found, draw_together
+from weft.kernels.frames import to_tensor
+from weft.wire.structures import build
+
+
+@dataclass(eq=False)
+class Asked:
+    """One request, what it saved alone, or the error that it ended with."""
+
+    opened: Opened
+    strict: bool
+    alone: dict[str, Any] | None
+    error: BaseException | None = None
+
+
+class Requests:
+    """See the module's text."""
+
+    def __init__(self, net: nn.Module, monkeypatch: Any) -> None:
+        self.net = net
+        self.model = weft.LanguageModel(net, remote="local")
+        self.known: Any = None
+        self._seen: list[tuple[Opened, bool]] = []
+        draw = loopback.draw
+
+        def hears(net: nn.Module, opened: Opened, **options: Any) -> Drawn:
+            self._seen.append((opened, options["strict"]))
+            return draw(net, opened, **options)
+
+        def told(known: Any, *calls: Any, **options: Any) -> Any:
+            self.known = known
+            return overwritten_by(known, *calls, **options)
+
+        monkeypatch.setattr(loopback, "draw", hears)
+        monkeypatch.setattr(loopback, "overwritten_by", told)
+
+    def ask(self, block: Callable[[Any], Any]) -> Asked:
+        """Runs a block alone."""
+        try:
+            tracer = block(self.model)
+            alone = {name: _plain(value) for name, value in tracer.results.items()}
+        except weft.WeftError as error:
+            opened, strict = self._seen.pop()
+            return Asked(opened, strict, None, error)
+        opened, strict = self._seen.pop()
+        assert not self._seen
+        return Asked(opened, strict, alone)
+
+    def together(self, asked: Sequence[Asked], **options: Any) -> list[Found]:
+        merger = merger_of(self.known)
+        assert merger is not None
+        return draw_together(self.net, [self.entry(one, **options) for one in asked], merger)
+
+    def entry(self, asked: Asked, **options: Any) -> Entry:
+        opened = asked.opened
+        told = overwritten_by(self.known, *opened.calls, graph=opened.graph)
+        return Entry(opened, limits(), told, asked.strict, **options)
+
+
+def _plain(value: Any) -> Any:
+    return value.clone() if isinstance(value, torch.Tensor) else value
+
+
+def saved(found: Found) -> dict[str, Any]:
+    """What a job brought back, by name."""
+    assert isinstance(found, Drawn), found
+    tensors = {name: to_tensor(frame) for name, frame in found.frames.items()}
+    rows = found.manifest.saved
+    return {name: build(value, lambda ref: tensors[str(ref.node)]) for name, value in rows}
+
+
+def ids(length: int, seed: int, rows: int = 1) -> torch.Tensor:
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randint(1, zoo.VOCAB, (rows, length), generator=draw)
+
+
+# -- what people do ------------------------------------------------------------------------------
+
+
+class Experiments:
+    """Blocks on a model of the zoo; `number` makes each another one."""
+
+    def __init__(self, name: str) -> None:
+        self.paths = zoo.paths(name)
+
+    def layer(self, model: Any, number: int) -> Any:
+        return model.get(self.paths.layer(number % zoo.LAYERS))
+
+    def head(self, model: Any) -> Any:
+        return model.get(self.paths.head)
+
+    def read(self, model: Any, length: int, number: int) -> Any:
+        with model.trace(ids(length, number)) as tracer:
+            self.layer(model, number).output[:, -2:].save("h")
+            model.get(self.paths.mlp(number)).output.mean(-1).save("mean")
+            self.head(model).output[:, -1].save("logits")
+        return tracer
+
+    def early(self, model: Any, length: int, number: int) -> Any:
+        """Needs the first layer only."""
+        with model.trace(ids(length, number)) as tracer:
+            self.layer(model, 0).output.save("h")
+        return tracer
+
+    def fill(self, model: Any, length: int, number: int) -> Any:
+        with model.trace(ids(length, number)) as tracer:
+            self.layer(model, number).output[:, -1] *= 0.5 + number / 10
+            self.layer(model, number + 1).output[:, 0].save("h")
+            self.head(model).output[:, -1].save("logits")
+        return tracer
+
+    def write(self, model: Any, length: int, number: int) -> Any:
+        mlp = model.get(self.paths.mlp(number))
+        with model.trace(ids(length, number)) as tracer:
+            mlp.output = mlp.output.flip(1) + number
+            self.head(model).output[:, -1].softmax(-1).save("p")
+        return tracer
+
+    def patch(self, model: Any, length: int, number: int) -> Any:
+        with model.trace() as tracer:
+            with tracer.invoke(ids(length, number)):
+                clean = self.layer(model, number).output[:, -1]
+            with tracer.invoke(ids(length + 2, number + 1)):
+                self.layer(model, number).output[:, 1] = clean
+                self.head(model).output[:, -1].save("logits")
+        return tracer
+
+    def lens(self, model: Any, length: int, number: int) -> Any:
+        norm = model.get(self.paths.norm)
+        with model.trace(ids(length, number)) as tracer:
+            states = [self.layer(model, n).output[:, -1] for n in range(zoo.LAYERS)]
+            for n, state in enumerate(states):
+                self.head(model)(norm(state)).argmax(-1).save(f"l{n}")
+        return tracer
+
+    def steer(self, model: Any, length: int, number: int) -> Any:
+        direction = torch.randn(32, generator=torch.Generator().manual_seed(number))
+        with model.trace(ids(length, number, rows=2)) as tracer:
+            self.layer(model, number).output += 0.3 * direction
+            self.head(model).output[:, -1].save("logits")
+        return tracer
+
+    def draws(self, model: Any, length: int, number: int) -> Any:
+        with model.trace(ids(length, number), seed=number) as tracer:
+            h = self.layer(model, number).output
+            h += torch.randn_like(h)
+            tracer.log("mean", h.mean())
+            self.head(model).output[:, -1].save("logits")
+        return tracer
+
+
+KINDS = ("read", "fill", "write", "patch", "lens", "steer", "draws", "early")
