@@ -60,6 +60,7 @@ class Settings:
     stream_bytes: int = 16 << 20
     new_tokens: int = 4096
     queued_jobs: int = 1_000
+    running_jobs: int = 0
 
 
 TEXTS: dict[str, str] = {
@@ -90,6 +91,7 @@ TEXTS: dict[str, str] = {
     "stream_bytes": "bytes of all values that one job may stream",
     "new_tokens": "tokens that one generation may make for each row",
     "queued_jobs": "jobs of one key that may wait at once",
+    "running_jobs": "jobs of one key that may run at once, more wait; 0: any number",
 }
 
 NAMES = tuple(field.name for field in fields(Settings))

@@ -28,7 +28,7 @@ from weft.graph.frame import Frame
 from weft.graph.node import Const, Graph
 from weft.service.jobs.life import Job
 from weft.service.store.ids import new_id
-from weft.service.store.interface import Card, QueueFullError
+from weft.service.store.interface import Card, Key, QueueFullError
 from weft.wire import frames
 from weft.wire.messages import PROTOCOL, Inputs, LanguageInputs, Submit, encode, owner_of
 
@@ -41,26 +41,26 @@ RETRY_SECONDS = 5
 """What Retry-After says where the time is not known."""
 
 
-def accept(gateway: Gateway, owner: str, data: bytes, form: str) -> tuple[Job, bool]:
+def accept(gateway: Gateway, key: Key, data: bytes, form: str) -> tuple[Job, bool]:
     """The job of a request, and whether it is new. Raises `WeftError` or `Refused`."""
     submit = submit_of(data, form)
     try:
-        return _accept(gateway, owner, submit)
+        return _accept(gateway, key, submit)
     except (WeftError, Refused):
         # What was acknowledged once stays so, also when it would be refused by now.
-        earlier = gateway.ledger.find(owner, submit.request_id)
+        earlier = gateway.ledger.find(key.owner, submit.request_id)
         if earlier is None:
             raise
         return _same(earlier, digest_of(submit)), False
 
 
-def _accept(gateway: Gateway, owner: str, submit: Submit) -> tuple[Job, bool]:
+def _accept(gateway: Gateway, key: Key, submit: Submit) -> tuple[Job, bool]:
     check_model(gateway, submit.model, submit.fingerprint)
     check_graph(submit.graph, gateway.settings.nodes)
     tensors = frames.read(submit.tensors)[0] if submit.tensors else {}
     constants, inputs = sorted_out(submit, tensors)
-    keep_constants(gateway, owner, submit, constants)
-    job = new_job(gateway, owner, submit)
+    keep_constants(gateway, key.owner, submit, constants)
+    job = new_job(gateway, key, submit)
     bare = replace(submit, tensors=frames.write(inputs) if inputs else b"")
     return enter(gateway, job, encode(bare))
 
@@ -196,17 +196,20 @@ def missing(gateway: Gateway, owner: str, digests: set[str]) -> tuple[str, ...]:
 # -- the job --------------------------------------------------------------------------------------
 
 
-def new_job(gateway: Gateway, owner: str, submit: Submit) -> Job:
+def new_job(gateway: Gateway, key: Key, submit: Submit) -> Job:
     now = gateway.clock()
     return Job(
         id=new_id(now),
-        owner=owner,
+        owner=key.owner,
         request_id=submit.request_id,
         digest=digest_of(submit),
         model=submit.model,
         created=now,
         since=now,
         look=submit.look,
+        weight=key.weight,
+        limits=key.limits,
+        nodes=len(submit.graph.nodes),
         constants=tuple(sorted(set(submit.constants.values()))),
     )
 

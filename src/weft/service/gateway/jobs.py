@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from weft.errors import CancelledError, MessageError, NoSuchError, NotFinishedError
 from weft.service.jobs.life import FINAL, Cancel, IllegalStepError, Job
+from weft.service.store.interface import Key
 from weft.wire.messages import Id, JobInfo, JobList, encode
 from weft.wire.reports import report_of
 
@@ -58,7 +59,7 @@ async def submit(gateway: Gateway, visit: Visit) -> Response:
     if gateway.draining:
         raise not_ready("the server is about to stop and takes no new jobs")
     request = visit.request
-    told, new = await taken(gateway, visit, _accepted)
+    told, new = await taken(gateway, visit, _accepted, visit.key)
     place = {"Location": f"/api/jobs/{told.id}"}
     if wants_events(request):
         first = message("accepted", encode(told, "json"))
@@ -66,8 +67,10 @@ async def submit(gateway: Gateway, visit: Visit) -> Response:
     return answer(request, told, 201 if new else 200, place)
 
 
-def _accepted(gateway: Gateway, owner: str, data: bytes, form: str) -> tuple[JobInfo, bool]:
-    job, new = accept(gateway, owner, data, form)
+def _accepted(
+    gateway: Gateway, owner: str, data: bytes, form: str, key: Key
+) -> tuple[JobInfo, bool]:
+    job, new = accept(gateway, key, data, form)
     return info(gateway, job), new
 
 

@@ -47,6 +47,12 @@ class Job(Struct, frozen=True, kw_only=True):
     created: float
     state: str = "received"
     look: bool = False
+    weight: float = 1.0  # of its key, in the queue
+    limits: dict[str, float] = {}  # settings that are others for its key
+    nodes: int = 0  # of its graph: what pricing it counts
+    lane: str = ""  # jobs of one lane may share a forward or a decode loop; "": it runs alone
+    tokens: int = 0  # rows x positions of its inputs
+    peak: int = 0  # bytes that it needs beside the model's weights
     cancelling: bool = False
     attempts: int = 0  # how often a worker began it
     pricings: int = 0  # how often the checker began it
@@ -74,6 +80,9 @@ class Priced(Struct, frozen=True, kw_only=True, tag=True):
     price: bytes
     cost: float
     names: tuple[str, ...]
+    lane: str = ""
+    tokens: int = 0
+    peak: int = 0
 
 
 class Refused(Struct, frozen=True, tag=True):
@@ -194,7 +203,8 @@ def _begun(job: Job, event: Leased, now: float) -> Change:
 
 
 def _priced(job: Job, event: Priced, now: float) -> Change:
-    known = replace(_free(job), price=event.price, cost=event.cost, names=event.names)
+    told = {name: getattr(event, name) for name in Priced.__struct_fields__}
+    known = replace(_free(job), **told)
     commands = (Note("state"), Ring("worker"))
     return Change(_moved(known, "queued", now), commands)
 

@@ -127,11 +127,23 @@ class Ledger(ModelRows, KeptRows, Protocol):
         ...
 
     def claim(
-        self, stage: str, models: Iterable[str], holder: str, now: float, until: float
+        self,
+        stage: str,
+        models: Iterable[str],
+        holder: str,
+        now: float,
+        until: float,
+        *,
+        lane: str | None = None,
+        tokens: int | None = None,
+        peak: int | None = None,
     ) -> Job | None:
-        """Gives the oldest job in `stage` (`received` or `queued`) of these models to `holder`.
+        """Gives the next job in `stage` (`received` or `queued`) of these models to `holder`.
 
-        A queued job becomes `running`; a received one stays so, and is the holder's until `until`.
+        With `lane` only one of that lane, with `tokens` and `peak` only one that fits into so many.
+        Next is in the order of `jobs.fair`, an owner's own jobs in that in which they came. Owners
+        of whom `running_jobs` run already are passed over. A queued job becomes `running`; a
+        received one stays so, and is the holder's until `until`.
         """
         ...
 
@@ -156,7 +168,8 @@ class Ledger(ModelRows, KeptRows, Protocol):
         ...
 
     def ahead(self, id: str) -> int:
-        """How many jobs of the same model come before one that waits: older ones, running ones."""
+        """How many jobs of the same model come before one that waits, in fair order as things
+        stand, or run."""
         ...
 
     def counts(self) -> dict[tuple[str, str], int]:

@@ -21,9 +21,10 @@ from weft.service.jobs.life import FINAL, Job, Leased
 from weft.service.store.ids import new_token
 from weft.service.store.interface import Card, Carry, Key, Note, Question
 from weft.service.store.kept import Gone
+from weft.service.store.memory_fair import Lines
 from weft.service.store.memory_models import MemoryModels
 from weft.service.store.names import checked, checked_prefix, checked_range
-from weft.service.store.said import check_claim, check_over, entries_of, expires, full, lost
+from weft.service.store.said import Asked, check_claim, check_over, entries_of, expires, full, lost
 from weft.settings import Settings
 
 PIECE = 1 << 20
@@ -51,6 +52,7 @@ class MemoryLedger(MemoryModels):
         self._questions: dict[str, Question] = {}
         self._taken: dict[str, int] = {}  # how often; free those where that is even
         self._cards: dict[str, Card] = {}
+        self._lines = Lines()
         self._gone: dict[str, Gone] = {}
         MemoryModels.__init__(self)
 
@@ -65,6 +67,7 @@ class MemoryLedger(MemoryModels):
             if sum(other.state in ("received", "queued") for other in mine) >= limit:
                 raise full(limit)
             row = self._rows[job.id] = _Row(job)
+            self._lines.arrive(job, self._jobs(), job.created)
             self._note(row, life.BEGIN)
         self._carry(job, life.BEGIN)
         return job, True
@@ -96,19 +99,23 @@ class MemoryLedger(MemoryModels):
         return change[0]
 
     def claim(
-        self, stage: str, models: Iterable[str], holder: str, now: float, until: float
+        self,
+        stage: str,
+        models: Iterable[str],
+        holder: str,
+        now: float,
+        until: float,
+        *,
+        lane: str | None = None,
+        tokens: int | None = None,
+        peak: int | None = None,
     ) -> Job | None:
-        models = set(models)
         with self._lock:
-            free = [
-                row
-                for row in self._rows.values()
-                if row.job.state == stage and row.job.model in models and row.job.token is None
-            ]
-            if not free:
+            asked = Asked(stage, tuple(models), lane, tokens, peak, self._settings.running_jobs)
+            job = self._lines.next_job(self._jobs(), asked, now)
+            if job is None:
                 return None
-            row = min(free, key=lambda row: (row.job.created, row.job.id))
-            change = self._step(row, Leased(holder, new_token(), until), now)
+            change = self._step(self._rows[job.id], Leased(holder, new_token(), until), now)
         self._carry(*change)
         return change[0]
 
@@ -173,20 +180,20 @@ class MemoryLedger(MemoryModels):
         return sorted(jobs, key=lambda job: (job.created, job.id))
 
     def ahead(self, id: str) -> int:
-        job = self.job(id)
-        if job is None or job.state not in ("received", "queued"):
-            return 0
-        others = [other for other in self.unfinished() if other.model == job.model]
-        return sum(
-            other.state == "running" or (other.created, other.id) < (job.created, job.id)
-            for other in others
-        )
+        with self._lock:
+            row = self._rows.get(id)
+            if row is None or row.job.state not in ("received", "queued"):
+                return 0
+            return self._lines.ahead(row.job, self._jobs())
 
     def counts(self) -> dict[tuple[str, str], int]:
         found: dict[tuple[str, str], int] = {}
         for job in self.unfinished():
             found[job.model, job.state] = found.get((job.model, job.state), 0) + 1
         return found
+
+    def _jobs(self) -> list[Job]:
+        return [row.job for row in self._rows.values()]
 
     def _step(
         self, row: _Row, event: life.Event, now: float
@@ -195,6 +202,7 @@ class MemoryLedger(MemoryModels):
         if "running" in (row.job.state, change.job.state):
             self.use(row.job.model, now)
         row.job = change.job
+        self._lines.arrive(change.job, self._jobs(), now)
         self._note(row, change.commands)
         return change.job, change.commands
 

@@ -9,6 +9,7 @@ Every ledger uses these, so that all say the same.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from weft.errors import NoSuchError, NotFinishedError
 from weft.service.jobs.life import FINAL, Command, Job, Lost, Note
@@ -99,6 +100,33 @@ def check_over(job: Job) -> None:
     """Raises `NotFinishedError`."""
     if job.state not in FINAL:
         raise NotFinishedError(f"job {job.id} is {job.state}", fix="cancel it, or wait for its end")
+
+
+class Asked(NamedTuple):
+    """What somebody claims: jobs in a stage, of these models, of this lane if one is named, that
+    fit. `running_jobs` is the limit of those whose key has none of its own."""
+
+    stage: str
+    models: tuple[str, ...]
+    lane: str | None = None
+    tokens: int | None = None
+    peak: int | None = None
+    running_jobs: int = 0
+
+    @property
+    def is_choosy(self) -> bool:
+        return (self.lane, self.tokens, self.peak) != (None, None, None)
+
+    def fits(self, job: Job) -> bool:
+        return (
+            (self.lane is None or job.lane == self.lane)
+            and (self.tokens is None or job.tokens <= self.tokens)
+            and (self.peak is None or job.peak <= self.peak)
+        )
+
+    def most_running(self, job: Job) -> int:
+        """How many jobs of its owner may run at once; 0: any number."""
+        return int(job.limits.get("running_jobs", self.running_jobs))
 
 
 def full(limit: int) -> QueueFullError:

@@ -18,10 +18,11 @@ from msgspec.structs import replace
 from weft.errors import NoSuchError
 from weft.service.jobs import life
 from weft.service.jobs.life import Job, Leased
+from weft.service.store import sqlite_fair as fair
 from weft.service.store.database import Database
 from weft.service.store.ids import new_token
 from weft.service.store.interface import Card, Carry, Key, Note, Question
-from weft.service.store.said import check_claim, check_over, entries_of, full, lost
+from weft.service.store.said import Asked, check_claim, check_over, entries_of, full, lost
 from weft.service.store.sqlite_models import SqliteModels, use
 from weft.service.store.tables import KEY, MIGRATIONS, key_of, row_of
 from weft.settings import Settings
@@ -59,6 +60,7 @@ class SqliteLedger(SqliteModels):
             if _waiting(rows, job.owner) >= limit:
                 raise full(limit)
             _insert(rows, job)
+            fair.arrive(rows, job, job.created)
             self._note_all(rows, job, life.BEGIN)
         self._carry(job, life.BEGIN)
         return job, True
@@ -83,13 +85,23 @@ class SqliteLedger(SqliteModels):
         return change.job
 
     def claim(
-        self, stage: str, models: Iterable[str], holder: str, now: float, until: float
+        self,
+        stage: str,
+        models: Iterable[str],
+        holder: str,
+        now: float,
+        until: float,
+        *,
+        lane: str | None = None,
+        tokens: int | None = None,
+        peak: int | None = None,
     ) -> Job | None:
-        models = tuple(models)
-        if not self._oldest(stage, models):  # most calls end here, and need not wait for writers
-            return None
+        asked = Asked(stage, tuple(models), lane, tokens, peak, self._settings.running_jobs)
+        with self._database.read() as rows:
+            if not fair.anything(rows, asked):  # most calls end here, and wait for no writer
+                return None
         with self._database.write(durable=False) as rows:
-            job = _oldest(rows, stage, models)
+            job = fair.next_job(rows, asked, now)
             if job is None:
                 return None
             change = self._step(rows, job, Leased(holder, new_token(), until), now)
@@ -134,27 +146,21 @@ class SqliteLedger(SqliteModels):
             return _jobs(rows, "ended IS NULL ORDER BY created, id")
 
     def ahead(self, id: str) -> int:
-        query = """SELECT count(*) FROM job AS other, job AS mine WHERE mine.id = ?
-            AND mine.state IN ('received', 'queued') AND other.ended IS NULL
-            AND other.model = mine.model AND (other.state = 'running'
-            OR (other.created, other.id) < (mine.created, mine.id))"""
         with self._database.read() as rows:
-            return rows.execute(query, (id,)).fetchone()[0]
+            job = _job(rows, "id = ? AND state IN ('received', 'queued')", id)
+            return 0 if job is None else fair.ahead(rows, job)
 
     def counts(self) -> dict[tuple[str, str], int]:
         query = "SELECT model, state, count(*) FROM job WHERE ended IS NULL GROUP BY model, state"
         with self._database.read() as rows:
             return {(model, state): count for model, state, count in rows.execute(query)}
 
-    def _oldest(self, stage: str, models: tuple[str, ...]) -> Job | None:
-        with self._database.read() as rows:
-            return _oldest(rows, stage, models)
-
     def _step(
         self, rows: sqlite3.Connection, job: Job, event: life.Event, now: float
     ) -> life.Change:
         change = life.step(job, event, now)
         _update(rows, change.job)
+        fair.arrive(rows, change.job, now)
         if "running" in (job.state, change.job.state):
             use(rows, job.model, now)
         self._note_all(rows, change.job, change.commands)
@@ -299,14 +305,6 @@ def _held(rows: sqlite3.Connection, id: str, token: str | None) -> Job:
     return check_claim(_job(rows, "id = ?", id), id, token)
 
 
-def _oldest(rows: sqlite3.Connection, stage: str, models: Iterable[str]) -> Job | None:
-    """The oldest job of these models in a state that nobody has; one search of the index each."""
-    free = """ended IS NULL AND model = ? AND state = ? AND token IS NULL
-        ORDER BY created, id LIMIT 1"""
-    found = [job for model in models if (job := _job(rows, free, model, stage)) is not None]
-    return min(found, key=lambda job: (job.created, job.id), default=None)
-
-
 def _waiting(rows: sqlite3.Connection, owner: str) -> int:
     query = """SELECT count(*) FROM job
         WHERE owner = ? AND ended IS NULL AND state IN ('received', 'queued')"""
@@ -316,22 +314,23 @@ def _waiting(rows: sqlite3.Connection, owner: str) -> int:
 def _insert(rows: sqlite3.Connection, job: Job) -> None:
     rows.execute(
         """INSERT INTO job (owner, request_id, model, created,
-            state, holder, token, until, ended, body, keep, id)
-            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
+            state, holder, token, until, ended, charge, lane, tokens, peak, body, keep, id)
+            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
         (job.owner, job.request_id, job.model, job.created, *_changing(job), job.keep, job.id),
     )
 
 
 def _update(rows: sqlite3.Connection, job: Job) -> None:
     rows.execute(
-        """UPDATE job SET state = ?, holder = ?, token = ?, until = ?, ended = ?, body = ?
-            WHERE id = ?""",
+        """UPDATE job SET state = ?, holder = ?, token = ?, until = ?, ended = ?, charge = ?,
+            lane = ?, tokens = ?, peak = ?, body = ? WHERE id = ?""",
         (*_changing(job), job.id),
     )
 
 
 def _changing(job: Job) -> tuple[object, ...]:
-    return job.state, job.holder, job.token, job.until, job.ended, _encode(job)
+    held = job.state, job.holder, job.token, job.until, job.ended
+    return *held, *fair.columns(job), _encode(job)
 
 
 def _note(rows: sqlite3.Connection, id: str, kind: str, data: bytes) -> int:

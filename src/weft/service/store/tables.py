@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from weft.service.store.interface import Key
+from weft.service.store.sqlite_fair import TABLES as FAIR_TABLES
 from weft.service.store.sqlite_models import TABLES as MODEL_TABLES
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
@@ -51,6 +52,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE key ADD COLUMN used REAL",
     ),
     MODEL_TABLES,
+    FAIR_TABLES,
 )
 """What leads from each version of the tables to the next. Never change one: add one."""
 

@@ -1,0 +1,133 @@
+"""Whose job is next: weighted fair queueing by what jobs cost. Pure: no clock, no store.
+
+Start-time fair queueing. Each owner has a *tag* in each queue: the virtual time at which its next
+job begins. The job with the least tag is next; its owner's tag then grows by what the job counts,
+its cost by its weight. So among owners who always have something waiting, each gets of the worker
+what its weight says, whatever the number and the size of their jobs, up to one job each. The queue
+has a *clock*, the least tag of those who wait. Who begins to wait starts at the clock: nobody saves
+up for later what he did not use, and a newcomer waits for one job of each other owner at most.
+What was begun is owed until the clock gets there, or nothing is left to do for anybody.
+
+    share = arrived(None, clock, now)
+    turn = choose([("ann", share)], clock, head, now)   # whose turn it is, and what follows from it
+
+There is a queue for the checker, where what counts is the size of a graph, and one for each model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Literal
+
+from msgspec import Struct
+
+from weft.service.jobs.life import Job
+
+PRICING = "price"
+"""The checker's queue; a model's is called `run/<model>`."""
+OVERHEAD = 1e9
+"""What running a job counts beside its cost: what a pass takes that computes next to nothing."""
+NODES = 100
+"""What pricing a graph counts beside its nodes, in nodes."""
+
+
+class Share(Struct, frozen=True):
+    """An owner in a queue: where it stands, and since when."""
+
+    tag: float = 0.0
+    since: float = 0.0
+
+
+class Turn(Struct, frozen=True):
+    """Whose turn it is. `shares` are those that are others now; None: it says nothing any more."""
+
+    job: Job
+    clock: float
+    shares: dict[str, Share | None]
+
+
+Head = Job | Literal["unfit", "held", "idle"]
+"""What an owner has in a queue for whoever asks: its next job; jobs, but none that fits; jobs that
+must wait for others of the owner's own, or for a model that is not there; none at all."""
+
+
+def queue_of(job: Job) -> str | None:
+    """The queue that it waits in, if it does."""
+    if job.token is not None or job.ended is not None:
+        return None
+    return {"received": PRICING, "queued": run_queue(job.model)}.get(job.state)
+
+
+def run_queue(model: str) -> str:
+    return f"run/{model}"
+
+
+def charge_of(job: Job, stage: str) -> float:
+    """What doing it counts in the queue of `received` or `queued` jobs."""
+    size = NODES + job.nodes if stage == "received" else OVERHEAD + max(job.cost, 0.0)
+    return size / job.weight
+
+
+def arrived(share: Share | None, clock: float, now: float) -> Share:
+    """An owner of whom nothing waited, and now does."""
+    return Share(clock if share is None else max(share.tag, clock), now)
+
+
+def choose(
+    shares: Iterable[tuple[str, Share]], clock: float, head: Callable[[str], Head], now: float
+) -> Turn | None:
+    """The next job in fair order among those that `head` offers, and what is to be kept of it.
+
+    `shares` come `in_order`, and only as many are taken as are needed. Among equal tags it is the
+    owner whose last turn was longest ago. The clock goes on to the least tag among those who could
+    be served, not to that of the chosen one, which may be early because its job fits beside others.
+    """
+    changed: dict[str, Share | None] = {}
+    least: float | None = None
+    for owner, share in shares:
+        found = head(owner)
+        if found == "idle":
+            if share.tag <= max(clock, least or 0.0):
+                changed[owner] = None
+        elif found == "held":
+            changed[owner] = share
+        else:
+            least = share.tag if least is None else least
+            if isinstance(found, Job):
+                clock = max(clock, least)
+                grown = share.tag + charge_of(found, found.state)
+                lifted = {who: arrived(one, clock, one.since) for who, one in _held(changed)}
+                return Turn(found, clock, changed | lifted | {owner: Share(grown, now)})
+    return None
+
+
+def _held(changed: Mapping[str, Share | None]) -> list[tuple[str, Share]]:
+    return [(owner, share) for owner, share in changed.items() if share is not None]
+
+
+def in_order(shares: Mapping[str, Share]) -> list[tuple[str, Share]]:
+    """Who is next stands first."""
+    return sorted(shares.items(), key=lambda item: (item[1].tag, item[1].since, item[0]))
+
+
+def before(mine: Job, waiting: Iterable[Job], shares: Mapping[str, Share], clock: float) -> int:
+    """How many of the jobs that wait for a model come before one of them, as things stand.
+
+    A job that has no price yet counts as one that costs nothing.
+    """
+    begins = starts(waiting, shares, clock)
+    return sum(start < begins[mine.id] for start in begins.values())
+
+
+def starts(
+    waiting: Iterable[Job], shares: Mapping[str, Share], clock: float
+) -> dict[str, tuple[float, float, float, str]]:
+    """Where each job stands, by id: the least is next."""
+    tags: dict[str, float] = {}
+    found: dict[str, tuple[float, float, float, str]] = {}
+    for job in sorted(waiting, key=lambda job: (job.created, job.id)):
+        share = shares.get(job.owner, Share(clock, job.created))
+        tag = tags.get(job.owner, max(share.tag, 0.0))
+        found[job.id] = (tag, share.since, job.created, job.id)
+        tags[job.owner] = tag + charge_of(job, "queued")
+    return found

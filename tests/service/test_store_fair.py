@@ -1,0 +1,315 @@
+"""Fair order as every ledger promises it: on the one in SQLite and on the fake alike."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from msgspec.structs import replace
+
+from tests.service.jobs import CANCEL, FINISHED, PRICED, job
+from weft.service.jobs.fair import OVERHEAD
+from weft.service.jobs.life import Job
+from weft.service.store.database import Database
+from weft.service.store.interface import Ledger
+from weft.service.store.memory import MemoryLedger
+from weft.service.store.sqlite import open_ledger
+from weft.service.store.tables import MIGRATIONS
+from weft.settings import Settings
+
+SETTINGS = Settings(attempts=2)
+UNIT = 100 * OVERHEAD
+
+Make = Callable[..., Ledger]
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
+    made: list[Ledger] = []
+
+    def new(settings: Settings = SETTINGS) -> Ledger:
+        file = tmp_path / "weft.sqlite"
+        sqlite = request.param == "sqlite"
+        made.append(open_ledger(file, settings) if sqlite else MemoryLedger(settings))
+        return made[-1]
+
+    yield new
+    for ledger in made:
+        ledger.close()
+
+
+@pytest.fixture
+def ledger(make: Make) -> Ledger:
+    return make()
+
+
+def queued(
+    ledger: Ledger,
+    owner: str,
+    created: float,
+    cost: float = UNIT,
+    *,
+    lane: str = "",
+    tokens: int = 0,
+    peak: int = 0,
+    **fields,
+) -> Job:
+    made, _ = ledger.submit(job(created, owner=owner, **fields), 10_000)
+    priced = replace(PRICED, cost=cost, lane=lane, tokens=tokens, peak=peak)
+    return ledger.step(made.id, priced, created + 0.5)
+
+
+def next_one(ledger: Ledger, now: float, models: tuple[str, ...] = ("tiny",), **fits) -> Job | None:
+    return ledger.claim("queued", models, "w", now, now + 1e6, **fits)
+
+
+def owners(ledger: Ledger, count: int, now: float = 1e6) -> list[str]:
+    """Of the next jobs, each done at once."""
+    found = []
+    for number in range(count):
+        one = next_one(ledger, now + number)
+        if one is None:
+            break
+        ledger.step(one.id, FINISHED, now + number + 0.5, one.token)
+        found.append(one.owner)
+    return found
+
+
+# -- whose turn it is ------------------------------------------------------------------------------
+
+
+def test_a_thousand_jobs_of_one_do_not_starve_the_next(ledger) -> None:
+    for number in range(40):
+        queued(ledger, "ann", 100.0 + number)
+    assert owners(ledger, 5) == ["ann"] * 5
+    queued(ledger, "bob", 200.0)
+    assert owners(ledger, 2, 2e6) in (["bob", "ann"], ["ann", "bob"])
+
+
+def test_cost_by_weight_is_what_counts(ledger) -> None:
+    for number in range(12):
+        queued(ledger, "ann", 100.0 + number, 2 * UNIT, weight=4.0)
+        queued(ledger, "bob", 100.5 + number, UNIT)
+    first = owners(ledger, 9)
+    assert (first.count("ann"), first.count("bob")) == (6, 3)
+
+
+def test_a_queue_that_was_empty_owes_nobody_anything(ledger) -> None:
+    queued(ledger, "ann", 100.0, 1000 * UNIT)
+    assert owners(ledger, 1) == ["ann"]
+    for number in range(4):
+        queued(ledger, "ann", 200.0 + number)
+        queued(ledger, "bob", 200.5 + number)
+    assert sorted(owners(ledger, 2, 2e6)) == ["ann", "bob"]
+
+
+def test_what_was_begun_is_owed_while_others_wait(ledger) -> None:
+    for number in range(5):
+        queued(ledger, "bob", 100.0 + number)
+    queued(ledger, "ann", 99.0, 3 * UNIT)
+    assert sorted(owners(ledger, 2)) == ["ann", "bob"]
+    queued(ledger, "ann", 200.0)
+    assert owners(ledger, 3, 2e6)[:2] == ["bob", "bob"]
+
+
+def test_a_queue_of_each_model_is_for_itself(ledger) -> None:
+    for number in range(6):
+        queued(ledger, "ann", 100.0 + number)
+        queued(ledger, "ann", 100.5 + number, model="other")
+        queued(ledger, "bob", 101.0 + number, model="other")
+    assert owners(ledger, 3) == ["ann"] * 3
+    taken = [next_one(ledger, 2e6 + n, ("other",)) for n in range(4)]
+    assert sorted(one.owner for one in taken if one) == ["ann", "ann", "bob", "bob"]
+
+
+def test_the_checker_takes_turns_by_the_size_of_graphs(ledger) -> None:
+    for number in range(8):
+        ledger.submit(job(100.0 + number, owner="ann", nodes=900), 100)
+    for number in range(30):
+        ledger.submit(job(200.0 + number, owner="bob"), 100)
+    taken = [ledger.claim("received", ["tiny"], "c", 300.0 + n, 1e6) for n in range(22)]
+    names = [one.owner for one in taken if one]
+    assert (names.count("ann"), names.count("bob")) == (2, 20)
+
+
+def test_jobs_of_models_that_are_not_there_hold_up_nobody_and_are_not_lost(ledger) -> None:
+    ledger.submit(job(100.0, owner="ann", model="loading"), 100)
+    for number in range(6):
+        ledger.submit(job(101.0 + number, owner="bob"), 100)
+    for number in range(5):
+        found = ledger.claim("received", ["tiny"], "c", 200.0 + number, 1e6)
+        assert found is not None and found.owner == "bob"
+    found = ledger.claim("received", ["tiny", "loading"], "c", 300.0, 1e6)
+    assert found is not None and found.owner in ("ann", "bob")
+    last = ledger.claim("received", ["tiny", "loading"], "c", 301.0, 1e6)
+    assert last is not None and {found.owner, last.owner} == {"ann", "bob"}
+
+
+def test_a_job_taken_back_waits_again_as_the_first_of_its_owner(ledger) -> None:
+    first = queued(ledger, "ann", 100.0)
+    queued(ledger, "ann", 101.0)
+    queued(ledger, "bob", 102.0)
+    begun = next_one(ledger, 200.0)
+    assert begun is not None and begun.id == first.id
+    ledger.release("w", 201.0)
+    assert owners(ledger, 1) == ["bob"]
+    again = next_one(ledger, 2e6)
+    assert again is not None and (again.id, again.attempts) == (first.id, 2)
+
+
+def test_who_has_cancelled_all_his_jobs_is_forgotten(ledger) -> None:
+    mine = [queued(ledger, "ann", 100.0 + n).id for n in range(3)]
+    for number in range(4):
+        queued(ledger, "bob", 101.0 + number)
+    for id in mine:
+        ledger.step(id, CANCEL, 110.0)
+    assert owners(ledger, 4) == ["bob"] * 4
+    assert next_one(ledger, 2e6) is None
+
+
+# -- how many at once ------------------------------------------------------------------------------
+
+
+def test_only_so_many_jobs_of_a_key_run_at_once(make) -> None:
+    ledger = make(Settings(running_jobs=2))
+    for number in range(4):
+        queued(ledger, "ann", 100.0 + number)
+    many = [queued(ledger, "bob", 110.0 + n, limits={"running_jobs": 3}).id for n in range(4)]
+    taken = [one for n in range(8) if (one := next_one(ledger, 200.0 + n)) is not None]
+    assert sorted(one.owner for one in taken) == ["ann"] * 2 + ["bob"] * 3
+    done = next(one for one in taken if one.owner == "bob")
+    ledger.step(done.id, FINISHED, 300.0, done.token)
+    freed = next_one(ledger, 301.0)
+    assert freed is not None and freed.id == many[-1]
+    assert next_one(ledger, 302.0) is None
+
+
+# -- a batch ---------------------------------------------------------------------------------------
+
+
+def test_a_claim_takes_only_what_fits(ledger) -> None:
+    queued(ledger, "ann", 100.0, lane="a", tokens=50, peak=500)
+    queued(ledger, "ann", 101.0, lane="b", tokens=5, peak=5)
+    queued(ledger, "ann", 102.0, lane="a", tokens=10, peak=900)
+    queued(ledger, "bob", 103.0, lane="a", tokens=10, peak=100)
+    assert next_one(ledger, 200.0, lane="c") is None
+    assert next_one(ledger, 200.0, lane="a", tokens=9) is None
+    assert next_one(ledger, 200.0, lane="a", peak=99) is None
+    small = next_one(ledger, 200.0, lane="a", tokens=10, peak=100)
+    assert small is not None and small.owner == "bob"
+    wide = next_one(ledger, 201.0, lane="a", tokens=10)
+    assert wide is not None and (wide.tokens, wide.peak, wide.lane) == (10, 900, "a")
+    rest = [next_one(ledger, 202.0 + n) for n in range(3)]
+    assert [one and one.tokens for one in rest] == [50, 5, None]
+
+
+def test_a_batch_takes_jobs_in_fair_order(ledger) -> None:
+    for number in range(20):
+        queued(ledger, "heavy", 100.0 + number, lane="a")
+    for number, owner in enumerate(("u1", "u2", "u3")):
+        queued(ledger, owner, 150.0 + number, lane="a")
+        queued(ledger, owner, 160.0 + number, lane="b")
+    batch = [next_one(ledger, 200.0 + n, lane="a") for n in range(6)]
+    names = [one.owner for one in batch if one]
+    assert sorted(names[:4]) == ["heavy", "u1", "u2", "u3"]
+    assert names[4:] == ["heavy", "heavy"]
+    after = [next_one(ledger, 300.0 + n) for n in range(3)]  # those of lane b were not forgotten
+    assert [one and one.lane for one in after] == ["b", "b", "b"]
+
+
+# -- what is told of it ----------------------------------------------------------------------------
+
+
+def test_ahead_follows_the_fair_order(ledger) -> None:
+    for number in range(30):
+        queued(ledger, "ann", 100.0 + number)
+    begun = next_one(ledger, 150.0)
+    assert begun is not None
+    late = queued(ledger, "bob", 200.0)
+    last = ledger.jobs("ann", 1)[0]
+    assert ledger.ahead(late.id) <= 2
+    assert ledger.ahead(last.id) == 30
+    assert ledger.ahead(begun.id) == 0 == ledger.ahead("nobody")
+
+
+def test_both_ledgers_say_the_same_whatever_happens(tmp_path) -> None:
+    ledgers: list[Ledger] = [MemoryLedger(SETTINGS), open_ledger(tmp_path / "w.sqlite", SETTINGS)]
+    drawn = random.Random(5)
+    waiting: list[Job] = []
+    for step in range(250):
+        now = 1000.0 + step
+        if drawn.random() < 0.6:
+            owner = drawn.choice("abcde")
+            made = job(now, owner=owner, weight=drawn.choice([1.0, 2.0, 4.0]))
+            priced = replace(PRICED, cost=drawn.randrange(20) * UNIT, lane=drawn.choice("xy"))
+            for ledger in ledgers:
+                ledger.submit(made, 1000)
+                ledger.step(made.id, priced, now + 0.1)
+            waiting.append(made)
+        else:
+            lane = drawn.choice([None, "x", "y"])
+            taken = [next_one(ledger, now, lane=lane) for ledger in ledgers]
+            ids = [one and one.id for one in taken]
+            assert ids[0] == ids[1]
+            for ledger, one in zip(ledgers, taken, strict=True):
+                if one is not None:
+                    ledger.step(one.id, FINISHED, now + 0.2, one.token)
+            waiting = [one for one in waiting if one.id != ids[0]]
+        if waiting and step % 10 == 0:
+            id = drawn.choice(waiting).id
+            assert ledgers[0].ahead(id) == ledgers[1].ahead(id)
+    ledgers[1].close()
+
+
+# -- a heavy user and a light one ------------------------------------------------------------------
+
+
+def test_a_light_user_beside_a_thousand_jobs_waits_two_passes(make) -> None:
+    """A worker that takes 0.4 seconds for each job, on a clock of numbers, over a real store."""
+    ledger, now, seconds = make(), 1000.0, 0.4
+    for number in range(200):  # more than the worker can do in the time
+        queued(ledger, "heavy", now - 500 + number)
+    came: dict[str, float] = {}
+    waited: list[float] = []
+    coming = [now + 1 + second for second in range(40)]
+    while len(waited) < 40:
+        while coming and coming[0] <= now:
+            at = coming.pop(0)
+            came[queued(ledger, "light", at).id] = at
+        taken = next_one(ledger, now)
+        assert taken is not None
+        if taken.owner == "light":
+            waited.append(now - came[taken.id])
+        now += seconds
+        ledger.step(taken.id, FINISHED, now, taken.token)
+    assert sorted(waited)[int(0.95 * 40)] <= 2 * seconds
+
+
+# -- a folder from before --------------------------------------------------------------------------
+
+
+def test_jobs_that_waited_before_there_was_an_order_are_taken(tmp_path) -> None:
+    before = next(n for n, step in enumerate(MIGRATIONS) if any("TABLE share" in s for s in step))
+    Database(tmp_path / "old.sqlite", MIGRATIONS[:before]).close()
+    with sqlite3.connect(tmp_path / "old.sqlite") as rows:
+        for number, (owner, state) in enumerate(
+            [("ann", "queued"), ("ann", "queued"), ("bob", "queued"), ("eve", "received")]
+        ):
+            old = job(100.0 + number, owner=owner, state=state)
+            body = msgspec.msgpack.encode(old)
+            rows.execute(
+                """INSERT INTO job (id, owner, request_id, model, state, created, body)
+                    VALUES (?, ?, ?, ?, ?, ?, ?)""",
+                (old.id, owner, old.request_id, old.model, state, old.created, body),
+            )
+    rows.close()
+    ledger = open_ledger(tmp_path / "old.sqlite", SETTINGS)
+    assert sorted(owners(ledger, 2)) == ["ann", "bob"]
+    assert owners(ledger, 2, 2e6) == ["ann"]
+    found = ledger.claim("received", ["tiny"], "c", 3e6, 4e6)
+    assert found is not None and found.owner == "eve"
+    ledger.close()
