@@ -110,6 +110,14 @@ def test_what_is_up_is_said(said: dict[str, dict[str, str]]) -> None:
 # -- what this system lacks ------------------------------------------------------------------------
 
 
+@pytest.fixture(autouse=True)
+def never_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of it could be undone."""
+    monkeypatch.setattr(confine, "give_up_capabilities", lambda: None)
+    monkeypatch.setattr(landlock, "restrict", lambda *args, **options: None)
+    monkeypatch.setattr(seccomp, "install", lambda: None)
+
+
 @pytest.fixture
 def old(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A kernel without any of it."""
@@ -142,8 +150,6 @@ def test_a_process_that_must_have_walls_does_not_begin_without(old: None) -> Non
 
 
 def test_threads_that_were_there_before_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(confine, "give_up_capabilities", lambda: None)
-    monkeypatch.setattr(landlock, "restrict", lambda *args, **options: None)
     monkeypatch.setattr(landlock, "abi", lambda: 7)
     monkeypatch.setattr(seccomp, "available", lambda: True)
     monkeypatch.setattr(confine, "threads", lambda: 3)
@@ -158,7 +164,13 @@ def test_what_is_missing_is_said() -> None:
     none, some = Walls(), Walls(landlock=0, seccomp=True)
     assert str(none).startswith("no kernel sandbox; missing: Landlock 2")
     assert str(some) == "calls (seccomp); missing: Landlock 2 (this kernel has none)"
-    assert means.told("off") == "off"
+    assert means.told("off") == means.short("off") == "off"
+
+
+def test_what_is_missing_is_said_in_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    for walls, word in ((Walls(), "off"), (Walls(seccomp=True), "partial"), (Walls(7, True), "on")):
+        monkeypatch.setattr(means, "means", lambda walls=walls: walls)
+        assert means.short("auto") == word
 
 
 # -- the environment -------------------------------------------------------------------------------

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -139,6 +141,11 @@ def test_the_log_and_the_greeting_say_what_is_up(server: Running) -> None:
     assert f"(sandbox of checker and workers: {means()})" in said
     for name in ("worker tiny", "checker"):
         assert re.search(rf"\[{name}\] sandbox of process \d+: {re.escape(str(means()))}", said)
+
+
+def test_health_says_it_in_a_word(server: Running) -> None:
+    with urllib.request.urlopen(f"{server.url}/health") as reply:
+        assert json.load(reply)["parts"]["sandbox"] == "on"
 
 
 def test_an_unknown_value_starts_nothing() -> None:

@@ -55,6 +55,14 @@ def told(mode: str) -> str:
     return "off" if mode == "off" else str(means())
 
 
+def short(mode: str) -> str:
+    """The same in a word, for everybody: `on`, `partial` or `off`."""
+    walls = means()
+    if mode == "off" or not (walls.landlock or walls.seccomp):
+        return "off"
+    return "partial" if walls.missing else "on"
+
+
 def check(mode: str) -> None:
     """Raises `SettingError` where `mode` is none, or asks for what is not there."""
     if mode not in ("auto", "require", "off"):
