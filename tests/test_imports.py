@@ -42,8 +42,9 @@ LAYERS: dict[str, set[str]] = {
     "service/gateway": {"settings", "graph", "wire", "service/jobs", "service/store"},
     "service/checker": {*SERVING, "service/jobs", "service/store"},
     "service/worker": {*SERVING, "service/jobs", "service/store"},
+    "service/sandbox": set(),
     "service/fleet": {
-        *(*SERVING, "service/jobs", "service/store"),
+        *(*SERVING, "service/jobs", "service/store", "service/sandbox"),
         *("service/gateway", "service/checker", "service/worker"),
     },
     "testing": {"__init__"},
@@ -64,6 +65,7 @@ WITHOUT_TORCH = (
     *("weft.wire.reports", "weft.wire.results", "weft.wire.structures"),
     *("weft.service.jobs.life", "weft.service.store.sqlite", "weft.service.store.folder"),
     *("weft.service.store.memory", "weft.service.store.keys", "weft.service.store.shell"),
+    *("weft.service.sandbox.confine", "weft.service.sandbox.means"),
     *("weft.service.store.sweep", "weft.service.store.lock", "weft.service.store.requests"),
 )
 

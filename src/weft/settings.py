@@ -46,6 +46,7 @@ class Settings:
     attempts: int = 3
     keep_seconds: float = 7 * 24 * 3600.0
     drain_seconds: float = 30.0
+    sandbox: str = "auto"
 
     # Limits of one request, which the server enforces and publishes
     body_bytes: int = 64 << 20
@@ -79,6 +80,7 @@ TEXTS: dict[str, str] = {
     "attempts": "how often a job is begun before it fails, when workers die",
     "keep_seconds": "how long a finished job and its result are kept",
     "drain_seconds": "how long running jobs may go on after the server was told to stop",
+    "sandbox": "walls around checker and workers: auto (what there is), require, off",
     "body_bytes": "bytes of one request's body, constants apart",
     "constant_bytes": "bytes of one uploaded constant",
     "result_bytes": "bytes of all that one job saves",

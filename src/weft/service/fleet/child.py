@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from weft.engine.publish import know
 from weft.families.loading import Source, load, load_options
 from weft.service.checker.bounds import ProcessBounds
 from weft.service.checker.loop import Checker
+from weft.service.sandbox.confine import Confined
 from weft.service.store.bells import Bells
 from weft.service.store.folder import FolderObjects
 from weft.service.store.interface import Ledger, Objects
@@ -32,6 +34,7 @@ from .channel import Channel, DoFinish, DoMark, IsReady, IsUnusable, Message, fo
 from .models import Deployment
 from .places import ledger_of, objects_of
 from .spec import Given, Spec, settings_of
+from .walls import confined_for
 
 CHECKER_BYTES = 4 << 30
 """Address space that the checker may take beyond what it has when its models are known."""
@@ -47,18 +50,24 @@ class Store:
     objects: Objects
     bells: Bells
     settings: Settings
+    confined: Confined
 
 
 def run(spec: Spec, given: Given) -> int:
     """Is that process, until it is told to end; returns its exit status."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the fleet decides
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    given.bells.only(spec.role, spec.model)
     settings, data = settings_of(spec), Path(spec.data)
     objects = FolderObjects(objects_of(data))
     ledger = open_ledger(ledger_of(data), settings, Shell(given.bells, objects))
+    tempfile.tempdir = str(objects.drafts)
     begin = _checker if spec.role == "checker" else _worker
     try:
-        return begin(spec, given.channel, Store(ledger, objects, given.bells, settings))
+        confined = confined_for(spec, objects)
+        confined.begin()
+        store = Store(ledger, objects, given.bells, settings, confined)
+        return begin(spec, given.channel, store)
     finally:
         ledger.close()
         objects.close()
@@ -91,6 +100,7 @@ def _checker(spec: Spec, channel: Channel, store: Store) -> int:
     for model in spec.models:
         _look_at(checker, model)
     bounds.limit_memory(CHECKER_BYTES)
+    store.confined.finish()
     channel.send(IsReady())
     checker.run()
     return 0
@@ -145,6 +155,7 @@ def _worker(spec: Spec, channel: Channel, store: Store) -> int:
             die=lambda: os._exit(75),
         )
     )
+    store.confined.finish()
     channel.send(IsReady())
     if not stopped:
         workers[0].run()

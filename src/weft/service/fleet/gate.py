@@ -12,6 +12,7 @@ from pathlib import Path
 
 from weft.service.gateway.app import make_app
 from weft.service.gateway.server import Server, log_to_stderr
+from weft.service.sandbox.means import short
 from weft.service.store.folder import FolderObjects
 from weft.service.store.shell import Shell
 from weft.service.store.sqlite import open_ledger
@@ -38,6 +39,7 @@ def main(argv: list[str]) -> int:
         models=[model.id for model in spec.models],
         version=spec.version,
         scratch=data,
+        sandbox=short(settings.sandbox),
     )
     listening = socket.socket(fileno=given.rest[0])
     server = Server(app, listening, ready=lambda: given.channel.send(IsReady()))

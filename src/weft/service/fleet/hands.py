@@ -19,6 +19,7 @@ from selectors import EVENT_READ, BaseSelector
 
 import msgspec
 
+from weft.service.sandbox.environment import clean
 from weft.service.store.bells import Bells
 from weft.settings import variable
 
@@ -245,13 +246,24 @@ def _python(
             str(os.getpid()),
             *more,
         ],
-        env={name: value for name, value in os.environ.items() if name != variable("key")},
+        env=_environ(module),
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=log,
         pass_fds=[control.fileno()],
         start_new_session=True,
     )
+
+
+def _environ(module: str) -> dict[str, str]:
+    """What a process is started with: only who loads models may need the hub's token for a while.
+
+    A library that starts threads when it is imported would have them before there are walls.
+    """
+    own = {name: value for name, value in os.environ.items() if name != variable("key")}
+    if module == "gate":
+        return clean(own)
+    return {"OPENBLAS_NUM_THREADS": "1", **own}
 
 
 def _reaped(popen: subprocess.Popen) -> int:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from weft.errors import ServerError, SettingError
+from weft.service.sandbox.means import check as check_sandbox
+from weft.service.sandbox.means import told
 from weft.service.store.bells import Bells
 from weft.service.store.folder import FolderObjects
 from weft.service.store.lock import lock_folder
@@ -42,6 +44,7 @@ def serve(
 
     With `key_only`, or where other machines can reach it only, no key is made for the local user.
     """
+    check_sandbox(settings.sandbox)
     logging.basicConfig(level=logging.INFO, format="[fleet] %(message)s")
     data = data_folder(settings)
     with ExitStack() as stack:
@@ -62,6 +65,7 @@ def serve(
             key = local_key(data, ledger, time.time())
             stack.enter_context(announced(url, key))
         greet(say, url, models, has_key)
+        say(f"(sandbox of checker and workers: {told(settings.sandbox)})")
         store = ledger, objects, bells
         fleet = Fleet(models, settings, data, *store, listening, signals, say=say, version=version)
         reason = fleet.run()

@@ -366,9 +366,10 @@ def make_app(
     models: Iterable[str],
     version: str,
     scratch: Path | None = None,
+    sandbox: str | None = None,
 ) -> App:
     """An app over a store. `models` are the ids that the server has, loaded or not; `scratch` is a
-    folder for uploads that are not whole yet."""
+    folder for uploads that are not whole yet; `sandbox` is what `/health` says about it."""
     threads = Threads(THREADS)
 
     async def latest(ids: Collection[str]) -> Mapping[str, int]:
@@ -386,5 +387,6 @@ def make_app(
             threads=threads,
             routes=ROUTES,
             scratch=None if scratch is None else str(scratch),
+            sandbox=sandbox,
         )
     )

@@ -70,6 +70,8 @@ def health(gateway: Gateway, visit: Visit) -> Response:
         "store": store,
         "models": f"{ready} of {len(gateway.models)} ready",
     }
+    if gateway.sandbox is not None:
+        parts["sandbox"] = gateway.sandbox
     well = not gateway.draining and store == "ok" and ready == len(gateway.models)
     headers = {} if well else {"Retry-After": str(RETRY_SECONDS)}
     said = Health(live=True, ready=well, parts=parts)

@@ -36,7 +36,8 @@ class Gateway:
     """Everything a handler works with.
 
     `models` are the ids that this server has, loaded or not. `scratch` is the folder for uploads
-    that are not whole yet (None: the system's own).
+    that are not whole yet (None: the system's own). `sandbox`: whether strangers' graphs are drawn
+    inside walls, in a word (None: nobody knows).
     """
 
     ledger: Ledger
@@ -48,6 +49,7 @@ class Gateway:
     watch: Watch
     routes: tuple[Any, ...] = ()  # the table, for those who describe it
     scratch: str | None = None
+    sandbox: str | None = None
     clock: Callable[[], float] = time.time
     started: float = field(default_factory=time.monotonic)
     draining: bool = False

@@ -94,6 +94,13 @@ class Bell:
                 return rung
             rung = True
 
+    def only_ring(self) -> None:
+        """Nobody waits for it here: gives up the reading end."""
+        with self._lock:
+            fd, self._read = self._read, None
+        if fd is not None:
+            os.close(fd)
+
     def close(self) -> None:
         with self._lock:
             fds, self._read, self._write = self.fds(), None, None
@@ -145,6 +152,16 @@ class Bells:
                 self.workers[model].ring()
         else:
             {"gateway": self.gateway, "checker": self.checker}[who].ring()
+
+    def only(self, who: str, model: str | None = None) -> None:
+        """Gives up what `checker` or the `worker` of a model has no use for: to hear others."""
+        for other in [self.gateway, self.checker] if who == "worker" else [self.gateway]:
+            other.only_ring()
+        for id, bell in list(self.workers.items()):
+            if who == "checker":
+                bell.only_ring()
+            elif id != model:
+                self.workers.pop(id).close()
 
     def fds(self) -> tuple[int, ...]:
         """All ends, for `pass_fds`."""

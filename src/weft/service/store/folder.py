@@ -40,6 +40,11 @@ class FolderObjects:
         self._new, lock = _own_folder(path / NEW)
         self._leave = weakref.finalize(self, _leave, self._new, lock, os.getpid())
 
+    @property
+    def drafts(self) -> Path:
+        """The folder in which this process writes what is not whole yet."""
+        return self._new
+
     def close(self) -> None:
         """Nothing can be put any more. It happens by itself when the store is not used any more."""
         self._leave()
