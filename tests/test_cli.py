@@ -18,6 +18,7 @@ from weft.errors import SettingError
 from weft.service.fleet.keys import LOCAL_OWNER, announced, local_key, open_keys
 from weft.service.fleet.models import Deployment, parse_all
 from weft.service.fleet.serve import listen, url_of
+from weft.service.jobs.usage import Usage
 from weft.service.store.keys import digest, find
 from weft.service.store.lock import lock_folder
 from weft.settings import Settings, variable
@@ -208,6 +209,64 @@ def test_keys_are_made_listed_and_revoked(home, capsys) -> None:
     assert main(["keys", "list", *at]) == 0
     assert "revoked" in capsys.readouterr().out
     assert "0 keys in force" in failed(capsys, "keys", "revoke", listed.split()[0], *at)
+
+
+def test_a_key_is_made_with_all_that_it_may(home, capsys) -> None:
+    at = ["--data", str(home / "data")]
+    what = ["--scope", "read", "--scope", "metrics", "--model", "a/b", "--model", "tiny"]
+    what += ["--weight", "2.5", "--limit", "nodes=10", "--limit", "run_seconds_per_day=1.5"]
+    assert main(["keys", "create", "--owner", "ada", *what, "--expires", "2d", *at]) == 0
+    with open_keys(home / "data") as ledger:
+        (key,) = ledger.keys()
+    assert (key.owner, key.scopes, key.models) == ("ada", ("read", "metrics"), ("a/b", "tiny"))
+    assert (key.weight, key.limits) == (2.5, {"nodes": 10, "run_seconds_per_day": 1.5})
+    assert key.expires is not None and key.expires - key.created == 2 * 86_400
+    capsys.readouterr()
+    assert main(["keys", "list", *at]) == 0
+    listed = capsys.readouterr().out
+    for text in ("ada", "read,metrics", "a/b,tiny", "weight 2.5", "nodes=10", "until 20", "never"):
+        assert text in listed
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["ann", "--scope", "rum"], "no scope 'rum'"),
+        (["ann", "--limit", "node=1"], "did you mean nodes?"),
+        (["ann", "--limit", "port=1"], "has no limit 'port'"),
+        (["ann", "--limit", "nodes=many"], "write nodes=NUMBER"),
+        (["ann", "--limit", "nodes=-1"], "sets no limit"),
+        (["ann", "--limit", "nodes=nan"], "sets no limit"),
+        (["ann", "--weight", "0"], "weight of 0"),
+        (["ann", "--weight", "nan"], "weight of nan"),
+        (["ann", "--expires", "2001-01-01"], "no time to come"),
+        (["ann", "--expires", "soon"], "no time to come"),
+        ([], "one owner"),
+        (["ann", "--owner", "bob"], "one owner"),
+    ],
+)
+def test_a_key_that_cannot_be_is_refused(home, capsys, options: list[str], says: str) -> None:
+    assert says in failed(capsys, "keys", "create", *options, "--data", str(home / "data"))
+    assert not (home / "data").exists()
+
+
+def test_usage_is_shown_by_day_owner_and_model(home, capsys) -> None:
+    at = ["--data", str(home / "data")]
+    with open_keys(home / "data") as ledger:
+        for day in ("2026-01-01", "2026-01-02"):
+            ledger.add_usage([Usage(owner="ann", day=day, model="tiny", jobs=3, cost=2e12, up=7)])
+        ledger.add_usage([Usage(owner="bob", day="2026-01-02", requests=11)])
+    assert main(["keys", "usage", *at]) == 0
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split()[:4] == ["day", "owner", "model", "jobs"]
+    assert [row.split()[:3] for row in rows] == [
+        ["2026-01-01", "ann", "tiny"],
+        ["2026-01-02", "ann", "tiny"],
+        ["2026-01-02", "bob", "-"],
+    ]
+    assert "2e+12" in rows[0] and rows[2].split()[8] == "11"
+    assert main(["keys", "usage", "--owner", "ann", "--since", "2026-01-02", *at]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
 
 
 def test_no_key_is_kept_as_it_is(home, capsys) -> None:

@@ -63,6 +63,13 @@ class Settings:
     queued_jobs: int = 1_000
     running_jobs: int = 0
 
+    # Limits of one key over time (0: any amount); those above may be others for a key, too
+    requests_per_minute: int = 12_000
+    up_bytes_per_day: int = 0
+    down_bytes_per_day: int = 0
+    run_seconds_per_day: float = 0.0
+    stored_bytes: int = 64 << 30
+
 
 TEXTS: dict[str, str] = {
     "host": "the server that remote=True asks, such as http://127.0.0.1:8765",
@@ -94,6 +101,11 @@ TEXTS: dict[str, str] = {
     "new_tokens": "tokens that one generation may make for each row",
     "queued_jobs": "jobs of one key that may wait at once",
     "running_jobs": "jobs of one key that may run at once, more wait; 0: any number",
+    "requests_per_minute": "requests of one key in a minute; 0: any number",
+    "up_bytes_per_day": "bytes that one key may send in a day (UTC); 0: any number",
+    "down_bytes_per_day": "bytes that one key may fetch in a day (UTC); 0: any number",
+    "run_seconds_per_day": "seconds that jobs of one key may run in a day (UTC); 0: any number",
+    "stored_bytes": "bytes of constants that are kept of one key; 0: any number",
 }
 
 NAMES = tuple(field.name for field in fields(Settings))

@@ -14,8 +14,9 @@ from msgspec.structs import replace
 from tests.service.jobs import CANCEL, FINISHED, PRICED, job
 from weft.service.jobs.fair import OVERHEAD
 from weft.service.jobs.life import Job
+from weft.service.jobs.usage import Usage
 from weft.service.store.database import Database
-from weft.service.store.interface import Ledger
+from weft.service.store.interface import Ledger, LostClaimError
 from weft.service.store.memory import MemoryLedger
 from weft.service.store.sqlite import open_ledger
 from weft.service.store.tables import MIGRATIONS
@@ -263,6 +264,37 @@ def test_both_ledgers_say_the_same_whatever_happens(tmp_path) -> None:
             id = drawn.choice(waiting).id
             assert ledgers[0].ahead(id) == ledgers[1].ahead(id)
     ledgers[1].close()
+
+
+# -- what is counted -------------------------------------------------------------------------------
+
+
+def test_what_was_used_is_added_up_and_outlives_the_process(make, request) -> None:
+    ledger = make()
+    ann = Usage(owner="ann", day="2026-01-02", model="tiny", jobs=1, cost=2.5, seconds=0.5, up=3)
+    bob = Usage(owner="bob", day="2026-01-01", down=4, requests=5, refusals=6, weights=7)
+    ledger.add_usage([ann, bob])
+    ledger.add_usage([replace(ann, cost=1.0, up=2**40)])
+    both = replace(ann, jobs=2, cost=3.5, seconds=1.0, up=3 + 2**40)
+    assert ledger.usage() == [bob, both]
+    assert ledger.usage("ann") == [both] == ledger.usage(since="2026-01-02")
+    assert ledger.usage(until="2026-01-01") == [bob]
+    if "sqlite" in request.node.name:
+        assert make().usage() == [bob, both]
+
+
+def test_a_step_that_fails_counts_nothing(ledger) -> None:
+    queued(ledger, "ann", 100.0)
+    begun = next_one(ledger, 200.0)
+    assert begun is not None
+    with pytest.raises(LostClaimError):
+        ledger.step(begun.id, FINISHED, 201.0, "not the token")
+    assert ledger.usage() == []
+    ledger.step(begun.id, replace(FINISHED, seconds=0.25), 202.0, begun.token)
+    with pytest.raises(LostClaimError):
+        ledger.step(begun.id, FINISHED, 203.0, begun.token)
+    (row,) = ledger.usage("ann")
+    assert (row.jobs, row.cost, row.seconds, row.day) == (1, UNIT, 0.25, "1970-01-01")
 
 
 # -- a heavy user and a light one ------------------------------------------------------------------

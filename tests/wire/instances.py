@@ -153,6 +153,19 @@ REPORT = m.ErrorReport(
     request_id="r-1",
     missing=(DIGEST,),
 )
+USED = m.UsageRow(
+    owner="ann",
+    day="2026-01-31",
+    model="tiny",
+    jobs=2,
+    cost=1.5e12,
+    seconds=3.25,
+    up=10,
+    down=20,
+    requests=4,
+    refusals=1,
+    weights=4096,
+)
 JOB = m.JobInfo(
     id="j_1",
     state="failed",
@@ -476,6 +489,10 @@ INSTANCES: dict[str, Struct] = {
     "Missing": m.Missing(digests=(DIGEST,)),
     "Tokens": m.Tokens(rows=((5, 7), ()), texts=("Paris", "")),
     "ModelStatus": m.ModelStatus(id="tiny", state="ready", waiting=2, running=1),
+    "UsageRow": USED,
+    "UsageList": m.UsageList(
+        usage=(USED,), limits={"queued_jobs": 100.0}, weight=2.0, expires=1_800_000_000.5
+    ),
     "ServerStatus": m.ServerStatus(
         version="0.2.0",
         seconds=12.5,

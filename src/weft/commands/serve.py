@@ -23,7 +23,7 @@ def register(commands: Commands) -> None:
     serve.add_argument(
         "--key-only",
         action="store_true",
-        help="make no key for this machine's user: only those of `weft keys add` are let in",
+        help="make no key for this machine's user: only those of `weft keys create` are let in",
     )
     add_settings(serve)
     serve.set_defaults(run=_serve)

@@ -394,6 +394,34 @@ class ModelStatus(Tell, frozen=True):
     running: int
 
 
+class UsageRow(Tell, frozen=True):
+    """What one owner used on one day (UTC), of one model or, as "", of none in particular.
+
+    `cost` is in floating point operations, as priced; `seconds` those of the accelerator.
+    """
+
+    owner: str
+    day: str
+    model: str = ""
+    jobs: int = 0
+    cost: float = 0.0
+    seconds: float = 0.0
+    up: int = 0
+    down: int = 0
+    requests: int = 0
+    refusals: int = 0
+    weights: int = 0
+
+
+class UsageList(Tell, frozen=True):
+    """What was used, and what the key that asked may use. A limit of 0 is none where it says so."""
+
+    usage: tuple[UsageRow, ...]
+    limits: dict[str, float] = {}
+    weight: float = 1.0
+    expires: float | None = None
+
+
 class ServerStatus(Tell, frozen=True):
     version: str
     seconds: float

@@ -36,12 +36,11 @@ from weft.graph.node import Graph, Save
 from weft.service.jobs.life import Event, Failed, IllegalStepError, Job, Priced, Refused
 from weft.service.store.bells import Bells
 from weft.service.store.interface import Card, Ledger, LostClaimError, Objects, Question
-from weft.service.store.requests import constant_type, submit_of
+from weft.service.store.requests import constant_type, limits_of, submit_of
 from weft.service.store.said import still_held
 from weft.settings import Settings
 from weft.wire.messages import (
     ApplyQuery,
-    Limits,
     SignatureQuery,
     SourceQuery,
     TokensQuery,
@@ -107,7 +106,6 @@ class Checker:
         self._objects = objects
         self._bells = bells
         self._settings = settings
-        self._limits = Limits(**{n: getattr(settings, n) for n in Limits.__struct_fields__})
         self._holder = holder
         self._bounds = bounds or Unbounded()
         self._clock = clock
@@ -265,7 +263,7 @@ class Checker:
         submit = submit_of(self._objects, job)
         fetch = partial(constant_type, self._objects, job.owner)
         opened = open_submit(submit, fetch, known, numbers=False)
-        limits, strict = self._limits, submit.strict
+        limits, strict = limits_of(self._settings, job), submit.strict
         graph, sampling = opened.graph, opened.sampling
         price = admit(graph, opened.call, known, limits, strict, opened.further, sampling)
         cost = price.flops + pass_cost(known, opened.calls, sampling)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,17 +72,6 @@ def revoke_key(ledger: Ledger, begin: str, now: float) -> None:
             fix="`weft keys list` shows them",
         )
     ledger.revoke(found[0].digest, now)
-
-
-def show_keys(ledger: Ledger) -> str:
-    """All keys, one a line: digest, owner, when it was made, whether it is in force."""
-    keys = ledger.keys()
-    rows = [
-        f"{key.digest[:12]}  {key.owner:<20}  {time.strftime('%Y-%m-%d', time.gmtime(key.created))}"
-        f"{'  revoked' if key.revoked else ''}"
-        for key in keys
-    ]
-    return "\n".join(rows) or "there are no keys yet"
 
 
 def local_key(data: Path, ledger: Ledger, now: float) -> str:

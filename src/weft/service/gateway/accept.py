@@ -27,6 +27,7 @@ from weft.graph.check import check
 from weft.graph.frame import Frame
 from weft.graph.node import Const, Graph
 from weft.service.jobs.life import Job
+from weft.service.jobs.usage import settings_for
 from weft.service.store.ids import new_id
 from weft.service.store.interface import Card, Key, QueueFullError
 from weft.wire import frames
@@ -35,7 +36,8 @@ from weft.wire.messages import PROTOCOL, Inputs, LanguageInputs, Submit, encode,
 from .auth import other_protocol
 from .bodies import read
 from .errors import Refused
-from .state import Gateway
+from .limits import check_seconds, check_stored, queue_full
+from .state import Gateway, limits_for
 
 RETRY_SECONDS = 5
 """What Retry-After says where the time is not known."""
@@ -55,11 +57,12 @@ def accept(gateway: Gateway, key: Key, data: bytes, form: str) -> tuple[Job, boo
 
 
 def _accept(gateway: Gateway, key: Key, submit: Submit) -> tuple[Job, bool]:
-    check_model(gateway, submit.model, submit.fingerprint)
-    check_graph(submit.graph, gateway.settings.nodes)
+    check_model(gateway, key, submit.model, submit.fingerprint)
+    check_graph(submit.graph, limits_for(gateway, key).nodes)
+    check_seconds(gateway, key)
     tensors = frames.read(submit.tensors)[0] if submit.tensors else {}
     constants, inputs = sorted_out(submit, tensors)
-    keep_constants(gateway, key.owner, submit, constants)
+    keep_constants(gateway, key, submit, constants)
     job = new_job(gateway, key, submit)
     bare = replace(submit, tensors=frames.write(inputs) if inputs else b"")
     return enter(gateway, job, encode(bare))
@@ -86,10 +89,19 @@ def submit_of(data: bytes, form: str) -> Submit:
 # -- the model ------------------------------------------------------------------------------------
 
 
-def check_model(gateway: Gateway, model: str, fingerprint: str | None = None) -> Card | None:
+def models_of(gateway: Gateway, key: Key | None) -> tuple[str, ...]:
+    """The models of the server, as far as a key may know of them."""
+    few = () if key is None else key.models
+    return tuple(id for id in gateway.models if not few or id in few)
+
+
+def check_model(
+    gateway: Gateway, key: Key | None, model: str, fingerprint: str | None = None
+) -> Card | None:
     """The model's card. None: it is still loading, and jobs wait for it."""
-    if model not in gateway.models:
-        served = ", ".join(gateway.models) or "none"
+    models = models_of(gateway, key)
+    if model not in models:
+        served = ", ".join(models) or "none"
         raise WrongModelError(
             f"this server has no model {model[:80]!r}", fix=f"the models it has: {served}"
         )
@@ -172,8 +184,9 @@ def constant_name(owner: str, digest: str) -> str:
     return f"constants/{owner}/{digest}"
 
 
-def keep_constants(gateway: Gateway, owner: str, submit: Submit, sent: Mapping[str, Frame]) -> None:
+def keep_constants(gateway: Gateway, key: Key, submit: Submit, sent: Mapping[str, Frame]) -> None:
     """Stores what was sent; the others must be there already."""
+    owner = key.owner
     absent = missing(gateway, owner, set(submit.constants.values()) - sent.keys())
     if absent:
         error = NoSuchError(
@@ -184,7 +197,9 @@ def keep_constants(gateway: Gateway, owner: str, submit: Submit, sent: Mapping[s
     for digest, frame in sent.items():
         name = constant_name(owner, digest)
         if not gateway.objects.touch(name):
-            gateway.objects.put(name, frames.write({"x": frame}))
+            file = frames.write({"x": frame})
+            check_stored(gateway, key, len(file))
+            gateway.objects.put(name, file)
 
 
 def missing(gateway: Gateway, owner: str, digests: set[str]) -> tuple[str, ...]:
@@ -231,9 +246,10 @@ def enter(gateway: Gateway, job: Job, stored: bytes) -> tuple[Job, bool]:
     gateway.objects.put(name, stored)
     entered = False
     try:
-        found, entered = gateway.ledger.submit(job, gateway.settings.queued_jobs)
+        most = settings_for(gateway.settings, job.limits).queued_jobs
+        found, entered = gateway.ledger.submit(job, most)
     except QueueFullError as error:
-        raise Refused(error, 429, {"Retry-After": str(RETRY_SECONDS)}) from None
+        raise queue_full(gateway, job.model, error) from None
     finally:
         if not entered:
             gateway.objects.delete(name)

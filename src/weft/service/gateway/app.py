@@ -41,14 +41,16 @@ from weft.wire.messages import (
     Tables,
     Tokens,
     TokensQuery,
+    UsageList,
 )
 
-from . import constants, events, jobs, models, pages, questions, results
+from . import constants, events, jobs, models, pages, questions, results, usage
 from .auth import check_protocol, check_scope, key_of
 from .bodies import query_of
 from .entry import Entry
 from .errors import Refused
 from .front import Front, Passage
+from .limits import check_door
 from .state import THREADS, Gateway, Visit
 from .threads import Threads
 from .watch import Watch
@@ -114,6 +116,15 @@ ROUTES: tuple[Entry, ...] = (
         handler=models.status,
         text="How long the server runs, and how many jobs wait and run for each model.",
         gives=ServerStatus,
+        scope="read",
+    ),
+    Entry(
+        method="GET",
+        path="/api/usage",
+        handler=usage.usage,
+        text="What you used, by day and model, and your limits; with the scope `admin` others too.",
+        gives=UsageList,
+        query=usage.UsageQuery,
         scope="read",
     ),
     Entry(
@@ -308,6 +319,7 @@ class App:
         await receive()
         self.gateway.close()
         self.gateway.threads.close()
+        self.gateway.meter.flush()
         await send({"type": "lifespan.shutdown.complete"})
 
 
@@ -347,6 +359,7 @@ def _checked(gateway: Gateway, entry: Entry, request: Request) -> Visit:
         key = key_of(gateway, request)
         passage.owner = key.owner
         check_scope(key, entry.scope)
+        check_door(gateway, key, entry, request)
     if entry.protocol:
         check_protocol(request.headers)
     query = query_of(request, entry.query)

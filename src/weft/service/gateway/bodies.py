@@ -25,7 +25,7 @@ from weft.errors import LimitError, MessageError
 from weft.wire.messages import decode, encode
 
 from .errors import Refused
-from .state import Gateway, Visit
+from .state import Gateway, Visit, limits_for
 
 T = TypeVar("T")
 
@@ -101,7 +101,7 @@ async def pieces(request: Request, bound: Bound) -> AsyncIterator[bytes]:
 async def taken(gateway: Gateway, visit: Visit, work: Callable[..., T], *args: Any) -> T:
     """Takes the message of a request in, and does `work` with it on a thread."""
     form = form_of(visit.request)
-    bound = Bound(gateway.settings.body_bytes, "body_bytes")
+    bound = Bound(limits_for(gateway, visit.key).body_bytes, "body_bytes")
     if form == "json" and bound.limit > JSON_BYTES:
         bound = Bound(JSON_BYTES, "of JSON", "send it as application/msgpack")
     data = b"".join([piece async for piece in pieces(visit.request, bound)])

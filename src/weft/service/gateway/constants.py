@@ -20,7 +20,8 @@ from weft.wire.messages import Missing, MissingQuery
 from .accept import constant_name, missing
 from .bodies import Bound, answer, pieces, read, taken
 from .errors import Refused
-from .state import Gateway, Visit
+from .limits import check_stored
+from .state import Gateway, Visit, limits_for
 
 MEDIA = "application/octet-stream"
 HEADER_BYTES = 1 << 20
@@ -57,7 +58,8 @@ async def upload(gateway: Gateway, visit: Visit) -> Response:
 
 async def _receive(gateway: Gateway, visit: Visit, name: str, digest: str) -> bool:
     """Takes the body in; False where somebody else was faster."""
-    bound = Bound(gateway.settings.constant_bytes + HEADER_BYTES, "constant_bytes")
+    limit = limits_for(gateway, visit.key).constant_bytes
+    bound = Bound(limit + HEADER_BYTES, "constant_bytes")
     with tempfile.SpooledTemporaryFile(IN_MEMORY, dir=gateway.scratch) as spooled:
         taker = Upload(cast(BinaryIO, spooled))
         batch, size = [], 0
@@ -68,13 +70,14 @@ async def _receive(gateway: Gateway, visit: Visit, name: str, digest: str) -> bo
                 await gateway.off(taker.take, b"".join(batch))
                 batch, size = [], 0
         await gateway.off(taker.take, b"".join(batch))
-        return await gateway.off(_keep, gateway, taker, name, digest)
+        return await gateway.off(_keep, gateway, visit, taker, name, digest)
 
 
-def _keep(gateway: Gateway, upload: Upload, name: str, digest: str) -> bool:
-    found = upload.digest(gateway.settings.constant_bytes)
+def _keep(gateway: Gateway, visit: Visit, upload: Upload, name: str, digest: str) -> bool:
+    found = upload.digest(limits_for(gateway, visit.key).constant_bytes)
     if found != digest:
         raise MessageError(f"the tensor sent as {digest} has another digest")
+    check_stored(gateway, visit.key, upload.file.tell())
     upload.file.seek(0)
     return gateway.objects.put(name, upload.file)
 

@@ -24,6 +24,8 @@ from .state import Gateway
 
 LOG = logging.getLogger("weft.gateway")
 CLOSED_EARLY = 499
+REFUSALS = frozenset({403, 413, 429})
+"""Statuses that say that a key may not do something, or has used up what it may."""
 ALWAYS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -62,6 +64,15 @@ class Front:
             await passage.refuse(mistake())
         finally:
             LOG.info("request", extra=passage.fields())
+            await self._count(passage)
+
+    async def _count(self, passage: Passage) -> None:
+        """Puts a request to its owner's account."""
+        gateway, refused = self._gateway, passage.status in REFUSALS
+        if passage.owner and gateway.meter.count(
+            passage.owner, up=passage.up, down=passage.down, refusals=refused
+        ):
+            await gateway.off(gateway.meter.flush)
 
     async def _pass(self, passage: Passage, scope: Scope) -> None:
         headers, settings = Headers(scope=scope), self._gateway.settings
@@ -83,12 +94,14 @@ class Passage:
         self.owner = ""
         self.origin: str | None = None
         self.status = 0
+        self.up = self.down = 0  # bytes of bodies
         self._scope, self._receive, self._send = scope, receive, send
         self._unread = _has_long_body(Headers(scope=scope))
         self._begun = time.perf_counter()
 
     async def receive(self) -> Message:
         message = await self._receive()
+        self.up += len(message.get("body", b""))
         if not message.get("more_body", False):
             self._unread = False
         return message
@@ -97,6 +110,7 @@ class Passage:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             self._add(MutableHeaders(scope=message))
+        self.down += len(message.get("body", b""))
         await self._send(message)
 
     def _add(self, headers: MutableHeaders) -> None:

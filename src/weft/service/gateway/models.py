@@ -24,7 +24,7 @@ from weft.wire.messages import (
     decode,
 )
 
-from .accept import RETRY_SECONDS, check_model
+from .accept import RETRY_SECONDS, check_model, models_of
 from .bodies import answer, preferred
 from .errors import Refused, trusted
 from .state import Gateway, Visit, limits_of
@@ -79,10 +79,10 @@ def health(gateway: Gateway, visit: Visit) -> Response:
 
 
 def status(gateway: Gateway, visit: Visit) -> Response:
-    return answer(visit.request, _status(gateway))
+    return answer(visit.request, _status(gateway, visit))
 
 
-def _status(gateway: Gateway) -> ServerStatus:
+def _status(gateway: Gateway, visit: Visit) -> ServerStatus:
     counts = gateway.ledger.counts()
     cards = {card.model: card for card in gateway.ledger.cards()}
 
@@ -95,13 +95,13 @@ def _status(gateway: Gateway) -> ServerStatus:
         )
 
     seconds = time.monotonic() - gateway.started
-    models = tuple(told(model) for model in gateway.models)
+    models = tuple(told(model) for model in models_of(gateway, visit.key))
     return ServerStatus(version=gateway.version, seconds=seconds, models=models)
 
 
 def listing(gateway: Gateway, visit: Visit) -> Response:
     cards = {card.model: card for card in gateway.ledger.cards()}
-    models = tuple(_info(id, cards.get(id)) for id in gateway.models)
+    models = tuple(_info(id, cards.get(id)) for id in models_of(gateway, visit.key))
     return answer(visit.request, ModelList(models=models))
 
 
@@ -145,7 +145,7 @@ def tables(gateway: Gateway, visit: Visit) -> Response:
 def _ready(gateway: Gateway, visit: Visit) -> Card:
     query = visit.query
     assert isinstance(query, ModelQuery)
-    found = check_model(gateway, query.model)
+    found = check_model(gateway, visit.key, query.model)
     if found is None:
         raise not_ready(f"{query.model} is still being loaded")
     return found

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from weft.errors import TimeLimitError
 from weft.service.store.ids import new_id
-from weft.service.store.interface import Question
+from weft.service.store.interface import Key, Question
 from weft.wire.messages import (
     Applied,
     ApplyQuery,
@@ -60,7 +60,7 @@ async def tokens(gateway: Gateway, visit: Visit) -> Response:
 
 async def asked(gateway: Gateway, visit: Visit, kind: type[Struct]) -> Response:
     """Reads the question, has it answered, and gives the answer or its error."""
-    id = await taken(gateway, visit, ask, kind)
+    id = await taken(gateway, visit, ask, kind, visit.key)
     found = await until_answered(gateway, id)
     if found is None:
         await gateway.off(gateway.ledger.drop_questions, gateway.clock() - KEPT_SECONDS)
@@ -72,10 +72,12 @@ async def asked(gateway: Gateway, visit: Visit, kind: type[Struct]) -> Response:
     return answer(visit.request, said(found, ANSWERS[kind]))
 
 
-def ask(gateway: Gateway, owner: str, data: bytes, form: str, kind: type[Struct]) -> str:
+def ask(
+    gateway: Gateway, owner: str, data: bytes, form: str, kind: type[Struct], key: Key | None
+) -> str:
     """Writes the question down; its id. Blocks."""
     query: Any = read(data, kind, form)
-    if check_model(gateway, query.model, getattr(query, "fingerprint", None)) is None:
+    if check_model(gateway, key, query.model, getattr(query, "fingerprint", None)) is None:
         raise not_ready(f"{query.model} is still being loaded")
     now = gateway.clock()
     question = Question(new_id(now), kind.__name__, owner, encode(query), created=now)

@@ -17,11 +17,13 @@ from typing import Any, TypeVar
 from msgspec import Struct
 from starlette.requests import Request
 
+from weft.service.jobs.usage import settings_for
 from weft.service.store.bells import Bells
 from weft.service.store.interface import Key, Ledger, Objects
 from weft.settings import Settings
 from weft.wire.messages import Limits
 
+from .meter import Meter, Stored
 from .threads import Threads
 from .watch import Watch
 
@@ -57,6 +59,10 @@ class Gateway:
     large: asyncio.Lock = field(default_factory=asyncio.Lock)  # for reading what is large
     threads: Threads = field(default_factory=lambda: Threads(THREADS))
 
+    def __post_init__(self) -> None:
+        self.meter = Meter(self.ledger, lambda: self.clock())
+        self.store = Stored(self.objects)
+
     async def off(self, work: Callable[..., T], *args: Any, **options: Any) -> T:
         """Does blocking work on a thread."""
         return await self.threads.run(partial(work, *args, **options))
@@ -85,6 +91,11 @@ class Visit:
     owner: str
     id: str
     key: Key | None = None
+
+
+def limits_for(gateway: Gateway, key: Key | None) -> Settings:
+    """The settings as they are for a key."""
+    return gateway.settings if key is None else settings_for(gateway.settings, key.limits)
 
 
 def limits_of(settings: Settings) -> Limits:

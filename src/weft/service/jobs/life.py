@@ -53,6 +53,8 @@ class Job(Struct, frozen=True, kw_only=True):
     lane: str = ""  # jobs of one lane may share a forward or a decode loop; "": it runs alone
     tokens: int = 0  # rows x positions of its inputs
     peak: int = 0  # bytes that it needs beside the model's weights
+    weights: int = 0  # bytes that it may tell of the model's weights
+    used: float | None = None  # seconds of the accelerator; None: as long as it ran
     cancelling: bool = False
     attempts: int = 0  # how often a worker began it
     pricings: int = 0  # how often the checker began it
@@ -83,6 +85,7 @@ class Priced(Struct, frozen=True, kw_only=True, tag=True):
     lane: str = ""
     tokens: int = 0
     peak: int = 0
+    weights: int = 0
 
 
 class Refused(Struct, frozen=True, tag=True):
@@ -107,13 +110,19 @@ class Lost(Struct, frozen=True, tag=True):
 
 
 class Finished(Struct, frozen=True, kw_only=True, tag=True):
+    """`seconds` are its own of the accelerator, where it shared that with others."""
+
     result_bytes: int
     result_sha256: str
     names: tuple[str, ...]
+    seconds: float | None = None
 
 
 class Failed(Struct, frozen=True, tag=True):
+    """`seconds` as in `Finished`."""
+
     error: bytes
+    seconds: float | None = None
 
 
 class Cancel(Struct, frozen=True, tag=True):
@@ -232,12 +241,14 @@ def _done(job: Job, event: Finished, now: float) -> Change:
         result_bytes=event.result_bytes,
         result_sha256=event.result_sha256,
         names=event.names,
+        used=event.seconds,
     )
     return _over(brought, "done", None, now)
 
 
 def _failed(job: Job, event: Refused | Failed, now: float) -> Change:
-    return _over(job, "failed", event.error, now)
+    known = replace(job, used=getattr(event, "seconds", None))
+    return _over(known, "failed", event.error, now)
 
 
 def _cancelled(job: Job, event: Cancel, now: float) -> Change:

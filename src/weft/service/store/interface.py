@@ -29,6 +29,7 @@ from weft.service.jobs.life import Event as LifeEvent
 from weft.service.jobs.scopes import USUAL
 from weft.service.store.kept import KeptRows
 from weft.service.store.models import ModelRows
+from weft.service.store.usage import UsageRows
 
 Carry = Callable[[Job, tuple[Command, ...]], None]
 
@@ -92,8 +93,9 @@ class Card(Struct, frozen=True):
     reason: str | None = None
 
 
-class Ledger(ModelRows, KeptRows, Protocol):
-    """Rows. Those of models and memory stand in `models`, those of jobs that are over in `kept`."""
+class Ledger(ModelRows, KeptRows, UsageRows, Protocol):
+    """Rows. Those of models and memory stand in `models`, those of jobs that are over in `kept`,
+    of what was used in `usage`."""
 
     # -- jobs --------------------------------------------------------------------------------
 

@@ -18,11 +18,13 @@ from msgspec.structs import replace
 from weft.errors import NoSuchError
 from weft.service.jobs import life
 from weft.service.jobs.life import FINAL, Job, Leased
+from weft.service.jobs.usage import spent
 from weft.service.store.ids import new_token
 from weft.service.store.interface import Card, Carry, Key, Note, Question
 from weft.service.store.kept import Gone
 from weft.service.store.memory_fair import Lines
 from weft.service.store.memory_models import MemoryModels
+from weft.service.store.memory_usage import MemoryUsage
 from weft.service.store.names import checked, checked_prefix, checked_range
 from weft.service.store.said import Asked, check_claim, check_over, entries_of, expires, full, lost
 from weft.settings import Settings
@@ -40,7 +42,7 @@ class _Row:
         return len(self.notes)
 
 
-class MemoryLedger(MemoryModels):
+class MemoryLedger(MemoryModels, MemoryUsage):
     """`interface.Ledger` in memory."""
 
     def __init__(self, settings: Settings | None = None, carry: Carry | None = None) -> None:
@@ -55,6 +57,7 @@ class MemoryLedger(MemoryModels):
         self._lines = Lines()
         self._gone: dict[str, Gone] = {}
         MemoryModels.__init__(self)
+        MemoryUsage.__init__(self)
 
     # -- jobs --------------------------------------------------------------------------------
 
@@ -201,6 +204,9 @@ class MemoryLedger(MemoryModels):
         change = life.step(row.job, event, now)
         if "running" in (row.job.state, change.job.state):
             self.use(row.job.model, now)
+        used = spent(row.job, change.job, now)
+        if used is not None:
+            self.spend(used)
         row.job = change.job
         self._lines.arrive(change.job, self._jobs(), now)
         self._note(row, change.commands)

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from weft.graph.frame import Frame
 from weft.service.jobs.life import Job
+from weft.service.jobs.usage import settings_for
 from weft.service.store.interface import Objects
+from weft.settings import Settings
 from weft.wire import frames
-from weft.wire.messages import Submit, decode
+from weft.wire.messages import Limits, Submit, decode
 
 NAME = "x"
 """What the one tensor in a constant's file is called."""
@@ -20,6 +22,12 @@ NAME = "x"
 def submit_of(objects: Objects, job: Job) -> Submit:
     """Raises KeyError."""
     return decode(objects.get(f"submits/{job.id}"), Submit)
+
+
+def limits_of(settings: Settings, job: Job) -> Limits:
+    """What one job may ask for: the settings, as they are for the key that it came with."""
+    mine = settings_for(settings, job.limits)
+    return Limits(**{name: getattr(mine, name) for name in Limits.__struct_fields__})
 
 
 def constant(objects: Objects, owner: str, digest: str) -> Frame:

@@ -18,12 +18,14 @@ from msgspec.structs import replace
 from weft.errors import NoSuchError
 from weft.service.jobs import life
 from weft.service.jobs.life import Job, Leased
+from weft.service.jobs.usage import spent
 from weft.service.store import sqlite_fair as fair
 from weft.service.store.database import Database
 from weft.service.store.ids import new_token
 from weft.service.store.interface import Card, Carry, Key, Note, Question
 from weft.service.store.said import Asked, check_claim, check_over, entries_of, full, lost
 from weft.service.store.sqlite_models import SqliteModels, use
+from weft.service.store.sqlite_usage import SqliteUsage, add
 from weft.service.store.tables import KEY, MIGRATIONS, key_of, row_of
 from weft.settings import Settings
 
@@ -42,7 +44,7 @@ def open_ledger(
     return SqliteLedger(path, settings or Settings(), carry or (lambda job, commands: None))
 
 
-class SqliteLedger(SqliteModels):
+class SqliteLedger(SqliteModels, SqliteUsage):
     """`interface.Ledger` in an SQLite file."""
 
     def __init__(self, path: Path, settings: Settings, carry: Carry) -> None:
@@ -161,6 +163,9 @@ class SqliteLedger(SqliteModels):
         change = life.step(job, event, now)
         _update(rows, change.job)
         fair.arrive(rows, change.job, now)
+        used = spent(job, change.job, now)
+        if used is not None:
+            add(rows, used)
         if "running" in (job.state, change.job.state):
             use(rows, job.model, now)
         self._note_all(rows, change.job, change.commands)

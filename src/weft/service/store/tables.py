@@ -12,6 +12,7 @@ import msgspec
 from weft.service.store.interface import Key
 from weft.service.store.sqlite_fair import TABLES as FAIR_TABLES
 from weft.service.store.sqlite_models import TABLES as MODEL_TABLES
+from weft.service.store.sqlite_usage import TABLES as USAGE_TABLES
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
@@ -53,6 +54,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ),
     MODEL_TABLES,
     FAIR_TABLES,
+    USAGE_TABLES,
 )
 """What leads from each version of the tables to the next. Never change one: add one."""
 

@@ -30,9 +30,10 @@ from weft.engine.weights import refuse_other_weights
 from weft.errors import CancelledError, ServerError, WeftError
 from weft.graph.frame import Frame
 from weft.service.jobs.life import Event, Failed, Finished, IllegalStepError, Job, Stopped
+from weft.service.jobs.usage import settings_for
 from weft.service.store.bells import Bells
 from weft.service.store.interface import Ledger, LostClaimError, Objects
-from weft.service.store.requests import constant, submit_of
+from weft.service.store.requests import constant, limits_of, submit_of
 from weft.service.store.said import still_held
 from weft.settings import Settings
 from weft.wire.messages import Limits, Manifest, encode
@@ -74,7 +75,6 @@ class Worker:
         self._net = net
         self._known = known
         self._settings = settings
-        self._limits = Limits(**{n: getattr(settings, n) for n in Limits.__struct_fields__})
         self._holder = holder or f"worker {model_id}"
         self._die = die
         self._clock = clock
@@ -115,7 +115,7 @@ class Worker:
         with Pulse(
             self._ledger,
             job,
-            self._settings,
+            settings_for(self._settings, job.limits),
             ring=self._bells.gateway.ring,
             die=self._die,
             clock=self._clock,
@@ -151,12 +151,12 @@ class Worker:
         fetch = partial(constant, self._objects, job.owner)
         opened = open_submit(submit, fetch, self._known)
         refuse_other_weights(self._net, submit.weights)
-        drawn = self._draw(opened, submit.strict, pulse)
+        drawn = self._draw(opened, submit.strict, pulse, limits_of(self._settings, job))
         size, digest = self._keep(job, drawn.manifest, drawn.frames)
         names = tuple(name for name, _ in drawn.manifest.saved)
         return Finished(result_bytes=size, result_sha256=digest, names=names)
 
-    def _draw(self, opened: Opened, strict: bool, pulse: Pulse) -> Drawn:
+    def _draw(self, opened: Opened, strict: bool, pulse: Pulse, limits: Limits) -> Drawn:
         """Raises `WeftError` only: what torch or the model raised is a `RunError`."""
         told = overwritten_by(
             self._known, *opened.calls, graph=opened.graph, sampling=opened.sampling
@@ -169,7 +169,7 @@ class Worker:
                 merger=merger_of(self._known),
                 sharer=sharer_of(self._known),
                 tokenizer=self._known.tokenizer,
-                limits=self._limits,
+                limits=limits,
                 strict=strict,
                 on_log=pulse.log,
                 on_value=pulse.value,

@@ -1,0 +1,132 @@
+"""What a key may do in a time, or have at once: the refusals, and what they say.
+
+    raise over("queued_jobs", 1000, "1000 jobs of this key wait already", seconds=3.0, fix="...")
+
+Each refusal is 429, names the limit and its value, and says in `Retry-After` when to come back.
+"""
+
+from __future__ import annotations
+
+import math
+
+from starlette.requests import Request
+
+from weft.errors import LimitError
+from weft.service.jobs.usage import day_of, total, until_tomorrow
+from weft.service.store.interface import Key
+from weft.service.store.sweep import UNSENT
+from weft.settings import Settings
+
+from .entry import Entry
+from .errors import Refused
+from .state import Gateway, limits_for
+
+ALWAYS = frozenset({"/api/usage", "/api/jobs/{id}/cancel"})
+"""Paths that are open to who has used up a day's bytes."""
+
+
+def over(
+    name: str,
+    value: float,
+    what: str,
+    *,
+    seconds: float,
+    fix: str,
+    kind: type[LimitError] = LimitError,
+) -> Refused:
+    """The refusal of what is more than a limit lets. `seconds`: after which it may be asked anew.
+
+    Every refusal of that sort is made here, so that all say the limit, its value and the time.
+    """
+    again = max(1, math.ceil(seconds))
+    when = f"{fix}; in {in_words(again)} there is room"
+    error = kind(f"{what}; the limit {name} is {value:.15g}", fix=when)
+    return Refused(error, 429, {"Retry-After": str(again)})
+
+
+def in_words(seconds: int) -> str:
+    """`90 seconds`, `3 hours`."""
+    for unit, length in (("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{math.ceil(seconds / length)} {unit}"
+    return f"{seconds} second{'s' * (seconds != 1)}"
+
+
+def check_door(gateway: Gateway, key: Key, entry: Entry, request: Request) -> None:
+    """Holds a request to what its key may still do now. Blocks the first time of a day."""
+    limits = limits_for(gateway, key)
+    if limits.requests_per_minute:
+        seconds = gateway.meter.wait(key.owner, limits.requests_per_minute)
+        if seconds:
+            raise over(
+                "requests_per_minute",
+                limits.requests_per_minute,
+                "this key has asked more often than it may",
+                seconds=seconds,
+                fix="ask less often",
+            )
+    if entry.path not in ALWAYS and entry.method != "DELETE":
+        _check_bytes(gateway, key, limits, request)
+
+
+def _check_bytes(gateway: Gateway, key: Key, limits: Settings, request: Request) -> None:
+    if not (limits.up_bytes_per_day or limits.down_bytes_per_day):
+        return
+    now = gateway.clock()
+    today = gateway.meter.today(key.owner)
+    length = request.headers.get("content-length", "")
+    coming = int(length) if length.isascii() and length.isdigit() and len(length) < 19 else 0
+    for name, most, used in (
+        ("up_bytes_per_day", limits.up_bytes_per_day, today.up + coming),
+        ("down_bytes_per_day", limits.down_bytes_per_day, today.down + 1),
+    ):
+        if most and used > most:
+            verb = "send" if name.startswith("up") else "fetch"
+            raise over(
+                name,
+                most,
+                f"this key has no bytes left to {verb} today",
+                seconds=until_tomorrow(now),
+                fix="wait for the next day (UTC)",
+            )
+
+
+def check_seconds(gateway: Gateway, key: Key) -> None:
+    """Holds a new job to the seconds of a day. Blocks."""
+    most = limits_for(gateway, key).run_seconds_per_day
+    if not most:
+        return
+    now = gateway.clock()
+    today = day_of(now)
+    used = total(gateway.ledger.usage(key.owner, today, today)).seconds
+    if used >= most:
+        raise over(
+            "run_seconds_per_day",
+            most,
+            f"jobs of this key ran {used:.1f} seconds today",
+            seconds=until_tomorrow(now),
+            fix="wait for the next day (UTC)",
+        )
+
+
+def check_stored(gateway: Gateway, key: Key | None, size: int) -> None:
+    """Holds a constant that is about to be kept to the bytes that are kept of one key. Blocks."""
+    most = limits_for(gateway, key).stored_bytes
+    if key is None or not most or gateway.store.fits(key.owner, size, most):
+        return
+    idle = max(gateway.settings.keep_seconds, UNSENT)
+    oldest = gateway.store.oldest(key.owner)
+    raise over(
+        "stored_bytes",
+        most,
+        f"with these {size} bytes more than may be kept of the constants of this key",
+        seconds=idle if oldest is None else oldest + idle - gateway.clock(),
+        fix="use fewer tensors, or smaller ones; those that are not used any more go by themselves",
+    )
+
+
+def queue_full(gateway: Gateway, model: str, error: LimitError) -> Refused:
+    """Too many jobs wait: there is room when one of them has run."""
+    times = [job.stages.get("run", 0.0) for job in gateway.ledger.recent(model, 20)]
+    seconds = sum(times) / len(times) if times else 1.0
+    return Refused(error, 429, {"Retry-After": str(max(1, min(60, math.ceil(seconds))))})

@@ -1,0 +1,34 @@
+"""`usage.UsageRows` in memory: a part of `memory.MemoryLedger`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+
+from weft.service.jobs.usage import Usage, plus
+
+
+class MemoryUsage:
+    """See the module's text."""
+
+    _lock: threading.Lock
+
+    def __init__(self) -> None:
+        self._usage: dict[tuple[str, str, str], Usage] = {}
+
+    def add_usage(self, rows: Iterable[Usage]) -> None:
+        with self._lock:
+            for usage in rows:
+                self.spend(usage)
+
+    def spend(self, usage: Usage) -> None:
+        """Within the lock."""
+        whose = (usage.day, usage.owner, usage.model)
+        before = self._usage.get(whose)
+        self._usage[whose] = usage if before is None else plus(before, usage)
+
+    def usage(self, owner: str | None = None, since: str = "", until: str = "9") -> list[Usage]:
+        with self._lock:
+            found = [self._usage[whose] for whose in sorted(self._usage)]
+        mine = [row for row in found if owner is None or row.owner == owner]
+        return [row for row in mine if since <= row.day <= until]

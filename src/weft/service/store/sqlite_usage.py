@@ -1,0 +1,53 @@
+"""`usage.UsageRows` in SQLite: a part of `sqlite.SqliteLedger`."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable
+
+import msgspec
+
+from weft.service.jobs.usage import COUNTED, WHOSE, Usage
+from weft.service.store.database import Database
+
+TABLES = (
+    """CREATE TABLE usage (
+        owner TEXT NOT NULL, day TEXT NOT NULL, model TEXT NOT NULL, jobs INTEGER NOT NULL,
+        cost REAL NOT NULL, seconds REAL NOT NULL, up INTEGER NOT NULL, down INTEGER NOT NULL,
+        requests INTEGER NOT NULL, refusals INTEGER NOT NULL, weights INTEGER NOT NULL,
+        PRIMARY KEY (owner, day, model)
+    ) STRICT, WITHOUT ROWID""",
+)
+"""What these rows need: one step of `tables.MIGRATIONS`. Never change it."""
+
+_COLUMNS = ", ".join((*WHOSE, *COUNTED))
+_ADD = (
+    f"INSERT INTO usage ({_COLUMNS}) VALUES ({', '.join('?' for _ in (*WHOSE, *COUNTED))}) "
+    f"ON CONFLICT ({', '.join(WHOSE)}) DO UPDATE SET "
+    + ", ".join(f"{name} = {name} + excluded.{name}" for name in COUNTED)
+)
+
+
+class SqliteUsage:
+    """See the module's text."""
+
+    _database: Database
+
+    def add_usage(self, rows: Iterable[Usage]) -> None:
+        with self._database.write(durable=False) as connection:
+            for usage in rows:
+                add(connection, usage)
+
+    def usage(self, owner: str | None = None, since: str = "", until: str = "9") -> list[Usage]:
+        query = f"""SELECT {_COLUMNS} FROM usage WHERE (?1 IS NULL OR owner = ?1)
+            AND day >= ?2 AND day <= ?3 ORDER BY day, owner, model"""
+        with self._database.read() as rows:
+            return [_usage(row) for row in rows.execute(query, (owner, since, until))]
+
+
+def add(rows: sqlite3.Connection, usage: Usage) -> None:
+    rows.execute(_ADD, msgspec.structs.astuple(usage))
+
+
+def _usage(row: tuple) -> Usage:
+    return Usage(**dict(zip(Usage.__struct_fields__, row, strict=True)))
