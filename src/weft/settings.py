@@ -37,6 +37,9 @@ class Settings:
     sweep_bytes: int = 0
 
     # The server
+    merge_jobs: int = 64
+    merge_tokens: int = 8192
+    merge_wait_seconds: float = 0.005
     bind: str = "127.0.0.1"
     port: int = 8765
     data: str | None = None
@@ -78,6 +81,9 @@ TEXTS: dict[str, str] = {
     "retry_seconds": "how long to keep trying while a server is away",
     "progress": "show progress bars for large transfers and sweeps, on a terminal",
     "sweep_bytes": "bytes that one pass of a sweep may take; 0: a quarter of what is free",
+    "merge_jobs": "jobs of different users that may share a forward; 1: none do",
+    "merge_tokens": "tokens of a forward that is shared, padding included",
+    "merge_wait_seconds": "under load, how long a forward waits for more jobs to share it",
     "bind": "the address that the server listens on",
     "port": "its port; 0 takes a free one",
     "data": "the folder with its jobs, results and keys",

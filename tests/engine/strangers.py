@@ -103,10 +103,11 @@ def ids(length: int, seed: int, rows: int = 1) -> torch.Tensor:
 
 
 class Experiments:
-    """Blocks on a model of the zoo; `number` makes each another one."""
+    """Blocks on a model of the zoo; `number` makes each another one. `options` are of `trace`."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, **options: Any) -> None:
         self.paths = zoo.paths(name)
+        self.options = options
 
     def layer(self, model: Any, number: int) -> Any:
         return model.get(self.paths.layer(number % zoo.LAYERS))
@@ -115,7 +116,7 @@ class Experiments:
         return model.get(self.paths.head)
 
     def read(self, model: Any, length: int, number: int) -> Any:
-        with model.trace(ids(length, number)) as tracer:
+        with model.trace(ids(length, number), **self.options) as tracer:
             self.layer(model, number).output[:, -2:].save("h")
             model.get(self.paths.mlp(number)).output.mean(-1).save("mean")
             self.head(model).output[:, -1].save("logits")
@@ -123,12 +124,12 @@ class Experiments:
 
     def early(self, model: Any, length: int, number: int) -> Any:
         """Needs the first layer only."""
-        with model.trace(ids(length, number)) as tracer:
+        with model.trace(ids(length, number), **self.options) as tracer:
             self.layer(model, 0).output.save("h")
         return tracer
 
     def fill(self, model: Any, length: int, number: int) -> Any:
-        with model.trace(ids(length, number)) as tracer:
+        with model.trace(ids(length, number), **self.options) as tracer:
             self.layer(model, number).output[:, -1] *= 0.5 + number / 10
             self.layer(model, number + 1).output[:, 0].save("h")
             self.head(model).output[:, -1].save("logits")
@@ -136,13 +137,13 @@ class Experiments:
 
     def write(self, model: Any, length: int, number: int) -> Any:
         mlp = model.get(self.paths.mlp(number))
-        with model.trace(ids(length, number)) as tracer:
+        with model.trace(ids(length, number), **self.options) as tracer:
             mlp.output = mlp.output.flip(1) + number
             self.head(model).output[:, -1].softmax(-1).save("p")
         return tracer
 
     def patch(self, model: Any, length: int, number: int) -> Any:
-        with model.trace() as tracer:
+        with model.trace(**self.options) as tracer:
             with tracer.invoke(ids(length, number)):
                 clean = self.layer(model, number).output[:, -1]
             with tracer.invoke(ids(length + 2, number + 1)):
@@ -152,7 +153,7 @@ class Experiments:
 
     def lens(self, model: Any, length: int, number: int) -> Any:
         norm = model.get(self.paths.norm)
-        with model.trace(ids(length, number)) as tracer:
+        with model.trace(ids(length, number), **self.options) as tracer:
             states = [self.layer(model, n).output[:, -1] for n in range(zoo.LAYERS)]
             for n, state in enumerate(states):
                 self.head(model)(norm(state)).argmax(-1).save(f"l{n}")
@@ -160,13 +161,13 @@ class Experiments:
 
     def steer(self, model: Any, length: int, number: int) -> Any:
         direction = torch.randn(32, generator=torch.Generator().manual_seed(number))
-        with model.trace(ids(length, number, rows=2)) as tracer:
+        with model.trace(ids(length, number, rows=2), **self.options) as tracer:
             self.layer(model, number).output += 0.3 * direction
             self.head(model).output[:, -1].save("logits")
         return tracer
 
     def draws(self, model: Any, length: int, number: int) -> Any:
-        with model.trace(ids(length, number), seed=number) as tracer:
+        with model.trace(ids(length, number), seed=number, **self.options) as tracer:
             h = self.layer(model, number).output
             h += torch.randn_like(h)
             tracer.log("mean", h.mean())

@@ -503,6 +503,7 @@ INSTANCES: dict[str, Struct] = {
     "PriceInfo": PRICE,
     "ResultInfo": RESULT,
     "JobInfo": JOB,
+    "JobInfo-2": replace(JOB, merged=True),
     "JobList": m.JobList(jobs=(JOB,)),
     "StateEvent": m.StateEvent(state="running", attempts=1),
     "LogEvent": m.LogEvent(text="norm tensor(1.5)\n"),

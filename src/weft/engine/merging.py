@@ -65,7 +65,7 @@ class Merger:
     def keys(self, calls: Sequence[ModuleCall], module: nn.Module) -> list[Hashable | None]:
         if not may_share(self._facts, module):
             return [None] * len(calls)
-        return ["tokens" if _is_plain(call) else None for call in calls]
+        return ["tokens" if is_plain(call) else None for call in calls]
 
     def order(self, calls: Sequence[ModuleCall]) -> Callable[[Site], int]:
         signature = cache(lambda invoke: self._signature(calls[invoke]))
@@ -253,11 +253,15 @@ _MERGERS: WeakKeyDictionary[Signatures, Merger] = WeakKeyDictionary()
 
 def may_share(facts: LanguageFacts, module: nn.Module) -> bool:
     """Whether all that is known of the model speaks for it."""
+    return facts_allow(facts) and not _trains(module)
+
+
+def facts_allow(facts: LanguageFacts) -> bool:
+    """The same, as far as it is known without the module."""
     config = facts.config
     return (
         facts.model_type in PADDING_EXACT - SEES_BOTH_SIDES
         and facts.attention in _KERNELS
-        and not _trains(module)
         and getattr(config, "quantization_config", None) is None
         and _rope_kinds(config) <= _ROPES
     )
@@ -281,7 +285,7 @@ def _rope_kinds(config: Any) -> set[str]:
     return {kind.get("rope_type", "default") for kind in kinds}
 
 
-def _is_plain(call: ModuleCall) -> bool:
+def is_plain(call: tuple[Sequence[Any], Mapping[str, Any]]) -> bool:
     """Whether a call is nothing but tokens, none of them padding."""
     args, kwargs = call
     ids = kwargs.get("input_ids")

@@ -87,13 +87,13 @@ def run_all(
     return found
 
 
-_MERGED = frozenset((Read, Write, Fill, Call, Apply, Param, Const, Guard, Save, Log))
+MERGED = frozenset((Read, Write, Fill, Call, Apply, Param, Const, Guard, Save, Log))
 """Nodes that mean the same where a forward is shared. A gradient is of one's own forward."""
 
 
 def is_plain(plan: Plan) -> bool:
     """Whether all that a graph does means the same where its forward is shared."""
-    return not is_mixed(plan) and all(s is None or s.kind in _MERGED for s in plan.steps)
+    return not is_mixed(plan) and all(s is None or s.kind in MERGED for s in plan.steps)
 
 
 def forwards(

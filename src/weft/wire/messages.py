@@ -479,7 +479,8 @@ class JobInfo(Tell, frozen=True):
     """A job, as its owner sees it. Times are seconds since 1970.
 
     `state` is `received`, `queued`, `running`, `done`, `failed` or `cancelled`. `stages` tells how
-    long each took, in seconds: `price`, `queue`, `run`.
+    long each took, in seconds: `price`, `queue`, `run`. `merged`: its forward was shared with jobs
+    of others.
     """
 
     id: str
@@ -494,6 +495,7 @@ class JobInfo(Tell, frozen=True):
     error: ErrorReport | None = None
     stages: dict[str, float] = {}
     expires: float | None = None
+    merged: bool = False
 
 
 class JobList(Tell, frozen=True):

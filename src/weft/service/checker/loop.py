@@ -22,6 +22,7 @@ from typing import Any
 from weft.engine.admit import admit
 from weft.engine.generation import pass_cost
 from weft.engine.known import Known
+from weft.engine.lanes import lane_of
 from weft.engine.opened import open_submit
 from weft.engine.publish import answer, card
 from weft.errors import (
@@ -267,7 +268,9 @@ class Checker:
         graph, sampling = opened.graph, opened.sampling
         price = admit(graph, opened.call, known, limits, strict, opened.further, sampling)
         cost = price.flops + pass_cost(known, opened.calls, sampling)
-        return Priced(price=encode(price, "json"), cost=float(cost), names=_saves(graph))
+        lane = lane_of(known, opened, price)._asdict()
+        names = _saves(graph)
+        return Priced(price=encode(price, "json"), cost=float(cost), names=names, **lane)
 
     def _known(self, id: str) -> Known:
         with self._lock:

@@ -68,6 +68,7 @@ class Job(Struct, frozen=True, kw_only=True):
     result_bytes: int | None = None
     result_sha256: str | None = None
     names: tuple[str, ...] = ()
+    batch: int = 1  # how many jobs shared its forwards; its owner learns whether any did
     constants: tuple[str, ...] = ()  # digests, so that they are kept while it waits
     stages: dict[str, float] = {}
     ended: float | None = None
@@ -116,6 +117,7 @@ class Finished(Struct, frozen=True, kw_only=True, tag=True):
     result_sha256: str
     names: tuple[str, ...]
     seconds: float | None = None
+    batch: int = 1
 
 
 class Failed(Struct, frozen=True, tag=True):
@@ -123,6 +125,7 @@ class Failed(Struct, frozen=True, tag=True):
 
     error: bytes
     seconds: float | None = None
+    batch: int = 1
 
 
 class Cancel(Struct, frozen=True, tag=True):
@@ -232,7 +235,8 @@ def _run_lost(job: Job, event: Lost, now: float) -> Change:
     if job.attempts >= event.attempts:
         return _over(job, "failed", event.error, now)
     commands = (Note("state"), Ring("worker"))
-    return Change(_moved(_free(job), "queued", now), commands)
+    alone = replace(_free(job), lane="")  # whoever shared with it is not to be lost with it again
+    return Change(_moved(alone, "queued", now), commands)
 
 
 def _done(job: Job, event: Finished, now: float) -> Change:
@@ -242,6 +246,7 @@ def _done(job: Job, event: Finished, now: float) -> Change:
         result_sha256=event.result_sha256,
         names=event.names,
         used=event.seconds,
+        batch=event.batch,
     )
     return _over(brought, "done", None, now)
 

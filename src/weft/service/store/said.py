@@ -41,6 +41,7 @@ def info_of(job: Job, *, ahead: int | None = None, keep_seconds: float | None = 
         result=_result_of(job),
         error=decode(job.error, ErrorReport, "json") if over and job.error is not None else None,
         stages=job.stages,
+        merged=job.batch > 1,
         expires=None if keep_seconds is None or job.ended is None else expires(job, keep_seconds),
     )
 

@@ -1,4 +1,5 @@
-"""A worker: one loaded model, and a loop that draws one queued job after another through it.
+"""A worker: one loaded model, and a loop that draws queued jobs through it, one after another or
+several through one forward.
 
     worker = Worker(ledger, objects, bells, "tiny", net, known, settings)
     worker.run()                           # until `stop()`, from another thread
@@ -14,10 +15,12 @@ import hashlib
 import logging
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import BinaryIO, cast
 
+from msgspec.structs import replace
 from torch import nn
 
 from weft.engine.draw import Drawn, draw, overwritten_by
@@ -34,12 +37,14 @@ from weft.service.jobs.usage import settings_for
 from weft.service.store.bells import Bells
 from weft.service.store.interface import Ledger, LostClaimError, Objects
 from weft.service.store.requests import constant, limits_of, submit_of
-from weft.service.store.said import still_held
+from weft.service.store.said import lost, still_held
 from weft.settings import Settings
 from weft.wire.messages import Limits, Manifest, encode
 from weft.wire.reports import report_of, run_error
 from weft.wire.results import write_result
 
+from .batch import Claims
+from .mates import Mate, draw_mates
 from .pulse import Pulse
 
 POLL = 0.5
@@ -75,9 +80,10 @@ class Worker:
         self._net = net
         self._known = known
         self._settings = settings
-        self._holder = holder or f"worker {model_id}"
+        holder = holder or f"worker {model_id}"
         self._die = die
         self._clock = clock
+        self._claims = Claims(ledger, model_id, holder, settings, clock, time.sleep)
         self._stopping = False
         self.spoilt = False
         """A job has changed the model: whoever runs this has to load it anew."""
@@ -93,11 +99,13 @@ class Worker:
         """Draws what there is, and waits for more. Returns when the model is spoilt, too."""
         Kept.of(self._net).stays = self._die is not None  # in a process of its own
         while not (self._stopping or self.spoilt):
-            job = self.claim()
-            if job is None:
+            jobs = self._claims.next()
+            if not jobs:
                 self._bell.wait(POLL)
+            elif len(jobs) == 1:
+                self.do(jobs[0])
             else:
-                self.do(job)
+                self.do_together(jobs)
 
     def stop(self) -> None:
         """Lets `run` return after the job in hand."""
@@ -106,21 +114,49 @@ class Worker:
 
     def claim(self) -> Job | None:
         """The next job, if there is one."""
-        now = self._clock()
-        until = now + self._settings.lease_seconds
-        return self._ledger.claim("queued", (self._model,), self._holder, now, until)
+        return self._claims.one()
 
     def do(self, job: Job) -> None:
         """Draws one claimed job and says how it ended."""
-        with Pulse(
-            self._ledger,
-            job,
-            settings_for(self._settings, job.limits),
-            ring=self._bells.gateway.ring,
-            die=self._die,
-            clock=self._clock,
-        ) as pulse:
-            event = self._outcome(job, pulse)
+        with self._pulse(job) as pulse:
+            event = self._outcome(job, pulse, lambda: self._drawn(job, pulse))
+        self._say(job, event, pulse)
+
+    def do_together(self, jobs: Sequence[Job]) -> None:
+        """Draws claimed jobs of one lane, through forwards that they share where they can."""
+        with ExitStack() as stack:
+            mates = [Mate(job, stack.enter_context(self._pulse(job))) for job in jobs]
+            try:
+                draw_mates(self._net, mates, self._open, self._known, self._settings)
+            except WeftError as error:  # the model must not be used any more; nobody is to blame
+                LOG.warning("jobs that shared a forward begin again: %s", error)
+                self.spoilt = True
+                for mate in mates:
+                    self._say(mate.job, lost(mate.job, self._settings.attempts), mate.pulse)
+                return
+            for mate in mates:
+                event = self._outcome(mate.job, mate.pulse, partial(self._end_of, mate))
+                if isinstance(event, Failed):
+                    event = replace(event, batch=mate.batch, seconds=mate.seconds)
+                mate.pulse.end()
+                self._say(mate.job, event, mate.pulse)
+
+    def _end_of(self, mate: Mate) -> Finished:
+        """What came of one of several; raises its error. Who could not share runs by itself now."""
+        if mate.error is not None:
+            raise mate.error
+        if mate.drawn is None:
+            return self._drawn(mate.job, mate.pulse)
+        done = self._finished(mate.job, mate.drawn)
+        return replace(done, batch=mate.batch, seconds=mate.seconds)
+
+    def _pulse(self, job: Job) -> Pulse:
+        settings = settings_for(self._settings, job.limits)
+        ring = self._bells.gateway.ring
+        return Pulse(self._ledger, job, settings, ring=ring, die=self._die, clock=self._clock)
+
+    def _say(self, job: Job, event: Event | None, pulse: Pulse) -> None:
+        """Says how a job ended, if it is still this worker's."""
         if event is None or pulse.lost:
             LOG.info("job %s is another worker's now", job.id)
             return
@@ -129,9 +165,9 @@ class Worker:
         except (LostClaimError, IllegalStepError) as error:
             LOG.info("job %s went on without this worker: %s", job.id, error)
 
-    def _outcome(self, job: Job, pulse: Pulse) -> Event | None:
+    def _outcome(self, job: Job, pulse: Pulse, act: Callable[[], Finished]) -> Event | None:
         try:
-            return self._drawn(job, pulse)
+            return act()
         except CancelledError as error:
             if not pulse.cancelling:
                 return None
@@ -146,12 +182,20 @@ class Worker:
             error = ServerError("the server made a mistake while it ran the job")
             return Failed(encode(report_of(error, job.id), "json"))
 
-    def _drawn(self, job: Job, pulse: Pulse) -> Finished:
+    def _open(self, job: Job) -> tuple[Opened, bool]:
+        """A job's request, and whether it asks for the recorded shapes."""
         submit = submit_of(self._objects, job)
         fetch = partial(constant, self._objects, job.owner)
         opened = open_submit(submit, fetch, self._known)
         refuse_other_weights(self._net, submit.weights)
-        drawn = self._draw(opened, submit.strict, pulse, limits_of(self._settings, job))
+        return opened, submit.strict
+
+    def _drawn(self, job: Job, pulse: Pulse) -> Finished:
+        opened, strict = self._open(job)
+        limits = limits_of(self._settings, job)
+        return self._finished(job, self._draw(opened, strict, pulse, limits))
+
+    def _finished(self, job: Job, drawn: Drawn) -> Finished:
         size, digest = self._keep(job, drawn.manifest, drawn.frames)
         names = tuple(name for name, _ in drawn.manifest.saved)
         return Finished(result_bytes=size, result_sha256=digest, names=names)

@@ -99,7 +99,10 @@ class Pulse:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Whatever was said is written down when this returns."""
+        self.end()
+
+    def end(self) -> None:
+        """Ends it, if it has not ended: whatever was said is written down when this returns."""
         self._over.set()
         self._wake.set()
         self._thread.join()

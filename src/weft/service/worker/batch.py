@@ -1,0 +1,105 @@
+"""Batches: jobs of one lane, claimed together and drawn through forwards that they share.
+
+    jobs = Claims(ledger, "tiny", ...).next()       # [] where there is nothing to do
+    for group in groups(entries, width, rows, settings.merge_tokens): ...
+
+A job without a lane comes alone. One that was lost before (its worker died) has none any more: it
+cannot take others with it a second time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+from weft.service.jobs.life import Job
+from weft.service.store.interface import Ledger
+from weft.settings import Settings
+
+T = TypeVar("T")
+
+NARROWEST = 8
+"""A row may be so many times as long as another in one forward."""
+
+
+class Claims:
+    """Claims what a worker is to do next."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        model: str,
+        holder: str,
+        settings: Settings,
+        clock: Callable[[], float],
+        pause: Callable[[float], object],
+    ) -> None:
+        self._ledger = ledger
+        self._model = model
+        self._holder = holder
+        self._settings = settings
+        self._clock = clock
+        self._pause = pause
+        self._last = 1  # jobs of the last batch
+
+    def one(self, **fitting: str | int) -> Job | None:
+        """The next job; `fitting` as in `Ledger.claim`."""
+        now = self._clock()
+        until = now + self._settings.lease_seconds
+        return self._ledger.claim(
+            "queued",
+            (self._model,),
+            self._holder,
+            now,
+            until,
+            **fitting,  # type: ignore[arg-type]
+        )
+
+    def next(self) -> list[Job]:
+        """The next job, and those that may share a forward with it.
+
+        Where the last forward was shared there is load: then more are waited for, for a moment.
+        """
+        first = self.one()
+        if first is None:
+            self._last = 1
+            return []
+        jobs = [first]
+        if first.lane:
+            self._fill(jobs)
+            if self._last > 2 * len(jobs):
+                self._pause(self._settings.merge_wait_seconds)
+                self._fill(jobs)
+        self._last = len(jobs)
+        return jobs
+
+    def _fill(self, jobs: list[Job]) -> None:
+        settings, lane = self._settings, jobs[0].lane
+        while len(jobs) < settings.merge_jobs:
+            tokens = settings.merge_tokens - sum([job.tokens for job in jobs])
+            peak = settings.memory_bytes - sum([job.peak for job in jobs])
+            more = None
+            if tokens > 0 and peak > 0:
+                more = self.one(lane=lane, tokens=tokens, peak=peak)
+            if more is None:
+                return
+            jobs.append(more)
+
+
+def groups(
+    items: Sequence[T], width: Callable[[T], int], rows: Callable[[T], int], tokens: int
+) -> Iterator[list[T]]:
+    """Those that share a forward, longest first: none is padded to more than `NARROWEST` times its
+    length, and no forward has more than so many tokens, padding included."""
+    group: list[T] = []
+    longest = count = 0
+    for item in sorted(items, key=width, reverse=True):
+        longest = longest or width(item)
+        fits = (count + rows(item)) * longest <= tokens and longest <= NARROWEST * width(item)
+        if group and not fits:
+            yield group
+            group, longest, count = [], width(item), 0
+        group.append(item)
+        count += rows(item)
+    if group:
+        yield group

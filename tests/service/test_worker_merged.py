@@ -1,0 +1,174 @@
+"""Jobs of several users, drawn together by a real worker behind a real gateway."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+import weft
+from tests.engine.strangers import KINDS, Experiments, ids
+from tests.families import zoo
+from weft.client.find import Place
+from weft.client.servers import Server as Known
+from weft.errors import CancelledError, RunError
+from weft.service.fleet.keys import add_key
+from weft.service.worker.batch import Claims, groups
+from weft.service.worker.loop import Worker
+from weft.settings import Settings
+from weft.testing.same import bounded
+from weft.testing.service import Server, serve
+
+USERS = 4
+COUNT = 16
+
+
+class Gate:
+    """Holds a worker before it claims anything, until the jobs of a test are queued."""
+
+    def __init__(self, server: Server, patch: pytest.MonkeyPatch) -> None:
+        self._server = server
+        self._open = threading.Event()
+        self._open.set()
+        self.sizes: list[int] = []
+        claim = Claims.next
+
+        def held(claims: Claims) -> Any:
+            if not self._open.is_set():
+                return []
+            jobs = claim(claims)
+            self.sizes += [len(jobs)] if jobs else []
+            return jobs
+
+        patch.setattr(Claims, "next", held)
+
+    def hold(self) -> None:
+        self._open.clear()
+        time.sleep(0.6)  # a claim that was on its way has found nothing
+
+    def let_go(self, count: int) -> None:
+        """Once so many jobs are queued."""
+        while self._server.ledger.counts().get(("m", "queued"), 0) < count:
+            time.sleep(0.01)
+        self.sizes.clear()
+        self._open.set()
+
+
+@pytest.fixture(scope="module")
+def patch() -> Iterator[pytest.MonkeyPatch]:
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def net() -> Any:
+    return zoo.build("llama")
+
+
+@pytest.fixture(scope="module")
+def server(net: Any) -> Iterator[Server]:
+    with serve({"m": net}) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def gate(server: Server, patch: pytest.MonkeyPatch) -> Gate:
+    return Gate(server, patch)
+
+
+@pytest.fixture(scope="module")
+def models(server: Server, net: Any) -> Iterator[list[Any]]:
+    """A model for each user."""
+    found = []
+    for number in range(USERS):
+        key = add_key(server.ledger, f"user{number}", time.time())
+        there = Known(Place(server.url, key), Settings())
+        model = weft.LanguageModel(net, remote=server.url)
+        model._places.default = there
+        found.append(model)
+    yield found
+    for model in found:
+        model._places.default.close()
+
+
+def experiment(model: Any, number: int, **options: Any) -> Any:
+    kind = getattr(Experiments("llama", **options), KINDS[number % len(KINDS)])
+    return kind(model, 5 + number % 20, number)
+
+
+def submitted(model: Any, number: int) -> Any:
+    """A job that nobody waits for."""
+    return experiment(model, number, blocking=False).job
+
+
+def test_users_share_forwards_and_get_what_they_get_alone(server, gate, models, net):
+    here = weft.LanguageModel(net)
+    gate.hold()
+    jobs = [submitted(models[n % USERS], n) for n in range(COUNT)]
+    gate.let_go(COUNT)
+    merged = 0
+    for number, job in enumerate(jobs):
+        expected = {name: value.clone() for name, value in experiment(here, number).results.items()}
+        bounded({name: job.result()[name] for name in expected}, expected)
+        merged += job.status().merged
+    assert merged >= 0.9 * COUNT
+    assert max(gate.sizes) >= 8
+
+
+def test_the_error_and_the_end_of_one_are_its_own(server, gate, models, net):
+    gate.hold()
+    fine = [submitted(models[n % USERS], n) for n in range(3)]
+    bad = wrong(models[0])
+    left = submitted(models[1], 4)
+    alone = solitary(models[2])
+    left.cancel()
+    gate.let_go(5)
+    here = weft.LanguageModel(net)
+    for number, job in enumerate(fine):
+        bounded(dict(job.result()), dict(experiment(here, number).results))
+    with pytest.raises(RunError, match="index"):
+        bad.result()
+    with pytest.raises(CancelledError):
+        left.result()
+    assert alone.result()["h"].shape == (1, 6, 32)
+    assert not alone.status().merged and all(job.status().merged for job in fine)
+    assert not server.ledger.unfinished()
+
+
+def wrong(model: Any) -> Any:
+    with model.trace(ids(6, 1), blocking=False) as tracer:
+        model.model.layers[0].output[:, torch.tensor([99])].save("h")
+    return tracer.job
+
+
+def solitary(model: Any) -> Any:
+    with model.trace(ids(6, 1), alone=True, blocking=False) as tracer:
+        model.model.layers[0].output.save("h")
+    return tracer.job
+
+
+def test_a_lost_worker_loses_nobody(server, gate, models, monkeypatch):
+    """Whoever dies with a batch in hand leaves jobs that are begun again, each by itself."""
+    held: list[Any] = []
+    monkeypatch.setattr(Worker, "do_together", lambda worker, jobs: held.extend(jobs))
+    gate.hold()
+    jobs = [submitted(models[n % USERS], n) for n in range(4)]
+    gate.let_go(4)
+    while len(held) < 4:
+        time.sleep(0.01)
+    assert len(server.ledger.release(held[0].holder, time.time())) == 4
+    for job in jobs:
+        assert job.result()
+        assert not job.status().merged and job.status().attempts == 2
+
+
+def test_groups_are_neither_too_wide_nor_too_large():
+    widths = [200, 5, 30, 24, 190, 6, 7, 31]
+    found = list(groups(widths, lambda w: w, lambda w: 1, 450))
+    assert found == [[200, 190], [31, 30, 24, 7, 6, 5]]
+    assert list(groups([9, 9, 9], lambda w: w, lambda w: 2, 36)) == [[9, 9], [9]]
+    assert list(groups([], lambda w: w, lambda w: 1, 36)) == []
