@@ -300,6 +300,12 @@ class WorkerLostError(RemoteError):
     code = "worker-lost"
 
 
+class SessionLostError(RemoteError):
+    """A session is over, or values that it kept are gone and cannot be made again."""
+
+    code = "session-lost"
+
+
 class RunError(RemoteError, RuntimeError):
     """PyTorch or the model itself raised an exception while the job ran.
 

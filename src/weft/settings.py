@@ -73,6 +73,11 @@ class Settings:
     run_seconds_per_day: float = 0.0
     stored_bytes: int = 64 << 30
 
+    # Sessions
+    session_bytes: int = 4 << 30
+    session_seconds: float = 120.0
+    sessions: int = 16
+
 
 TEXTS: dict[str, str] = {
     "host": "the server that remote=True asks, such as http://127.0.0.1:8765",
@@ -112,6 +117,9 @@ TEXTS: dict[str, str] = {
     "down_bytes_per_day": "bytes that one key may fetch in a day (UTC); 0: any number",
     "run_seconds_per_day": "seconds that jobs of one key may run in a day (UTC); 0: any number",
     "stored_bytes": "bytes of constants that are kept of one key; 0: any number",
+    "session_bytes": "bytes of the values that one session keeps on the server",
+    "session_seconds": "how long a session is kept without a sign of its client",
+    "sessions": "sessions that one key may have open at once",
 }
 
 NAMES = tuple(field.name for field in fields(Settings))

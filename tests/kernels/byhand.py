@@ -17,7 +17,14 @@ Args = tuple[Any, ...]
 def calls() -> Iterator[Sample]:
     """Every call below, as `Sample`s."""
     torch.manual_seed(1)
-    for name, args, kwargs in (*_pure(), *_writes(), *_random(), *_factories(), *_plain()):
+    for name, args, kwargs in (
+        *_pure(),
+        *_optimizers(),
+        *_writes(),
+        *_random(),
+        *_factories(),
+        *_plain(),
+    ):
         yield Sample(name, args, kwargs, "by hand")
 
 
@@ -89,6 +96,23 @@ def _pure() -> Iterator[tuple[str, Args, dict[str, Any]]]:
     )
     scales, zeros = torch.ones(2), torch.zeros(2, dtype=torch.int32)
     yield "fake_quantize_per_channel_affine", (_x(2, 3), scales, zeros, 0, -128, 127), {}
+
+
+def _optimizers() -> Iterator[tuple[str, Args, dict[str, Any]]]:
+    """Steps from nothing, and from the state that a step by hand has left."""
+    for name in [one for one in OPS if one.startswith("optim.")]:
+        kind = getattr(torch.optim, name[6:])
+        p, g, options = _x(2, 3), _x(2, 3), {"lr": 0.1, "weight_decay": 0.01}
+        if name == "optim.Rprop":
+            del options["weight_decay"]
+        if name == "optim.SGD":
+            options["momentum"] = 0.9
+        yield name, ([p], [g], [[]]), options
+        by_hand = p.clone()
+        by_hand.grad = g
+        optimizer = kind([by_hand], **options)
+        optimizer.step()
+        yield name, ([by_hand], [g], [[*optimizer.state[by_hand].values()]]), options
 
 
 def _writes() -> Iterator[tuple[str, Args, dict[str, Any]]]:

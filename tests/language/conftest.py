@@ -74,6 +74,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     local = f"{module.__name__.rpartition('.')[2]}::{metafunc.function.__name__}"
     there = pytest.param(places.THERE, marks=_ANNOUNCED)
     here = local in LOCAL_ONLY or hasattr(module, "LOCAL_ONLY")  # with the reason
+    if "remote" in metafunc.fixturenames:  # where a session is to run
+        each = [(places.HERE, False), (places.HERE, "local")]
+        each += [] if here else [pytest.param(places.THERE, None, marks=_ANNOUNCED)]
+        ids = ["here", "loopback", "server"][: len(each)]
+        metafunc.parametrize(
+            ("place", "remote"), each, ids=ids, indirect=["place"], scope="session"
+        )
+        return
     both = [places.HERE] if here else [places.HERE, there]
     metafunc.parametrize("place", both, ids=str, indirect=True, scope="session")
 

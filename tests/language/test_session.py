@@ -26,14 +26,7 @@ from weft.errors import (
 )
 from weft.testing.same import bitwise, moves
 
-LOCAL_ONLY = "sessions run on this machine"
 H = ["transformer.h.0.output", "transformer.h.1.output", "transformer.h.2.output"]
-
-
-@pytest.fixture(params=[False, "local"], ids=["plainly", "loopback"])
-def remote(request):
-    """The two places on this machine."""
-    return request.param
 
 
 def other_of(ids):
@@ -141,6 +134,20 @@ def test_a_value_that_a_later_trace_writes_into(model, net, ids, remote):
         mine = h + 0
     expected = old.clone()
     expected[:, 0] = new[:, 3]
+    bitwise(mine, expected)
+
+
+def test_the_same_part_of_another_traces_tensor_is_written(model, net, ids, remote):
+    """Not mistaken for the second half of `h[:, 0] += ...`."""
+    old, new = (with_hooks(net, {H[1]: None}, one)[H[1]] for one in (other_of(ids), ids))
+    with model.session(remote=remote):
+        with model.trace(other_of(ids)):
+            h = model.transformer.h[1].output
+        with model.trace(ids):
+            h[:, 0] = model.transformer.h[1].output[:, 0]
+        mine = h + 0
+    expected = old.clone()
+    expected[:, 0] = new[:, 0]
     bitwise(mine, expected)
 
 
@@ -358,19 +365,16 @@ def test_sessions_within_blocks_and_sessions(model, ids):
         session.__enter__()
 
 
-def test_a_session_on_a_server_is_refused(model, gpt2):
-    for remote in (True, "auto", "http://127.0.0.1:9"):
-        with pytest.raises(UnknownOptionError, match="a session runs on this machine") as caught:
-            model.session(remote=remote)
-        assert "test_session.py" in str(caught.value.line)
+def test_a_place_that_there_is_not(model):
+    with pytest.raises(UnknownOptionError, match="means no place"):
+        model.session(remote="nowhere")
+
+
+def test_a_session_of_this_machine_on_a_model_of_a_server(gpt2):
     there = weft.LanguageModel(gpt2.net, remote="http://127.0.0.1:9")
-    with pytest.raises(UnknownOptionError, match="a session runs on this machine"):
-        there.session()
     with there.session(remote=False), there.trace(gpt2.ids) as tracer:  # and all traces in it
         there.lm_head.output.save()
     assert tracer.where == "here"
-    with pytest.raises(UnknownOptionError, match="means no place"):
-        model.session(remote="nowhere")
 
 
 def test_another_threads_traces_are_not_in_it(model, ids):

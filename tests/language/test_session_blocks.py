@@ -12,16 +12,9 @@ from tests.language.hooks import with_hooks
 from weft.errors import NotReachedError
 from weft.testing.same import bitwise, bounded, moves
 
-LOCAL_ONLY = "sessions run on this machine"
 H = ["transformer.h.0.output", "transformer.h.1.output", "transformer.h.2.output"]
 NEW = 3
 GREEDY = {"max_new_tokens": NEW, "do_sample": False}
-
-
-@pytest.fixture(params=[False, "local"], ids=["plainly", "loopback"])
-def remote(request):
-    """The two places on this machine."""
-    return request.param
 
 
 def other_of(ids):

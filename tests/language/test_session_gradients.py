@@ -9,14 +9,7 @@ from tests.language.hooks import with_hooks
 from weft.errors import GradientError
 from weft.testing.same import bitwise, bounded
 
-LOCAL_ONLY = "sessions run on this machine"
 AT = "transformer.h.1.output"
-
-
-@pytest.fixture(params=[False, "local"], ids=["plainly", "loopback"])
-def remote(request):
-    """The two places on this machine."""
-    return request.param
 
 
 def other_of(ids):

@@ -9,7 +9,6 @@ from torch.nn.functional import cross_entropy
 
 from weft.testing.same import bitwise, bounded, moves
 
-LOCAL_ONLY = "sessions run on this machine"
 STEPS = 4
 
 

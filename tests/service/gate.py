@@ -31,6 +31,7 @@ from weft.wire.messages import (
     Manifest,
     ModelCard,
     ModelInfo,
+    OpenSession,
     PriceInfo,
     Submit,
     encode,
@@ -128,6 +129,14 @@ class House:
     def job(self, key: str = ANN, **changes: Any) -> str:
         """The id of a job that was submitted."""
         reply = self.submit(submit_of(**changes), key)
+        assert reply.status_code == 201, reply.text
+        return reply.json()["id"]
+
+    def session(self, key: str = ANN, **changes: Any) -> str:
+        """The id of a session that was opened; the same one each time."""
+        given = {"request_id": "session", "model": "tiny", "fingerprint": PRINT, **changes}
+        content = encode(OpenSession(**given))
+        reply = self.ask("POST", "/api/sessions", key, content=content, headers=MSGPACK)
         assert reply.status_code == 201, reply.text
         return reply.json()["id"]
 

@@ -29,7 +29,7 @@ TEXT = (Path(__file__).parents[2] / "docs" / "wire.md").read_text()
 SECTIONS = dict(re.findall(r"^#{2,4} (.+?)\n(.*?)(?=^#{2,4} |\Z)", TEXT, re.M | re.S))
 
 ONLY_CLIENTS = {
-    *("outside-trace", "not-saved", "failed-run", "stale-handle", "changed-constant", "setting"),
+    *("outside-trace", "not-saved", "stale-handle", "changed-constant", "setting"),
     *("server-away", "result-changed", "travel", "edit", "sweep"),
 }
 """Codes of errors that never come from a server."""

@@ -32,6 +32,9 @@ class Request:
     `sharer` is asked which of them may share forwards (`run.joined.Sharer`).
 
     `listen(number, stream, value)` is told what the graph streams, as it comes to be.
+
+    In a session on a server `keeps` are the saves that stay there, and `uses` are values of it that
+    stand for constants (each with a `number` and a `name`).
     """
 
     graph: Graph
@@ -50,6 +53,8 @@ class Request:
     decoders: Callable[[torch.nn.Module], Sequence[Any]] | None = None
     sharer: Any = None
     listen: Callable[[int, int, tuple[Any, ...]], None] | None = None
+    uses: Mapping[str, Any] = field(default_factory=dict)
+    keeps: frozenset[str] = frozenset()
 
     @property
     def calls(self) -> tuple[tuple[tuple[Any, ...], Mapping[str, Any]], ...]:
@@ -62,7 +67,7 @@ class Reply:
     """What was saved, by name, and the site at which the pass could stop (None: it ran through).
 
     From a server also: seconds by stage (`price`, `queue`, `run`, `round trip`), bytes `up` and
-    `down`, and the id of the job.
+    `down`, and the id of the job; in a session the number that the request has there.
     """
 
     saved: dict[str, Any]
@@ -71,6 +76,7 @@ class Reply:
     up: int = 0
     down: int = 0
     job: str | None = None
+    number: int | None = None
 
 
 class Backend(Protocol):

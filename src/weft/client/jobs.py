@@ -56,9 +56,12 @@ _KINDS: dict[str, Any] = {
 }
 
 
-def send(talk: Talk, parcel: Parcel, body: bytes) -> Steps[JobInfo]:
-    """Submits a job (`body` is its `Submit`); constants that are not there go before it."""
-    return (yield from _supplied(talk, parcel, lambda: _submit(talk, body)))
+def send(talk: Talk, parcel: Parcel, body: bytes, graph: str | None = None) -> Steps[JobInfo]:
+    """Submits a job (`body` is its `Submit`); constants that are not there go before it.
+
+    Where its graph is only named, `graph` is its hash; raises `MissingError` if that is not known.
+    """
+    return (yield from _supplied(talk, parcel, lambda: _submit(talk, body), graph))
 
 
 def follow(talk: Talk, parcel: Parcel, body: bytes) -> Steps[EndEvent]:
@@ -83,6 +86,16 @@ def follow(talk: Talk, parcel: Parcel, body: bytes) -> Steps[EndEvent]:
 def events(talk: Talk, job: str, after: int = 0) -> Steps[JobInfo]:
     """Gives `(number, event)` of each event after number `after`; returns the job at its end."""
     return (yield from _stream(talk, _Following(talk, job=job, last=after))).job
+
+
+def watched(talk: Talk, job: str) -> Steps[JobInfo]:
+    """As `events`, of a job whose end somebody waits for: it is cancelled if he gives up."""
+    try:
+        return (yield from events(talk, job))
+    except (Exception, KeyboardInterrupt, asyncio.CancelledError) as error:
+        if not isinstance(error, ServerAwayError):
+            yield from _try_cancel(talk, job)
+        raise
 
 
 def path_of(job: str, rest: str = "") -> str:
@@ -123,7 +136,9 @@ def _try_cancel(talk: Talk, job: str) -> Steps[None]:
 # -- constants -----------------------------------------------------------------------------------
 
 
-def _supplied(talk: Talk, parcel: Parcel, steps: Callable[[], Steps[T]]) -> Steps[T]:
+def _supplied(
+    talk: Talk, parcel: Parcel, steps: Callable[[], Steps[T]], graph: str | None = None
+) -> Steps[T]:
     """The steps, with the constants there that they need."""
     holds = talk.server.holds
     unknown = [digest for digest in parcel.large if digest not in holds]
@@ -135,6 +150,8 @@ def _supplied(talk: Talk, parcel: Parcel, steps: Callable[[], Steps[T]]) -> Step
             return (yield from steps())
         except MissingError as error:
             lost = error.digests
+            if lost == (graph,):
+                raise
         yield from _upload(talk, parcel, lost)
     raise MessageError("the server keeps losing the constants of this request")
 

@@ -62,11 +62,12 @@ def admit(
     strict: bool = True,
     further: Sequence[ModelCall] = (),
     sampling: Samplings = None,
+    keeps: frozenset[str] = frozenset(),
 ) -> PriceInfo:
     """The price of a graph on this call of a model; `further` are those of its other invokes.
 
     With `sampling` (of each call) a call is the prompt of a generation, and the price that of all
-    its steps.
+    its steps. `keeps` are the saves that stay in a session: they count for `session_bytes`.
 
     Raises `GraphError` and its kin for a graph that does not fit the model or itself, and
     `LimitError` for one that asks for too much.
@@ -87,7 +88,7 @@ def admit(
     signatures = _signatures(graph, calls, known, limits, steps)
     places = Places(tree_of(known), signatures, strict, steps)
     places.check(graph)
-    admission = Admission(graph, places, limits, strict)
+    admission = Admission(graph, places, limits, strict, keeps)
     if not admission.plan.count:
         raise GraphError("the graph has nothing to do", fix="save a value: x.save()")
     if admission.plan.backwards:
@@ -153,8 +154,17 @@ def _check_size(graph: Graph, limits: Limits) -> None:
 class Admission(Play):
     """A play that believes nothing."""
 
-    def __init__(self, graph: Graph, places: Places, limits: Limits, strict: bool) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        places: Places,
+        limits: Limits,
+        strict: bool,
+        keeps: frozenset[str] = frozenset(),
+    ) -> None:
         super().__init__(graph, strict)
+        self._keeps = keeps
+        self._staying = 0
         self._places = places
         self._limits = limits
         self._strict = strict
@@ -341,7 +351,19 @@ class Admission(Play):
         before = self.saved
         self._check_dtypes(step)
         super().save(step)
+        if step.node.name in self._keeps:
+            self._check_staying(self.saved - before, step)
+            self.saved = before
+            return
         self._saves.append((self.saved - before, step))
+
+    def _check_staying(self, size: int, step: Step) -> None:
+        self._staying += size
+        limit = self._limits.session_bytes
+        if self._staying > limit:
+            asked = f"this block leaves {_bytes(self._staying)} there"
+            fix = "hold less: let go of variables (del h), or keep slices"
+            raise self._over("session_bytes", _bytes(limit), asked, step, fix)
 
     def _check_dtypes(self, step: Step) -> None:
         for slot in step.uses:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,8 +31,10 @@ from weft.errors import (
 )
 from weft.families.call import ModelCall
 from weft.graph.frame import Frame, frame_bytes
-from weft.graph.node import Graph, Ref, Save
+from weft.graph.node import Call, Const, Graph, Loop, Ref, Save
+from weft.graph.passes import roots
 from weft.graph.site import Site, Where
+from weft.kernels.aval import dtype_name
 from weft.kernels.frames import to_tensor
 from weft.run.generate import run_generations
 from weft.run.invokes import run_all
@@ -59,10 +61,11 @@ _WIDEST = 8  # bytes of an element
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """What a job brings back: tensor `n` of the manifest is frame `"n"`."""
+    """What a job brings back: tensor `n` of the manifest is frame `"n"`. `kept` stays here."""
 
     manifest: Manifest
     frames: dict[str, Frame]
+    kept: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 def overwritten_by(
@@ -94,16 +97,18 @@ def draw(
     on_value: Callable[[ValueEvent], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
+    uses: Mapping[str, torch.Tensor] | None = None,
 ) -> Drawn:
     """Draws an admitted graph through `net`.
 
+    `uses` are values of a session that stand for constants; they are not changed.
     `tokenizer` is for generations with stop strings. `on_value` is told what is streamed, an event
     for each value; `on_progress(done, total)` counts sites that have fired; `cancelled()` is asked
     often, so it should be quick. Raises `CancelledError`, `TimeLimitError`, `ResultTooLargeError`,
     `WorkerMemoryError`, what the graph or the model raises, and `kept.SpoiltError` or
     `LostDeviceError` (with `retire`) if the model must not be used any more.
     """
-    watch = RunWatch(opened.graph, limits, on_progress, cancelled)
+    watch = RunWatch(opened.graph, limits, on_progress, cancelled, bool(opened.keeps))
     watch.look()
     device = weights_of(net).device or torch.device("cpu")
     try:
@@ -111,7 +116,7 @@ def draw(
             mapped((call.args, dict(call.kwargs)), lambda tensor: tensor.to(device))
             for call in opened.calls
         ]
-        constants = constants_of(opened)
+        constants = constants_of(opened) | _lent(opened.graph, uses or {})
         options: dict[str, Any] = {
             "strict": strict,
             "on_log": BoundedLog(on_log, limits.log_bytes),
@@ -128,7 +133,7 @@ def draw(
             else:
                 merger = None if opened.alone else merger
                 found = run_all(opened.graph, constants, net, calls, merger=merger, **options)
-        return brought(opened.graph, found.saved, found.ended)
+        return brought(opened.graph, found.saved, found.ended, opened.keeps)
     except (RuntimeError, MemoryError) as error:
         meant = understood(error)
         if meant is error:
@@ -154,6 +159,28 @@ def _tensor(key: str, frame: Frame) -> torch.Tensor:
     if len(frame.data) != frame_bytes(frame.dtype, frame.shape):
         raise MessageError(f"constant {key[:80]!r} is not as long as its shape says")
     return to_tensor(frame)
+
+
+def _lent(graph: Graph, uses: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Values of a session as constants; copies, where the graph writes into them."""
+    if not uses:
+        return {}
+    owner = roots(graph.nodes)
+    refs = [ref for node in graph.nodes if isinstance(node, Call) for ref in node.writes]
+    written = {owner.get(ref, ref).node for ref in refs}
+    if any(isinstance(node, Loop) for node in graph.nodes):  # it may write into what it takes
+        written = set(range(len(graph.nodes)))
+    lent = {}
+    for number, node in enumerate(graph.nodes):
+        if isinstance(node, Const) and node.key in uses:
+            value = uses[node.key]
+            if (dtype_name(value.dtype), tuple(value.shape)) != (node.dtype, tuple(node.shape)):
+                raise MessageError(
+                    f"a value of the session is {dtype_name(value.dtype)}{list(value.shape)}, "
+                    f"not {node.dtype}{list(node.shape)}"
+                )
+            lent[node.key] = value.clone() if number in written else value
+    return lent
 
 
 def _is_memory(error: BaseException) -> bool:
@@ -205,8 +232,10 @@ class RunWatch:
         limits: Limits,
         on_progress: Callable[[int, int], None] | None,
         cancelled: Callable[[], bool] | None,
+        keeps: bool = False,
     ) -> None:
         self._limits = limits
+        self._room = limits.result_bytes + (limits.session_bytes if keeps else 0)
         self._until = time.monotonic() + limits.run_seconds
         self.others: Callable[[], float] = float
         """Seconds that went to others since then, which do not count."""
@@ -236,7 +265,7 @@ class RunWatch:
     def saved(self, size: int, line: Where | None) -> None:
         self._bytes += size
         limit = self._limits.result_bytes
-        if self._bytes > limit:
+        if self._bytes > self._room:  # admitted each by its own limit; this is for mistakes
             raise over(
                 "result_bytes",
                 short(limit, 1024, "B"),
@@ -267,11 +296,24 @@ class BoundedLog:
 # -- what it brings back -------------------------------------------------------------------------
 
 
-def brought(graph: Graph, saved: Mapping[str, Any], ended: Site | None) -> Drawn:
+def brought(
+    graph: Graph,
+    saved: Mapping[str, Any],
+    ended: Site | None,
+    keeps: frozenset[str] = frozenset(),
+) -> Drawn:
+    """What a job brings back; what `keeps` names stays here."""
     frames: dict[str, Frame] = {}
+    kept: dict[str, torch.Tensor] = {}
     rows = []
     for node in graph.nodes:
-        if isinstance(node, Save) and node.name in saved:  # a stop may have come before
-            found: dict[Ref, Ref] = {}  # a tensor that stands twice in one save is sent once
-            rows.append((node.name, moved(node.value, saved[node.name], found, frames)))
-    return Drawn(Manifest(saved=tuple(rows), ended=ended), frames)
+        if not isinstance(node, Save) or node.name not in saved:  # a stop may have come before
+            continue
+        if node.name in keeps:
+            if saved[node.name] is not None:
+                value = saved[node.name].detach()
+                kept[node.name] = value.clone(memory_format=torch.contiguous_format)
+            continue
+        found: dict[Ref, Ref] = {}  # a tensor that stands twice in one save is sent once
+        rows.append((node.name, moved(node.value, saved[node.name], found, frames)))
+    return Drawn(Manifest(saved=tuple(rows), ended=ended), frames, kept)

@@ -15,7 +15,7 @@ from weft.errors import MessageError, OtherModelError
 from weft.families.call import ModelCall
 from weft.graph.check import check
 from weft.graph.frame import Frame, frame_bytes
-from weft.graph.node import Const, Graph
+from weft.graph.node import Const, Graph, Ref, Save
 from weft.graph.passes import invokes_of
 from weft.wire.frames import digest, read
 from weft.wire.messages import Submit, owner_of
@@ -32,7 +32,9 @@ class Opened:
     """What a worker draws. `constants` are by `Const.key`.
 
     `further` are the calls of the invokes after the first; with `alone` none shares a forward. With
-    `sampling` (of each call) a call is the prompt of a generation.
+    `sampling` (of each call) a call is the prompt of a generation. In a session `keeps` are the
+    names of saves that stay on the worker; constants that are values of it are not among
+    `constants`.
     """
 
     graph: Graph
@@ -41,6 +43,7 @@ class Opened:
     further: tuple[ModelCall, ...] = ()
     alone: bool = False
     sampling: Samplings = None
+    keeps: frozenset[str] = frozenset()
 
     @property
     def calls(self) -> tuple[ModelCall, ...]:
@@ -70,7 +73,22 @@ def open_submit(submit: Submit, fetch: Fetch, known: Known, *, numbers: bool = T
     inputs = {name: frame for name, frame in inside.items() if name not in wanted}
     call, *further = _calls(submit, inputs, known)
     sampling = sampling_from(submit, known, (call, *further))
-    return Opened(submit.graph, constants, call, tuple(further), submit.alone, sampling)
+    keeps = _keeps(submit)
+    return Opened(submit.graph, constants, call, tuple(further), submit.alone, sampling, keeps)
+
+
+def _keeps(submit: Submit) -> frozenset[str]:
+    """The saves that stay in the session: each is one tensor."""
+    names = frozenset(submit.seat.keeps if submit.seat is not None else ())
+    single = {
+        node.name
+        for node in submit.graph.nodes
+        if isinstance(node, Save) and isinstance(node.value, Ref)
+    }
+    if names - single:
+        name = min(names - single)
+        raise MessageError(f"{name[:80]!r} is to stay in the session, and is no save of a tensor")
+    return names
 
 
 def _calls(submit: Submit, inputs: Mapping[str, Frame], known: Known) -> list[ModelCall]:
@@ -91,7 +109,8 @@ def _constants(
     submit: Submit, inside: Mapping[str, Frame], fetch: Fetch, numbers: bool
 ) -> dict[str, Frame]:
     nodes = {node.key: node for node in submit.graph.nodes if isinstance(node, Const)}
-    odd = sorted(nodes.keys() ^ submit.constants.keys())
+    uses = submit.seat.uses.keys() if submit.seat is not None else frozenset[str]()
+    odd = sorted((nodes.keys() ^ uses) ^ submit.constants.keys())
     if odd:
         raise MessageError(f"constant {odd[0][:80]!r} is not both in the graph and in the message")
     found: dict[str, Frame] = {}  # by digest: two constants may be one tensor

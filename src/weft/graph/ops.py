@@ -135,6 +135,9 @@ _TABLE = (
         scaled_modified_bessel_k0 scaled_modified_bessel_k1 sinc softmax spherical_bessel_j0
         xlog1py xlogy zeta
     """),
+    ("pure", "optim.", """
+        ASGD Adadelta Adagrad Adam AdamW Adamax NAdam RAdam RMSprop Rprop SGD
+    """),
     ("writes", "", """
         abs_ acos_ acosh_ addmv_ asin_ asinh_ atan_ atanh_ ceil_ celu_ clamp_ clamp_max_ clamp_min_
         conj_physical_ cos_ cosh_ deg2rad_ erf_ erfc_ exp2_ exp_ expm1_ fill_ floor_ frac_ gcd_ i0_

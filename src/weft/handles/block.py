@@ -29,6 +29,7 @@ from weft.graph.site import Site
 from weft.run.turns import check_turns
 from weft.signatures.later import Later, overwritten_by
 from weft.signatures.signature import Signature
+from weft.trace.away import parted
 from weft.trace.carry import Carry
 from weft.trace.eager import EagerRecorder
 from weft.trace.lines import at_line, user_line, where
@@ -185,13 +186,24 @@ class Block:
         """The block has run: its handles become tensors."""
         self.ended = reply.ended
         self._note(reply)
+        self._left(reply.number)
         self.results = self._recorder.deliver(reply.saved)
         if self._carry is not None:
             self._carry.deliver(reply.saved)
 
+    def _left(self, number: int | None) -> None:
+        """In a session on a server: what stays there has a name now."""
+        space = self._recorder.space
+        if self._carry is not None and space is not None and number is not None:
+            self._carry.left(space, number)
+            if self._frozen is not None:  # handles lead to the recorder: it must not keep values
+                self._frozen = self._frozen[0], dict(self._frozen[1])
+                self._recorder.clients.leave()
+
     def _sent(self, job: Any) -> None:
         """The block is on its way: its handles wait for the job."""
         self.job = self.stream.job = job
+        self._left(getattr(self._place.backend, "number", None))
         self._recorder.fail(
             NotFinishedError(
                 f"this value has no numbers yet: its block was sent as job {job.id}",
@@ -223,6 +235,8 @@ class Block:
         if self._place.kind != "here":
             graph, constants = lean(graph, constants)  # what nobody needs does not travel
         call, *further = self._calls
+        stays = self._carry is not None and not look
+        constants, uses = parted(constants)
         return Request(
             graph,
             constants,
@@ -236,6 +250,8 @@ class Block:
             grad=self._grad,
             merger=self._handle._merger() if further else None,
             listen=None if look else self.stream.listen,
+            uses=uses,
+            keeps=self._carry.stays() if stays else frozenset(),  # type: ignore[union-attr]
         )
 
     def _prefix(self, graph: Graph, constants: dict[str, torch.Tensor]) -> dict[str, Any]:

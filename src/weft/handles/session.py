@@ -8,19 +8,26 @@
             logits = model.lm_head.output.save()
 
 Each trace runs when it closes, so that an optimiser can step between two of them. Values that
-somebody still holds then can be used later in the session (`trace.carry`).
+somebody still holds then can be used later in the session (`trace.carry`). In a session on a server
+they stay there (`trace.away`), and so do parameters that are trained (`trace.trained`, `steps`).
 """
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from contextvars import ContextVar
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from weft.errors import RecordingError, UnknownOptionError
+from weft.client.session import SessionBackend
+from weft.errors import RecordingError
 from weft.trace.carry import Carry, Kept
 from weft.trace.current import current
 from weft.trace.lines import user_line, where
+from weft.trace.trained import Trained
 
+from .optimizers import Steps
 from .where import Place, Remote, checked
 
 if TYPE_CHECKING:
@@ -33,11 +40,16 @@ _SESSION: ContextVar[Session | None] = ContextVar("weft_session", default=None)
 class Session:
     """What `model.session()` gives."""
 
-    def __init__(self, handle: Handle, remote: Remote) -> None:
+    def __init__(self, handle: Handle, remote: Remote, served: bool = False) -> None:
         self._handle = handle
         self.remote = remote
-        """Where the traces of its model run that do not say so themselves: False or "local"."""
+        """Where the traces of its model run that do not say so themselves."""
         self.kept = Kept()
+        self.trained = Trained() if served else None
+        """On a server: the client tensors that are trained there."""
+        self._steps = None if self.trained is None else Steps(self.trained)
+        self._rooms: dict[tuple[str, int], SessionBackend] = {}
+        self._stack = ExitStack()
         self._entered = False
         self._open = False
 
@@ -61,13 +73,46 @@ class Session:
             )
         self._entered = self._open = True
         _SESSION.set(self)
+        if self.trained is not None and self._steps is not None:
+            self._stack.enter_context(self.trained.watching())
+            self._stack.enter_context(self._steps.watching())
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        self._open = False
-        if _SESSION.get() is self:
-            _SESSION.set(None)
-        self.kept.forget()
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        try:
+            self._end(error)
+        finally:
+            self._stack.close()
+            self._open = False
+            if _SESSION.get() is self:
+                _SESSION.set(None)
+            self.kept.forget()
+
+    def _end(self, error: BaseException | None) -> None:
+        """Brings home what was trained, and lets the servers go on; raises what failed unheard."""
+        failures: list[BaseException] = []
+        for act in (self._home, *[partial(r.close, error is None) for r in self._rooms.values()]):
+            try:
+                act()
+            except BaseException as failure:  # noqa: BLE001 (all are ended)
+                failures.append(failure)
+        if failures and error is None:
+            raise failures[0]
+        if failures and error is not None:
+            error.add_note(f"and when the session ended: {failures[0]}")
+
+    def _home(self) -> None:
+        if self.trained is not None and self._steps is not None:
+            self.trained.all_home()
+            self._steps.all_home()
+
+    def room(self, handle: Handle, place: Place) -> SessionBackend:
+        """The part of the session that a model of a server has."""
+        backend: Any = place.backend
+        key = place.text, id(handle._root)
+        if key not in self._rooms:
+            self._rooms[key] = SessionBackend(backend)
+        return self._rooms[key]
 
     def __len__(self) -> int:
         """How many values it keeps that were not saved."""
@@ -84,18 +129,10 @@ def session_here() -> Session | None:
 
 
 def open_session(handle: Handle, remote: Remote) -> Session:
-    """`model.session(...)`. Raises `UnknownOptionError` where it would be on a server."""
+    """`model.session(...)`. Raises `UnknownOptionError` for a place that there is not."""
     asked = checked(remote)
     chosen = handle._places.default if asked is None else asked
-    if chosen not in (False, "local"):
-        raise UnknownOptionError(
-            f"remote={chosen!r}: a session runs on this machine; sessions on a server, whose "
-            "values stay there between traces, do not exist yet",
-            line=where(user_line()),
-            fix="model.session(remote=False), or traces on the server without a session, which "
-            "bring back what they save",
-        )
-    return Session(handle, chosen)
+    return Session(handle, chosen, served=handle._places.pick(chosen).kind == "server")
 
 
 def remote_of(handle: Handle, remote: Remote) -> Remote:
@@ -107,7 +144,13 @@ def remote_of(handle: Handle, remote: Remote) -> Remote:
 
 
 def join(tracer: Tracer, place: Place) -> None:
-    """Makes a trace part of the session that it is opened in. What is on a server stays there."""
+    """Makes a trace part of the session that it is opened in. In one of this machine a trace that
+    runs on a server brings back what it saves, and nothing else."""
     session = session_here()
-    if session is not None and place.kind != "server":
-        tracer._carry = Carry(tracer._recorder, session.kept)
+    if session is None or (place.kind == "server" and session.trained is None):
+        return
+    if place.kind == "server":
+        room = session.room(tracer._handle, place)
+        tracer._place = replace(place, backend=room)
+        tracer._recorder.space = room
+    tracer._carry = Carry(tracer._recorder, session.kept)

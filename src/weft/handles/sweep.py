@@ -39,6 +39,7 @@ from weft.errors import (
 )
 from weft.families.call import ModelCall
 from weft.settings import Settings, load
+from weft.trace.away import filled
 from weft.trace.lines import line_of_error, user_line, where
 from weft.trace.value import Value
 
@@ -198,7 +199,7 @@ class Sweep:
         return {name: self._one(number, name, value) for name, value in named.items()}
 
     def _one(self, number: int, name: str, value: Any) -> Any:
-        if isinstance(value, Value) and value._real is None:
+        if isinstance(value, Value) and filled(value) is None:
             key = f"{number} {name}"
             value.save(key)
             return key

@@ -10,6 +10,7 @@ import torch
 from weft.errors import UnknownOptionError, WeftError
 from weft.families.call import ModelCall
 from weft.run.estimate import Estimate
+from weft.trace.away import fetched
 from weft.trace.caches import Cache, Spec, paths_of
 from weft.trace.lines import user_line, where
 from weft.wire.messages import Generation
@@ -187,9 +188,8 @@ class Tracer(Block):
             graph, constants = self._recorder.graph(), self._recorder.clients.constants
         self._recorder.clients.check()
         graph, constants = lean(graph, constants)
-        return Experiment(
-            graph, {key: tensor.clone() for key, tensor in constants.items()}, self._how()
-        )
+        kept = {key: tensor.clone() for key, tensor in fetched(constants).items()}
+        return Experiment(graph, kept, self._how())
 
     def _how(self) -> tuple[Generation, ...]:
         """How tokens are chosen, of each invoke, in a generation."""

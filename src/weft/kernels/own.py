@@ -3,7 +3,8 @@
     settled(torch.linalg.svd)(x)     # contiguous results, whatever the device's library gives
     FUNCTIONS = {name: own(name, function) ...}, in `table`
 
-The tables below name all of them. Everything else in the operation table is torch's function.
+`optim.Adam` and its kin are one step of an optimiser (`optimizers`). The tables below name all
+others. Everything else in the operation table is torch's function.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import GraphError
+from .optimizers import stepped
 from .results import flatten, rebuild, tree_of
 
 Function = Callable[..., Any]
@@ -34,6 +36,8 @@ def own(name: str, kind: str, function: Function) -> Function:
     """What `name` does in a graph, where `function` is what torch has under that name."""
     if kind == "hint":
         return itself
+    if name.startswith("optim."):
+        return stepped(function)
     if name in _RESOLVED:
         return resolved(function)
     if name in COUNTED:

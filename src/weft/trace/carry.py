@@ -10,14 +10,17 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from weft.graph.node import Ref, Save
+import torch
 
-from .cut import Cut, cuts_of, mark
-from .value import Value
+from weft.graph.node import Ref, Save
+from weft.kernels.aval import Aval, contiguous
+
+from .away import Away, Space, away_of, leave
+from .cut import Cut, cuts_of, mark, marks
+from .trained import trained_here
+from .value import Family, Value, make
 
 if TYPE_CHECKING:
-    import torch
-
     from .recorder import Recorder
 
 
@@ -37,18 +40,35 @@ class Kept:
         handle._kept = self
         self._handles[number] = weakref.ref(handle, lambda _: self._handles.pop(number, None))
 
+    def leave(self, handle: Value, away: Away, cut: Cut | None = None) -> None:
+        """The handle's tensor stays where its block ran, for as long as the session lasts."""
+        number = id(handle)
+        leave(handle, away, marks(cut))
+        handle._kept = self
+        self._handles[number] = weakref.ref(handle, lambda _: self._handles.pop(number, None))
+
     def settle(self, handle: Value) -> None:
         """`handle.save()` after its block: it keeps its tensor for good."""
         self._handles.pop(id(handle), None)
         handle._kept = None
+
+    def standing(self, tensor: torch.Tensor) -> Value | None:
+        """The handle for which a tensor stands in graphs."""
+        handles = [one() for one in self._handles.values()]
+        return next((one for one in handles if one is not None and one._stands is tensor), None)
 
     def forget(self) -> None:
         """The session is over: handles have no numbers any more."""
         for one in list(self._handles.values()):
             handle = one()
             if handle is not None:
-                handle._real = handle._kept = None
+                handle._real = handle._kept = handle._away = handle._stands = None
         self._handles.clear()
+
+
+def _aval(tensor: torch.Tensor) -> Aval:
+    with torch._C.DisableTorchFunction():
+        return contiguous(tuple(tensor.shape), tensor.dtype)
 
 
 class Carry:
@@ -87,6 +107,48 @@ class Carry:
         if gradients is not None:
             found |= {id(value) for _, value in gradients.sums.values()}
         return found
+
+    def stays(self) -> frozenset[str]:
+        """The saves of the block that stay in its space, after `saves`."""
+        recorder = self._recorder
+        if recorder.space is None:
+            return frozenset()
+        names = [save.name for save in recorder.carried] + [*recorder.stays]
+        backs = recorder.saves.backs.items()
+        written = [name for name, client in backs if away_of(client.tensor) is not None]
+        return frozenset((*names, *written))
+
+    def left(self, space: Space, number: int) -> None:
+        """The block was sent as request `number`: what stays has a name there."""
+        recorder = self._recorder
+        for group, (handles, cut) in enumerate(zip(self._groups.values(), self._cuts, strict=True)):
+            away = None
+            for one in handles:
+                handle = one()
+                if handle is not None:
+                    away = away or Away(space, number, f"<kept {group}", handle._aval)
+                    self._kept.leave(handle, away, cut)
+        for name, client in recorder.saves.backs.items():
+            if (before := away_of(client.tensor)) is not None:
+                handle = self._kept.standing(client.tensor)
+                if handle is not None:
+                    self._kept.leave(handle, Away(space, number, name, before.aval))
+        trained = trained_here()
+        for name, tensor in recorder.stays.items():
+            assert trained is not None
+            trained.gave(tensor, self._gradient(tensor, Away(space, number, name, _aval(tensor))))
+        self._groups.clear()
+        self._cuts.clear()
+        recorder.stays.clear()
+
+    def _gradient(self, tensor: torch.Tensor, away: Away) -> Value:
+        """A handle on the gradient of a client tensor, made at the line that used it first."""
+        recorder = self._recorder
+        at = recorder.clients.taken[id(tensor)]._at if id(tensor) in recorder.clients.taken else 0
+        ref = Ref(0)
+        handle = make(recorder, ref, away.aval, Family(ref, -1, at), -1, at)
+        leave(handle, away)
+        return handle
 
     def deliver(self, saved: dict[str, torch.Tensor]) -> None:
         """Gives the handles that are still there their tensors."""

@@ -16,7 +16,9 @@ from weft.errors import ChangedConstantError
 from weft.graph.node import Const, Ref
 from weft.kernels.aval import Aval, contiguous, dtype_name
 
+from .away import away_of, stand_in
 from .lines import where
+from .trained import trained_here
 from .value import Family
 from .views import Layout, same_part
 
@@ -69,6 +71,9 @@ class Clients:
         With it all that shares its storage: the graph holds the storage, and views of it. The
         constant is a copy, and so is what was taken from here before: after the run it changes.
         """
+        trained = trained_here()
+        if trained is not None and away_of(tensor) is None:
+            trained.home(tensor)
         base = _whole(tensor)
         where = _storage(base)
         self.dirty[where] = self._take(base)
@@ -80,7 +85,8 @@ class Clients:
     def _detach(self, node: int) -> None:
         """Makes the constant of a node a copy."""
         key = self.recorder.nodes[node].key  # type: ignore[union-attr]
-        self.constants[key] = self.constants[key].clone()
+        if away_of(self.constants[key]) is None:  # what is away nobody changes
+            self.constants[key] = self.constants[key].clone()
 
     def forget(self, first: int) -> None:
         """Undoes what was taken by nodes from `first` on, which the recorder drops."""
@@ -106,6 +112,13 @@ class Clients:
         """After the run: written tensors are the user's again, to change as he likes."""
         self.dirty.clear()
 
+    def leave(self) -> None:
+        """The block was sent, and nobody asks for its constants any more: values that are away
+        must not be kept there for their sake."""
+        self.constants = {}
+        self.taken.clear()
+        self.dirty.clear()
+
     def _constant(self, tensor: torch.Tensor) -> Client:
         found = self.taken.get(id(tensor))
         if found is None:
@@ -115,10 +128,15 @@ class Clients:
         return found
 
     def _take(self, tensor: torch.Tensor) -> Client:
-        self._accept(tensor)
+        away = self.recorder.away(tensor)
+        if away is None:
+            self._accept(tensor)
         key = f"c{len(self.constants)}"
         aval = contiguous(tuple(tensor.shape), tensor.dtype)
-        self.constants[key] = (tensor if self.recorder.grad else tensor.detach()).contiguous()
+        if away is not None:
+            self.constants[key] = stand_in(away)
+        else:
+            self.constants[key] = (tensor if self.recorder.grad else tensor.detach()).contiguous()
         at = self.recorder.here()
         node = Const(key=key, shape=tuple(tensor.shape), dtype=dtype_name(tensor.dtype), at=at)
         ref = self.recorder.append(node)

@@ -57,6 +57,11 @@ class Cut(NamedTuple):
         return any(tensor is wanted for tensor in self.tensors for wanted in one.only)
 
 
+def marks(cut: Cut | None) -> dict[str, Cut]:
+    """What a tensor has for it to remember that."""
+    return {} if cut is None else {_NAME: cut}
+
+
 def mark(tensor: torch.Tensor, cut: Cut | None) -> None:
     """Makes a tensor remember what it was made from."""
     if cut is not None:

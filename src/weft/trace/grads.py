@@ -26,6 +26,7 @@ from weft.graph.passes import roots
 from .flows import Block, Flow, Pass
 from .given import Given
 from .lines import user_line, where
+from .trained import trained_here
 from .value import Owner, Value, short
 
 if TYPE_CHECKING:
@@ -198,8 +199,9 @@ class Gradients:
         """`.grad` of a client tensor inside the block: with what the backwards so far add to it."""
         client = self.recorder.clients.use(tensor)
         total = self._sum(client)
+        trained = trained_here()
         with torch._C.DisableTorchFunction():
-            before = tensor.grad
+            before: Any = tensor.grad if trained is None else trained.grad_of(tensor)
         if total is None or before is None:
             return before if total is None else total
         return total + before

@@ -20,8 +20,10 @@ from weft.kernels.results import tree_of
 
 from . import special
 from .arguments import abstract
+from .away import filled
 from .lines import user_line, where
 from .times import FIRINGS
+from .trained import trained_here
 from .value import Value
 
 if TYPE_CHECKING:
@@ -48,16 +50,26 @@ class Looks:
 
     def tensor(self, value: Any) -> torch.Tensor:
         """The numbers of one value, with a guard on them."""
+        given = value
         if isinstance(value, Value):
             value = self.recorder.own(value)
         if not isinstance(value, Value):
             client = self.recorder.clients
             if not client.is_dirty(value):
-                return value
+                return self._here(given)
             value = client.use(value)
         real = self._fetch([value])[0]
         self._guard(value, real)
         return real
+
+    def _here(self, given: Any) -> torch.Tensor:
+        """The numbers of what an earlier block has made, or of a client tensor."""
+        if isinstance(given, Value):
+            return filled(given)  # type: ignore[return-value]
+        trained = trained_here()
+        if trained is not None:
+            trained.home(given)
+        return given
 
     def _fetch(self, values: list) -> list[torch.Tensor]:
         """Runs the graph recorded so far; returns the numbers of `values`."""

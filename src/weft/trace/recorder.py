@@ -27,6 +27,7 @@ from weft.kernels.table import NAMES
 
 from . import special
 from .arguments import Walk, has
+from .away import filled
 from .caches import Cache
 from .clients import Clients
 from .current import CURRENT, blocks_here, current, enter_watch, leave_watch
@@ -234,11 +235,12 @@ class Recorder(Recording):
 
     def _real(self, value: Value) -> torch.Tensor | None:
         """The tensor of a value; None while its block is recorded."""
-        if value._real is None and not self.open:
+        real = filled(value)
+        if real is None and not self.open:
             raise self._ended(value)
-        if value._real is None:
+        if real is None:
             self._refuse_transforms()
-        return value._real
+        return real
 
     # -- what values ask ---------------------------------------------------------------------
 
@@ -264,7 +266,7 @@ class Recorder(Recording):
 
     def save_value(self, value: Value, name: str | None) -> Any:
         if not self.open:
-            if value._real is not None:
+            if filled(value) is not None:
                 if value._kept is not None:
                     value._kept.settle(value)
                 return value

@@ -20,11 +20,15 @@ from weft.graph.node import AnyNode, Bound, Ref, Save
 from weft.graph.site import Where
 from weft.kernels.table import reason
 
+from .away import Away, Space, away_of, filled, standing
 from .lines import frames_within, user_line, where
 from .special import TRANSFORMS
+from .trained import trained_here
 from .value import Value, short
 
 if TYPE_CHECKING:
+    import torch
+
     from .steps import Steps
 
 
@@ -48,6 +52,10 @@ class Recording:
         """The steps of a generation; None in a single forward."""
         self.made: list[weakref.ref[Value]] | None = None
         """All handles, where a session wants to know who is left (`carry`)."""
+        self.space: Space | None = None
+        """Where the block runs, if a session there keeps values (`away`)."""
+        self.stays: dict[str, torch.Tensor] = {}
+        """Saves that stay there: gradients of client tensors."""
         self.carried: tuple[Save, ...] = ()
         """What a session brings back besides what was saved."""
 
@@ -86,7 +94,7 @@ class Recording:
         origin = str(
             getattr(node, "site", "") or getattr(node, "op", "") or node.__class__.__name__
         )
-        state = "" if self.open else " (not saved)"
+        state = "" if self.open else " (not saved)" if value._away is None else " (on the server)"
         return f"{short(value._aval)} from {origin}{state}, {where(self.line_of(value._at))}"
 
     # -- errors ------------------------------------------------------------------------------
@@ -136,9 +144,24 @@ class Recording:
         """`value` as this block may use it: the tensor, where an earlier block has filled it."""
         if value._rec is self:
             return value
-        if value._real is None:
+        if value._away is not None and value._away.space is self.space:
+            return standing(value)
+        real = filled(value)
+        if real is None:
             raise self._foreign(value)
-        return value._real
+        return real
+
+    def away(self, tensor: torch.Tensor) -> Away | None:
+        """Where the numbers of a client tensor are: in the space in which this block runs; None:
+        here, to which they are brought from anywhere else."""
+        stands_for, trained = away_of(tensor), trained_here()
+        if stands_for is not None or trained is None:
+            return stands_for
+        found = trained.away_of(tensor)
+        if found is not None and found.space is not self.space:
+            trained.home(tensor)
+            return None
+        return found
 
     def _foreign(self, value: Value) -> Exception:
         other = value._rec

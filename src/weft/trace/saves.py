@@ -173,7 +173,7 @@ class Saves:
 
 
 def _values_in(item: Any, found: list[list[Value]]) -> None:
-    if isinstance(item, Value) and item._real is None:
+    if isinstance(item, Value) and item._real is None and item._away is None:
         found.append([item])
     elif isinstance(item, Value):  # filled by an earlier block of this session
         item.save()

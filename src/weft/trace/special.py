@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from .arguments import TensorBound
+from .away import filled
 from .lines import user_line
 from .value import Sizes, Value
 
@@ -113,7 +114,8 @@ def _setitem(recorder: Recorder, func: Any, args: tuple, kwargs: dict) -> Any:
     target, index, value = args
     if type(value) is Value and type(target) is Value and value._part is not None:
         whole, own = value._part
-        if value._rec is recorder and whole == target._ref and _same_index(own, index):
+        both = value._rec is recorder and target._rec is recorder
+        if both and whole == target._ref and _same_index(own, index):
             return None
     try:
         return recorder.operations.record("Tensor.__setitem__", func, args, kwargs)
@@ -240,8 +242,8 @@ def tensors_in(item: Any, found: list[torch.Tensor]) -> None:
 
 def forward(item: Any) -> Any:
     """`item` with forwarding handles replaced by their real tensors."""
-    if isinstance(item, Value) and item._real is not None:
-        return item._real
+    if isinstance(item, Value) and (real := filled(item)) is not None:
+        return real
     if isinstance(item, (tuple, list)):
         made = [forward(one) for one in item]
         return made if isinstance(item, list) else tuple(made)

@@ -10,6 +10,7 @@ This file is the noun only; what operations mean stands in `recorder`.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,10 @@ import torch
 from weft.graph.node import Ref
 from weft.kernels.aval import Aval, dtype_name
 
+from .away import filled
+
 if TYPE_CHECKING:
+    from .away import Away
     from .carry import Kept
     from .recorder import Recorder
     from .sites import LeafState
@@ -116,6 +120,9 @@ class Value(torch.Tensor):
     _part: tuple[Ref, Any] | None = None
     _real: torch.Tensor | None = None
     _kept: Kept | None = None  # the session that has filled it, until it ends
+    _away: Away | None = None  # where its tensor is, if a session on a server has it
+    _marks: Mapping[str, Any] | None = None  # what its tensor is to have, when it is here
+    _stands: torch.Tensor | None = None  # what stands for it there, in graphs
 
     @classmethod
     def __torch_function__(
@@ -177,7 +184,8 @@ class Value(torch.Tensor):
         return self._rec.describe(self)
 
     def __format__(self, spec: str) -> str:
-        real = self._real if self._real is not None else self._rec.shown(self)
+        real = filled(self) if spec else self._real  # print is no look, a number asked for is
+        real = real if real is not None else self._rec.shown(self)
         return format(real, spec) if real is not None else repr(self)
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
@@ -198,8 +206,9 @@ class Value(torch.Tensor):
         return self._rec.handle(self)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        if self._real is not None:
-            return self._real.view_as(self._real).__reduce_ex__(protocol)
+        real = filled(self)
+        if real is not None:
+            return real.view_as(real).__reduce_ex__(protocol)
         raise self._rec.refusal(
             "a value of a block cannot be pickled: it has no numbers yet",
             "save it with .save() and pickle the tensor after the block",

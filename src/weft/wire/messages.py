@@ -135,6 +135,38 @@ class Generation(Ask, frozen=True):
 # -- asks ----------------------------------------------------------------------------------------
 
 
+class Kept(Ask, frozen=True):
+    """A value that a request of a session has left there: the request's number, the save's name."""
+
+    number: Annotated[int, Meta(ge=1, le=2**31 - 1)]
+    name: Annotated[str, Meta(min_length=1, max_length=256)]
+
+
+class Seat(Ask, frozen=True):
+    """What a request is within a session: number `number` of session `id`; they run in this order.
+
+    `keeps` are the names of saves that stay there, `uses` gives the values that stand for constants
+    of the graph, by `Const.key`, `drops` names those that nobody needs once this request has run.
+    With `same`, the graph is the one with this hash, which the session has sent before, and
+    `Submit.graph` is empty.
+    """
+
+    id: Id
+    number: Annotated[int, Meta(ge=1, le=2**31 - 1)]
+    keeps: Annotated[tuple[str, ...], Meta(max_length=65_536)] = ()
+    uses: dict[str, Kept] = {}
+    drops: Annotated[tuple[Kept, ...], Meta(max_length=65_536)] = ()
+    same: Digest | None = None
+
+
+class OpenSession(Ask, frozen=True):
+    """A session on the worker of a model. The same `request_id` is the same session."""
+
+    request_id: Id
+    model: ModelId
+    fingerprint: Digest
+
+
 class Submit(Ask, frozen=True):
     """A job: a graph, its constants, and the call of the model to draw it through.
 
@@ -146,7 +178,8 @@ class Submit(Ask, frozen=True):
     names that begin with the invoke's number (`1.input_ids`); with `alone` each has a forward pass
     of its own. With `generation` each input is the prompt of one; `generations` stands in its place
     where they are not alike, and has one for each input. The same `request_id` from the same owner
-    is the same job, however often it arrives.
+    is the same job, however often it arrives. `seat` makes it part of a session; its `request_id`
+    is then `<session>-<number>`.
     """
 
     protocol: int
@@ -164,6 +197,7 @@ class Submit(Ask, frozen=True):
     alone: bool = False
     generation: Generation | None = None
     generations: Annotated[tuple[Generation, ...], Meta(max_length=512)] = ()
+    seat: Seat | None = None
 
 
 class MissingQuery(Ask, frozen=True):
@@ -263,6 +297,7 @@ class Limits(Tell, frozen=True):
     queued_jobs: int
     new_tokens: int = 4096
     stream_bytes: int = 16 << 20
+    session_bytes: int = 4 << 30
 
 
 class Hello(Tell, frozen=True):
@@ -500,6 +535,24 @@ class JobInfo(Tell, frozen=True):
 
 class JobList(Tell, frozen=True):
     jobs: tuple[JobInfo, ...]
+
+
+class SessionInfo(Tell, frozen=True):
+    """A session, as its owner sees it. Times are seconds since 1970.
+
+    `state` is `open`, `closed` (its owner said so) or `expired` (nobody was heard of for `seconds`
+    after `until`). `last` is the number of its last request, `failed` are the jobs of those that
+    failed, by number, where it was asked.
+    """
+
+    id: str
+    state: str
+    model: str
+    created: float
+    until: float
+    seconds: float
+    last: int = 0
+    failed: tuple[tuple[int, JobInfo], ...] = ()
 
 
 class StateEvent(Tell, frozen=True, tag="state"):

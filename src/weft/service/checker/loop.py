@@ -23,7 +23,7 @@ from weft.engine.admit import admit
 from weft.engine.generation import pass_cost
 from weft.engine.known import Known
 from weft.engine.lanes import lane_of
-from weft.engine.opened import open_submit
+from weft.engine.opened import Opened, open_submit
 from weft.engine.publish import answer, card
 from weft.errors import (
     LimitError,
@@ -33,7 +33,7 @@ from weft.errors import (
     WeftError,
     WrongModelError,
 )
-from weft.graph.node import Graph, Save
+from weft.graph.node import Save
 from weft.service.jobs.life import Event, Failed, IllegalStepError, Job, Priced, Refused
 from weft.service.store.bells import Bells
 from weft.service.store.interface import Card, Ledger, LostClaimError, Objects, Question
@@ -266,10 +266,14 @@ class Checker:
         opened = open_submit(submit, fetch, known, numbers=False)
         limits, strict = limits_of(self._settings, job), submit.strict
         graph, sampling = opened.graph, opened.sampling
-        price = admit(graph, opened.call, known, limits, strict, opened.further, sampling)
+        price = admit(
+            graph, opened.call, known, limits, strict, opened.further, sampling, opened.keeps
+        )
         cost = price.flops + pass_cost(known, opened.calls, sampling)
         lane = lane_of(known, opened, price)._asdict()
-        names = _saves(graph)
+        if submit.seat is not None:
+            lane["lane"] = ""  # requests of a session run alone
+        names = _saves(opened)
         return Priced(price=encode(price, "json"), cost=float(cost), names=names, **lane)
 
     def _known(self, id: str) -> Known:
@@ -311,5 +315,6 @@ class Checker:
         return answer(known, query)
 
 
-def _saves(graph: Graph) -> tuple[str, ...]:
-    return tuple(node.name for node in graph.nodes if isinstance(node, Save))
+def _saves(opened: Opened) -> tuple[str, ...]:
+    saves = [node.name for node in opened.graph.nodes if isinstance(node, Save)]
+    return tuple([name for name in saves if name not in opened.keeps])

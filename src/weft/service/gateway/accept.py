@@ -30,9 +30,11 @@ from weft.service.jobs.life import Job
 from weft.service.jobs.usage import settings_for
 from weft.service.store.ids import new_id
 from weft.service.store.interface import Card, Key, QueueFullError
+from weft.service.store.sessions import Session
 from weft.wire import frames
 from weft.wire.messages import PROTOCOL, Inputs, LanguageInputs, Submit, encode, owner_of
 
+from . import seats
 from .auth import other_protocol
 from .bodies import read
 from .errors import Refused
@@ -45,7 +47,7 @@ RETRY_SECONDS = 5
 
 def accept(gateway: Gateway, key: Key, data: bytes, form: str) -> tuple[Job, bool]:
     """The job of a request, and whether it is new. Raises `WeftError` or `Refused`."""
-    submit = submit_of(data, form)
+    submit = seats.whole(gateway, key.owner, submit_of(data, form))
     try:
         return _accept(gateway, key, submit)
     except (WeftError, Refused):
@@ -58,14 +60,17 @@ def accept(gateway: Gateway, key: Key, data: bytes, form: str) -> tuple[Job, boo
 
 def _accept(gateway: Gateway, key: Key, submit: Submit) -> tuple[Job, bool]:
     check_model(gateway, key, submit.model, submit.fingerprint)
+    session = seats.check_seat(gateway, key.owner, submit)
     check_graph(submit.graph, limits_for(gateway, key).nodes)
     check_seconds(gateway, key)
     tensors = frames.read(submit.tensors)[0] if submit.tensors else {}
     constants, inputs = sorted_out(submit, tensors)
     keep_constants(gateway, key, submit, constants)
-    job = new_job(gateway, key, submit)
+    job = new_job(gateway, key, submit, session)
     bare = replace(submit, tensors=frames.write(inputs) if inputs else b"")
-    return enter(gateway, job, encode(bare))
+    entered, new = enter(gateway, job, encode(bare))
+    seats.entered(gateway, session, submit.seat.number if submit.seat else 0, entered)
+    return entered, new
 
 
 class _Head(Struct):
@@ -144,6 +149,8 @@ def sorted_out(
 ) -> tuple[dict[str, Frame], dict[str, Frame]]:
     """The tensors of a request: constants by digest, each proven, and inputs by name."""
     keys = {node.key for node in submit.graph.nodes if isinstance(node, Const)}
+    if submit.seat is not None:
+        keys = keys ^ submit.seat.uses.keys()  # values of the session stand for these
     if keys != submit.constants.keys():
         odd = sorted(keys ^ submit.constants.keys())[0]
         raise GraphError(f"constant {odd[:60]!r} is not both in the graph and in its constants")
@@ -211,7 +218,7 @@ def missing(gateway: Gateway, owner: str, digests: set[str]) -> tuple[str, ...]:
 # -- the job --------------------------------------------------------------------------------------
 
 
-def new_job(gateway: Gateway, key: Key, submit: Submit) -> Job:
+def new_job(gateway: Gateway, key: Key, submit: Submit, session: Session | None) -> Job:
     now = gateway.clock()
     return Job(
         id=new_id(now),
@@ -226,6 +233,8 @@ def new_job(gateway: Gateway, key: Key, submit: Submit) -> Job:
         limits=key.limits,
         nodes=len(submit.graph.nodes),
         constants=tuple(sorted(set(submit.constants.values()))),
+        session="" if session is None else session.id,
+        after=None if session is None else session.job,
     )
 
 

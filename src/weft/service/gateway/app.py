@@ -33,7 +33,9 @@ from weft.wire.messages import (
     MissingQuery,
     ModelCard,
     ModelList,
+    OpenSession,
     ServerStatus,
+    SessionInfo,
     SignatureQuery,
     SourceQuery,
     SourceText,
@@ -44,7 +46,7 @@ from weft.wire.messages import (
     UsageList,
 )
 
-from . import constants, events, jobs, models, pages, questions, results, usage
+from . import constants, events, jobs, models, pages, questions, results, sessions, usage
 from .auth import check_protocol, check_scope, key_of
 from .bodies import query_of
 from .entry import Entry
@@ -57,6 +59,7 @@ from .watch import Watch
 
 _NOT_MODEL = {404: "the server has no such model", 503: "it is loading, or could not be loaded"}
 _NOT_JOB = {404: "there is no such job of yours"}
+_NOT_SESSION = {404: "there is no such session of yours"}
 _OTHER = {409: "the server's model is not the one recorded on"}
 _REFUSED = {422: "the checker refuses it"}
 _BODY = {
@@ -273,6 +276,45 @@ ROUTES: tuple[Entry, ...] = (
         text="Deletes a job that is over, and its result.",
         status=204,
         statuses={409: "it is not over", **_NOT_JOB},
+    ),
+    Entry(
+        method="POST",
+        path="/api/sessions",
+        handler=sessions.opened,
+        text="Opens a session, whose requests share values on the server.",
+        takes=OpenSession,
+        gives=SessionInfo,
+        status=201,
+        statuses={
+            429: "as many sessions of this key are open as may be",
+            **_BODY,
+            **_NOT_MODEL,
+            **_OTHER,
+        },
+    ),
+    Entry(
+        method="GET",
+        path="/api/sessions/{id}",
+        handler=sessions.shown,
+        text="How a session is.",
+        gives=SessionInfo,
+        statuses=_NOT_SESSION,
+    ),
+    Entry(
+        method="POST",
+        path="/api/sessions/{id}/renew",
+        handler=sessions.renewed,
+        text="Says that the session's client is still there.",
+        gives=SessionInfo,
+        statuses={410: "it is over", **_NOT_SESSION},
+    ),
+    Entry(
+        method="DELETE",
+        path="/api/sessions/{id}",
+        handler=sessions.closed,
+        text="Ends a session; tells which of its requests failed.",
+        gives=SessionInfo,
+        statuses=_NOT_SESSION,
     ),
     Entry(
         method="GET",

@@ -23,6 +23,7 @@ from weft.service.store.interface import Key, Ledger, Objects
 from weft.settings import Settings
 from weft.wire.messages import Limits
 
+from .graphs import Graphs
 from .meter import Meter, Stored
 from .threads import Threads
 from .watch import Watch
@@ -58,6 +59,7 @@ class Gateway:
     closing: bool = False
     large: asyncio.Lock = field(default_factory=asyncio.Lock)  # for reading what is large
     threads: Threads = field(default_factory=lambda: Threads(THREADS))
+    graphs: Graphs = field(default_factory=Graphs)  # of sessions
 
     def __post_init__(self) -> None:
         self.meter = Meter(self.ledger, lambda: self.clock())

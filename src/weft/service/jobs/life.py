@@ -70,6 +70,8 @@ class Job(Struct, frozen=True, kw_only=True):
     names: tuple[str, ...] = ()
     batch: int = 1  # how many jobs shared its forwards; its owner learns whether any did
     constants: tuple[str, ...] = ()  # digests, so that they are kept while it waits
+    session: str = ""  # the session that it belongs to
+    after: str | None = None  # the job of that session before it: it waits until that one is over
     stages: dict[str, float] = {}
     ended: float | None = None
     keep: float | None = None  # seconds after its end; None: as long as the server keeps any
@@ -289,7 +291,8 @@ TABLE: dict[tuple[str, type], Callable[[Job, Any, float], Change]] = {
 
 def _over(job: Job, state: str, error: bytes | None, now: float) -> Change:
     ended = replace(_free(job), error=error, cancelling=False, ended=now)
-    return Change(_moved(ended, state, now), (Note("end"), DropSubmit(), Ring("gateway")))
+    drop = (Ring("worker"),) if job.session else (DropSubmit(),)  # the session's log has it
+    return Change(_moved(ended, state, now), (Note("end"), *drop, Ring("gateway")))
 
 
 def _moved(job: Job, state: str, now: float) -> Job:

@@ -29,6 +29,7 @@ from weft.service.jobs.life import Event as LifeEvent
 from weft.service.jobs.scopes import USUAL
 from weft.service.store.kept import KeptRows
 from weft.service.store.models import ModelRows
+from weft.service.store.sessions import SessionRows
 from weft.service.store.usage import UsageRows
 
 Carry = Callable[[Job, tuple[Command, ...]], None]
@@ -93,9 +94,9 @@ class Card(Struct, frozen=True):
     reason: str | None = None
 
 
-class Ledger(ModelRows, KeptRows, UsageRows, Protocol):
+class Ledger(ModelRows, KeptRows, SessionRows, UsageRows, Protocol):
     """Rows. Those of models and memory stand in `models`, those of jobs that are over in `kept`,
-    of what was used in `usage`."""
+    of sessions in `sessions`, of what was used in `usage`."""
 
     # -- jobs --------------------------------------------------------------------------------
 
@@ -145,7 +146,8 @@ class Ledger(ModelRows, KeptRows, UsageRows, Protocol):
         With `lane` only one of that lane, with `tokens` and `peak` only one that fits into so many.
         Next is in the order of `jobs.fair`, an owner's own jobs in that in which they came. Owners
         of whom `running_jobs` run already are passed over. A queued job becomes `running`; a
-        received one stays so, and is the holder's until `until`.
+        received one stays so, and is the holder's until `until`. A queued job that comes `after`
+        another one is not given before that one is over.
         """
         ...
 

@@ -27,6 +27,7 @@ from weft.service.store.memory_models import MemoryModels
 from weft.service.store.memory_usage import MemoryUsage
 from weft.service.store.names import checked, checked_prefix, checked_range
 from weft.service.store.said import Asked, check_claim, check_over, entries_of, expires, full, lost
+from weft.service.store.session_rows import MemorySessions
 from weft.settings import Settings
 
 PIECE = 1 << 20
@@ -42,7 +43,7 @@ class _Row:
         return len(self.notes)
 
 
-class MemoryLedger(MemoryModels, MemoryUsage):
+class MemoryLedger(MemoryModels, MemorySessions, MemoryUsage):
     """`interface.Ledger` in memory."""
 
     def __init__(self, settings: Settings | None = None, carry: Carry | None = None) -> None:
@@ -58,6 +59,7 @@ class MemoryLedger(MemoryModels, MemoryUsage):
         self._gone: dict[str, Gone] = {}
         MemoryModels.__init__(self)
         MemoryUsage.__init__(self)
+        MemorySessions.__init__(self)
 
     # -- jobs --------------------------------------------------------------------------------
 

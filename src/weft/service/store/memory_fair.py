@@ -19,7 +19,7 @@ from weft.service.jobs.fair import (
     queue_of,
     run_queue,
 )
-from weft.service.jobs.life import Job
+from weft.service.jobs.life import FINAL, Job
 from weft.service.store.said import Asked
 
 
@@ -51,7 +51,11 @@ class Lines:
         def head(owner: str) -> Head:
             mine = [job for job in jobs if job.owner == owner and queue_of(job) == queue]
             there = [job for job in mine if job.model in asked.models]
-            fit = [job for job in there if asked.fits(job)]
+            waiting = {one.id for one in jobs if one.state not in FINAL}
+            turn = [job for job in there if queue == PRICING or job.after not in waiting]
+            if there and not turn:
+                return "held"
+            fit = [job for job in turn if asked.fits(job)]
             if not there:
                 return "held" if mine else "idle"
             if not fit:

@@ -24,6 +24,7 @@ from weft.service.store.database import Database
 from weft.service.store.ids import new_token
 from weft.service.store.interface import Card, Carry, Key, Note, Question
 from weft.service.store.said import Asked, check_claim, check_over, entries_of, full, lost
+from weft.service.store.session_rows import SqliteSessions
 from weft.service.store.sqlite_models import SqliteModels, use
 from weft.service.store.sqlite_usage import SqliteUsage, add
 from weft.service.store.tables import KEY, MIGRATIONS, key_of, row_of
@@ -44,7 +45,7 @@ def open_ledger(
     return SqliteLedger(path, settings or Settings(), carry or (lambda job, commands: None))
 
 
-class SqliteLedger(SqliteModels, SqliteUsage):
+class SqliteLedger(SqliteModels, SqliteSessions, SqliteUsage):
     """`interface.Ledger` in an SQLite file."""
 
     def __init__(self, path: Path, settings: Settings, carry: Carry) -> None:
@@ -319,9 +320,12 @@ def _waiting(rows: sqlite3.Connection, owner: str) -> int:
 def _insert(rows: sqlite3.Connection, job: Job) -> None:
     rows.execute(
         """INSERT INTO job (owner, request_id, model, created,
-            state, holder, token, until, ended, charge, lane, tokens, peak, body, keep, id)
-            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
-        (job.owner, job.request_id, job.model, job.created, *_changing(job), job.keep, job.id),
+            state, holder, token, until, ended, charge, lane, tokens, peak, body, keep, after, id)
+            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
+        (
+            *(job.owner, job.request_id, job.model, job.created),
+            *(*_changing(job), job.keep, job.after, job.id),
+        ),
     )
 
 

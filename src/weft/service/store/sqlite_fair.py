@@ -50,6 +50,9 @@ TABLES = (
 """What these rows need: one step of `tables.MIGRATIONS`. Never change it."""
 
 _FREE = "model = ? AND state = ? AND owner = ? AND token IS NULL AND ended IS NULL"
+_IN_TURN = """AND (after IS NULL OR NOT EXISTS (
+    SELECT 1 FROM job AS before WHERE before.id = job.after AND before.ended IS NULL))"""
+"""A job of a session runs when the one before it is over."""
 _SET_SHARE = "INSERT OR REPLACE INTO share (queue, owner, tag, since) VALUES (?, ?, ?, ?)"
 _job_of = msgspec.msgpack.Decoder(Job).decode
 
@@ -106,7 +109,8 @@ def _turn(rows: sqlite3.Connection, queue: str, asked: Asked, now: float) -> Tur
 
 def _first(rows: sqlite3.Connection, asked: Asked, owner: str, model: str) -> Job | None:
     which, values = _fitting(asked)
-    query = f"SELECT body FROM job WHERE {_FREE} {which} ORDER BY created, id LIMIT 1"
+    turn = _IN_TURN if asked.stage == "queued" else ""
+    query = f"SELECT body FROM job WHERE {_FREE} {turn} {which} ORDER BY created, id LIMIT 1"
     row = rows.execute(query, (model, asked.stage, owner, *values)).fetchone()
     return None if row is None else _job_of(row[0])
 
@@ -118,7 +122,15 @@ def _without(
     anyhow = asked._replace(lane=None, tokens=None, peak=None)
     if asked.is_choosy and any(_first(rows, anyhow, owner, model) for model in models):
         return "unfit"
-    return "held" if _waits(rows, queue, asked.stage, owner) else "idle"
+    waits = _waits(rows, queue, asked.stage, owner)
+    return "held" if waits or _is_out_of_turn(rows, asked, owner, models) else "idle"
+
+
+def _is_out_of_turn(rows: sqlite3.Connection, asked: Asked, owner: str, models: list[str]) -> bool:
+    """Whether an owner has jobs here which wait for others of his own."""
+    query = f"SELECT 1 FROM job WHERE {_FREE} LIMIT 1"
+    found = (rows.execute(query, (one, asked.stage, owner)).fetchone() for one in models)
+    return any(row is not None for row in found)
 
 
 def _waits(rows: sqlite3.Connection, queue: str, stage: str, owner: str) -> bool:

@@ -51,6 +51,7 @@ def sweep(ledger: Ledger, objects: Objects, now: float, settings: Settings) -> S
     for job in old:
         forget_objects(objects, job.id)
     ledger.drop_questions(now - UNANSWERED)
+    ledger.forget_sessions(now - settings.keep_seconds)
     gone = _sweep_orphans(ledger, objects, now)
     gone += _sweep_constants(ledger, objects, now - max(settings.keep_seconds, UNSENT))
     return Swept(jobs=len(old), objects=gone)
@@ -65,7 +66,9 @@ def forget_objects(objects: Objects, id: str) -> None:
 def _sweep_orphans(ledger: Ledger, objects: Objects, now: float) -> int:
     """Requests of jobs that are over or were never acknowledged; results of jobs that are gone, or
     that ended in another way after a worker had died of them with the result written."""
-    needless = [name for name in objects.names("submits/") if _over(_job(ledger, name))]
+    needless = [
+        name for name in objects.names("submits/") if _done_with(ledger, _job(ledger, name), now)
+    ]
     needless += [name for name in objects.names("results/") if _brings_none(_job(ledger, name))]
     old = [name for name in needless if _untouched_since(objects, name, now - YOUNG)]
     return _delete(objects, old)
@@ -81,8 +84,12 @@ def _job(ledger: Ledger, name: str) -> Job | None:
     return ledger.job(name.rpartition("/")[2])
 
 
-def _over(job: Job | None) -> bool:
-    return job is None or job.state in FINAL
+def _done_with(ledger: Ledger, job: Job | None, now: float) -> bool:
+    """Whether nobody needs a request any more. An open session may have to run its own again."""
+    if job is None or job.state not in FINAL:
+        return job is None
+    session = ledger.session(job.session) if job.session else None
+    return session is None or session.over(now)
 
 
 def _brings_none(job: Job | None) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from weft.service.store.interface import Key
+from weft.service.store.session_rows import TABLES as SESSION_TABLES
 from weft.service.store.sqlite_fair import TABLES as FAIR_TABLES
 from weft.service.store.sqlite_models import TABLES as MODEL_TABLES
 from weft.service.store.sqlite_usage import TABLES as USAGE_TABLES
@@ -55,6 +56,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     MODEL_TABLES,
     FAIR_TABLES,
     USAGE_TABLES,
+    SESSION_TABLES,
 )
 """What leads from each version of the tables to the next. Never change one: add one."""
 

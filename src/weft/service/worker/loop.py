@@ -15,11 +15,12 @@ import hashlib
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
+import torch
 from msgspec.structs import replace
 from torch import nn
 
@@ -39,13 +40,14 @@ from weft.service.store.interface import Ledger, LostClaimError, Objects
 from weft.service.store.requests import constant, limits_of, submit_of
 from weft.service.store.said import lost, still_held
 from weft.settings import Settings
-from weft.wire.messages import Limits, Manifest, encode
+from weft.wire.messages import Limits, Manifest, Submit, encode
 from weft.wire.reports import report_of, run_error
 from weft.wire.results import write_result
 
 from .batch import Claims
 from .mates import Mate, draw_mates
 from .pulse import Pulse
+from .rooms import Rooms
 
 POLL = 0.5
 """How long a lost ring may cost."""
@@ -87,6 +89,7 @@ class Worker:
         self._stopping = False
         self.spoilt = False
         """A job has changed the model: whoever runs this has to load it anew."""
+        self._rooms = Rooms(ledger, objects, settings, self._again)
         self._learn_from_before()
 
     def _learn_from_before(self) -> None:
@@ -99,6 +102,7 @@ class Worker:
         """Draws what there is, and waits for more. Returns when the model is spoilt, too."""
         Kept.of(self._net).stays = self._die is not None  # in a process of its own
         while not (self._stopping or self.spoilt):
+            self._rooms.sweep(self._clock())
             jobs = self._claims.next()
             if not jobs:
                 self._bell.wait(POLL)
@@ -193,14 +197,34 @@ class Worker:
     def _drawn(self, job: Job, pulse: Pulse) -> Finished:
         opened, strict = self._open(job)
         limits = limits_of(self._settings, job)
-        return self._finished(job, self._draw(opened, strict, pulse, limits))
+        if not job.session:
+            return self._finished(job, self._draw(opened, strict, pulse, limits))
+        submit = submit_of(self._objects, job)
+        uses = self._rooms.lent(job, submit)
+        drawn = self._draw(opened, strict, pulse, limits, uses)
+        done = self._finished(job, drawn)
+        self._rooms.leave(submit, drawn.kept)
+        return done
 
     def _finished(self, job: Job, drawn: Drawn) -> Finished:
         size, digest = self._keep(job, drawn.manifest, drawn.frames)
         names = tuple(name for name, _ in drawn.manifest.saved)
         return Finished(result_bytes=size, result_sha256=digest, names=names)
 
-    def _draw(self, opened: Opened, strict: bool, pulse: Pulse, limits: Limits) -> Drawn:
+    def _again(self, job: Job, submit: Submit, uses: Mapping[str, torch.Tensor]) -> Any:
+        """Draws a request of a session's log once more, in silence: what it keeps."""
+        opened = open_submit(submit, partial(constant, self._objects, job.owner), self._known)
+        limits = limits_of(self._settings, job)
+        return self._draw(opened, submit.strict, None, limits, uses).kept
+
+    def _draw(
+        self,
+        opened: Opened,
+        strict: bool,
+        pulse: Pulse | None,
+        limits: Limits,
+        uses: Mapping[str, torch.Tensor] | None = None,
+    ) -> Drawn:
         """Raises `WeftError` only: what torch or the model raised is a `RunError`."""
         told = overwritten_by(
             self._known, *opened.calls, graph=opened.graph, sampling=opened.sampling
@@ -215,10 +239,11 @@ class Worker:
                 tokenizer=self._known.tokenizer,
                 limits=limits,
                 strict=strict,
-                on_log=pulse.log,
-                on_value=pulse.value,
-                on_progress=pulse.progress,
-                cancelled=pulse.cancelled,
+                on_log=None if pulse is None else pulse.log,
+                on_value=None if pulse is None else pulse.value,
+                on_progress=None if pulse is None else pulse.progress,
+                cancelled=None if pulse is None else pulse.cancelled,
+                uses=uses,
             )
         except WeftError:
             raise

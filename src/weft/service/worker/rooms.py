@@ -1,0 +1,232 @@
+"""Rooms: the values that sessions keep on this worker, by session, request and name.
+
+    uses = rooms.lent(job, submit)         # by `Const.key`; made again where this worker is new
+    drawn = draw(..., uses=uses)
+    rooms.leave(job, submit, drawn.kept)   # all of them at once, when the request has run
+
+A room is memory, and its log is durable: the requests of the session, in the ledger and the folder.
+A worker that has not got a room, because the one before it died, draws again what the values that
+are still wanted were made by, in order (`replayed`), and nothing else. So a request finds either
+every value it needs, as it was, or fails by name (`SessionLostError`).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from weft.errors import (
+    FailedRunError,
+    LimitError,
+    NotReachedError,
+    SessionLostError,
+    WeftError,
+)
+from weft.run.price import short
+from weft.service.jobs.life import Job
+from weft.service.store.interface import Ledger, Objects
+from weft.service.store.requests import submit_of
+from weft.settings import Settings
+from weft.wire.messages import ErrorReport, Kept, Seat, Submit, decode
+
+LOOK = 1.0
+"""Seconds between looks at which sessions are over."""
+LOG = logging.getLogger("weft.worker")
+
+Values = Mapping[str, torch.Tensor]
+Again = Callable[[Job, Submit, Values], Values]
+"""Draws a request of the log once more: what it keeps."""
+
+
+@dataclass
+class Room:
+    """The values of one session. `made` is the number of the last request whose values are here."""
+
+    values: dict[Kept, torch.Tensor] = field(default_factory=dict)
+    made: int = 0
+
+    @property
+    def bytes(self) -> int:
+        return sum([value.untyped_storage().nbytes() for value in self.values.values()])
+
+
+class Rooms:
+    """See the module's text. `again` draws a request of the log."""
+
+    def __init__(self, ledger: Ledger, objects: Objects, settings: Settings, again: Again) -> None:
+        self._ledger = ledger
+        self._objects = objects
+        self._settings = settings
+        self._again = again
+        self._rooms: dict[str, Room] = {}
+        self._looked = 0.0
+
+    def __len__(self) -> int:
+        return len(self._rooms)
+
+    def lent(self, job: Job, submit: Submit) -> dict[str, torch.Tensor]:
+        """The values that stand for constants of this request."""
+        seat = submit.seat
+        if seat is None:
+            return {}
+        room = self._rooms.get(seat.id)
+        if room is None:
+            room = self._rooms[seat.id] = self._replayed(job, seat)
+        return {key: self._value(room, job, seat, kept) for key, kept in seat.uses.items()}
+
+    def leave(self, submit: Submit, kept: Values) -> None:
+        """The request has run: what it keeps is here from now on, what it drops is not.
+
+        Raises `LimitError` where that would be too much; then nothing has changed.
+        """
+        seat = submit.seat
+        if seat is None:
+            return
+        room = self._rooms[seat.id]
+        gone = {one: room.values[one] for one in seat.drops if one in room.values}
+        added = {Kept(number=seat.number, name=name): value for name, value in kept.items()}
+        size = room.bytes + _bytes(added.values()) - _bytes(gone.values())
+        limit = self._settings.session_bytes
+        if added and size > limit:
+            raise LimitError(
+                f"with this block the session would keep {short(size, 1024, 'B')}; the server's "
+                f"session_bytes is {short(limit, 1024, 'B')} (bytes of the values that one "
+                "session keeps on the server)",
+                fix="hold less: let go of variables (del h), or keep slices",
+            )
+        for one in gone:
+            del room.values[one]
+        room.values |= added
+        room.made = max(room.made, seat.number)
+
+    def sweep(self, now: float) -> None:
+        """Forgets the rooms of sessions that are over. Called often; looks from time to time."""
+        if not self._rooms or 0 <= now - self._looked < LOOK:
+            return
+        self._looked = now
+        for id in list(self._rooms):
+            session = self._ledger.session(id)
+            if session is None or session.over(now):
+                del self._rooms[id]
+
+    # -- what is not here ------------------------------------------------------------------------
+
+    def _value(self, room: Room, job: Job, seat: Seat, kept: Kept) -> torch.Tensor:
+        found = room.values.get(kept)
+        if found is not None:
+            return found
+        maker = self._ledger.find(job.owner, f"{seat.id}-{kept.number}")
+        if maker is None:
+            raise _lost(kept.number, "its job is not kept any more")
+        if maker.state != "done":
+            raise FailedRunError(
+                f"it needs a value of request {kept.number} of the session, which "
+                f"{'was cancelled' if maker.state == 'cancelled' else 'failed'}: {_why(maker)}",
+                fix="mend the cause and run that block again",
+            )
+        try:
+            submit_of(self._objects, maker)
+        except KeyError:
+            raise _lost(kept.number, "its request is not kept any more") from None
+        raise NotReachedError(
+            f"it needs a value of request {kept.number} of the session, which that did not reach "
+            "(a stop came first), or which was dropped",
+            fix="move the stop below what is needed",
+        )
+
+    def _replayed(self, job: Job, seat: Seat) -> Room:
+        """A room with all that is still wanted before a request, made again from the log."""
+        room = Room()
+        log = dict(self._log(job, seat))
+        wanted = _wanted(log, seat)
+        if not wanted:
+            return room
+        LOG.info("session %s: %d requests are drawn again", seat.id, len(wanted))
+        until = time.monotonic() + self._settings.run_seconds
+        for number in sorted(wanted):
+            if time.monotonic() > until:
+                limit = self._settings.run_seconds
+                raise _lost(
+                    number, f"to make them again takes longer than {limit:g} s (run_seconds)"
+                )
+            maker, submit = log[number]
+            self._draw_again(room, maker, submit)
+            later = set().union(*[_uses(log[n][1]) for n in wanted if n > number])
+            needed = later | set(seat.uses.values()) | _alive(log, seat)
+            room.values = {one: value for one, value in room.values.items() if one in needed}
+        return room
+
+    def _log(self, job: Job, seat: Seat) -> Iterable[tuple[int, tuple[Job, Submit]]]:
+        """The requests before this one that have run, by number."""
+        for number in range(1, seat.number):
+            maker = self._ledger.find(job.owner, f"{seat.id}-{number}")
+            if maker is not None and maker.state == "done":
+                try:
+                    yield number, (maker, submit_of(self._objects, maker))
+                except KeyError:
+                    continue
+
+    def _draw_again(self, room: Room, maker: Job, submit: Submit) -> None:
+        assert submit.seat is not None
+        number = submit.seat.number
+        try:
+            uses = {key: room.values[one] for key, one in submit.seat.uses.items()}
+            kept = self._again(maker, submit, uses)
+        except KeyError:
+            raise _lost(number, "its request or a constant is not kept any more") from None
+        except WeftError as error:
+            raise _lost(number, f"it failed this time: {error.message}") from None
+        room.values |= {Kept(number=number, name=name): value for name, value in kept.items()}
+        room.made = max(room.made, number)
+
+
+Log = Mapping[int, tuple[Job, Submit]]
+
+
+def _uses(submit: Submit) -> set[Kept]:
+    return set(submit.seat.uses.values()) if submit.seat is not None else set()
+
+
+def _alive(log: Log, seat: Seat) -> set[Kept]:
+    """What was kept and not dropped before a request."""
+    alive: set[Kept] = set()
+    for number in sorted(log):
+        its = log[number][1].seat
+        if its is not None:
+            alive |= {Kept(number=number, name=name) for name in its.keeps}
+            alive -= set(its.drops)
+    return alive
+
+
+def _wanted(log: Log, seat: Seat) -> set[int]:
+    """The requests whose values are alive, and those that they were made of."""
+    todo = [one.number for one in _alive(log, seat) | set(seat.uses.values())]
+    wanted: set[int] = set()
+    while todo:
+        number = todo.pop()
+        if number in log and number not in wanted:
+            wanted.add(number)
+            todo += [one.number for one in _uses(log[number][1])]
+    return wanted
+
+
+def _bytes(values: Iterable[torch.Tensor]) -> int:
+    return sum([value.untyped_storage().nbytes() for value in values])
+
+
+def _why(job: Job) -> str:
+    if job.error is None:
+        return "no reason is known"
+    return decode(job.error, ErrorReport, "json").message
+
+
+def _lost(number: int, why: str) -> SessionLostError:
+    return SessionLostError(
+        f"the worker of the session was lost with its values, and request {number} of the session "
+        f"cannot be run again: {why}",
+        fix="begin the session again; what was saved is there",
+    )
