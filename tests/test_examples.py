@@ -20,7 +20,6 @@ import weft
 from tests.language.autograd import gradients
 from tests.language.generated import generated
 from tests.language.hooks import hook_count, with_hooks
-from weft.errors import UnknownOptionError
 from weft.testing import tiny_path
 from weft.testing.same import bounded, moves
 
@@ -339,9 +338,6 @@ ORACLES: dict[str, Callable[[Found], None]] = {
     "12_sessions": sessions,
 }
 
-HERE_ONLY = {"12_sessions"}  # a session is of one machine
-
-
 # -- they run --------------------------------------------------------------------------------------
 
 
@@ -368,10 +364,6 @@ def run(script: Path, model: Any, monkeypatch: pytest.MonkeyPatch) -> Found:
 @pytest.mark.parametrize("place", ["here", "server"])
 def test_a_script_finds_what_hooks_find(script, place, request, monkeypatch, capsys):
     model = request.getfixturevalue(place)
-    if place == "server" and script.stem in HERE_ONLY:
-        with pytest.raises(UnknownOptionError, match="a session runs on this machine"):
-            run(script, model, monkeypatch)
-        return
     ORACLES[script.stem](run(script, model, monkeypatch))
     assert capsys.readouterr().out
     assert hook_count(net()) == 0
