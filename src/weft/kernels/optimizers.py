@@ -104,8 +104,14 @@ def _prepared(
         if state:
             names = [entry.name for entry in layout(kind, param.dtype, options)]
             pairs = zip(names, state, strict=True)
-            optimizer.state[param] = {name: value.detach().clone() for name, value in pairs}
+            optimizer.state[param] = {name: _own(name, value) for name, value in pairs}
     return optimizer
+
+
+def _own(name: str, value: Tensor) -> Tensor:
+    """A state of its own, where the class has it: steps are counted on the CPU."""
+    value = value.detach()
+    return value.to("cpu", copy=True) if name == "step" else value.clone()
 
 
 def _check(

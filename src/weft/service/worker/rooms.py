@@ -33,6 +33,8 @@ from weft.service.store.requests import submit_of
 from weft.settings import Settings
 from weft.wire.messages import ErrorReport, Kept, Seat, Submit, decode
 
+LEAST = 256
+"""Bytes that a value counts for at least: what holds it."""
 LOOK = 1.0
 """Seconds between looks at which sessions are over."""
 LOG = logging.getLogger("weft.worker")
@@ -44,14 +46,14 @@ Again = Callable[[Job, Submit, Values], Values]
 
 @dataclass
 class Room:
-    """The values of one session. `made` is the number of the last request whose values are here."""
+    """The values of one session; `lost` says why those of a request could not be made again."""
 
     values: dict[Kept, torch.Tensor] = field(default_factory=dict)
-    made: int = 0
+    lost: dict[int, str] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:
-        return sum([value.untyped_storage().nbytes() for value in self.values.values()])
+        return _bytes(self.values.values())
 
 
 class Rooms:
@@ -98,10 +100,22 @@ class Rooms:
                 "session keeps on the server)",
                 fix="hold less: let go of variables (del h), or keep slices",
             )
+        self._check_all(size - room.bytes if added else 0)
         for one in gone:
             del room.values[one]
         room.values |= added
-        room.made = max(room.made, seat.number)
+
+    def _check_all(self, more: int) -> None:
+        """Refuses what would be too much of all sessions together."""
+        held = sum([room.bytes for room in self._rooms.values()])
+        limit = self._settings.all_session_bytes
+        if more > 0 and held + more > limit:
+            raise LimitError(
+                f"the sessions on this worker would keep {short(held + more, 1024, 'B')}; the "
+                f"server's all_session_bytes is {short(limit, 1024, 'B')} (bytes of the values "
+                "that all sessions together keep on the worker of one model)",
+                fix="hold less, or try again when others have ended theirs",
+            )
 
     def sweep(self, now: float) -> None:
         """Forgets the rooms of sessions that are over. Called often; looks from time to time."""
@@ -119,6 +133,8 @@ class Rooms:
         found = room.values.get(kept)
         if found is not None:
             return found
+        if kept.number in room.lost:
+            raise _lost(kept.number, room.lost[kept.number])
         maker = self._ledger.find(job.owner, f"{seat.id}-{kept.number}")
         if maker is None:
             raise _lost(kept.number, "its job is not kept any more")
@@ -142,22 +158,23 @@ class Rooms:
         """A room with all that is still wanted before a request, made again from the log."""
         room = Room()
         log = dict(self._log(job, seat))
-        wanted = _wanted(log, seat)
-        if not wanted:
-            return room
-        LOG.info("session %s: %d requests are drawn again", seat.id, len(wanted))
+        kept = _alive(log, seat) | set(seat.uses.values())
+        wanted = sorted(_wanted(log, kept))
+        if wanted:
+            LOG.info("session %s: %d requests are drawn again", seat.id, len(wanted))
+        last = {one: number for number in wanted for one in _uses(log[number][1])}
         until = time.monotonic() + self._settings.run_seconds
-        for number in sorted(wanted):
+        for number in wanted:
             if time.monotonic() > until:
-                limit = self._settings.run_seconds
-                raise _lost(
-                    number, f"to make them again takes longer than {limit:g} s (run_seconds)"
-                )
-            maker, submit = log[number]
-            self._draw_again(room, maker, submit)
-            later = set().union(*[_uses(log[n][1]) for n in wanted if n > number])
-            needed = later | set(seat.uses.values()) | _alive(log, seat)
-            room.values = {one: value for one, value in room.values.items() if one in needed}
+                limit = f"{self._settings.run_seconds:g} s (run_seconds)"
+                room.lost[number] = f"to make all of them again takes longer than {limit}"
+                continue
+            self._draw_again(room, *log[number])
+            room.values = {
+                one: value
+                for one, value in room.values.items()
+                if one in kept or last.get(one, 0) > number
+            }
         return room
 
     def _log(self, job: Job, seat: Seat) -> Iterable[tuple[int, tuple[Job, Submit]]]:
@@ -168,20 +185,23 @@ class Rooms:
                 try:
                     yield number, (maker, submit_of(self._objects, maker))
                 except KeyError:
-                    continue
+                    continue  # `_value` says so, to whom it concerns
 
     def _draw_again(self, room: Room, maker: Job, submit: Submit) -> None:
+        """Puts back what a request has kept; or notes why it cannot be made again."""
         assert submit.seat is not None
         number = submit.seat.number
         try:
             uses = {key: room.values[one] for key, one in submit.seat.uses.items()}
             kept = self._again(maker, submit, uses)
         except KeyError:
-            raise _lost(number, "its request or a constant is not kept any more") from None
+            room.lost[number] = "what it was made of is not kept any more"
         except WeftError as error:
-            raise _lost(number, f"it failed this time: {error.message}") from None
-        room.values |= {Kept(number=number, name=name): value for name, value in kept.items()}
-        room.made = max(room.made, number)
+            if getattr(error, "retire", False):
+                raise
+            room.lost[number] = f"it failed this time: {error.message}"
+        else:
+            room.values |= {Kept(number=number, name=name): value for name, value in kept.items()}
 
 
 Log = Mapping[int, tuple[Job, Submit]]
@@ -202,9 +222,9 @@ def _alive(log: Log, seat: Seat) -> set[Kept]:
     return alive
 
 
-def _wanted(log: Log, seat: Seat) -> set[int]:
-    """The requests whose values are alive, and those that they were made of."""
-    todo = [one.number for one in _alive(log, seat) | set(seat.uses.values())]
+def _wanted(log: Log, kept: set[Kept]) -> set[int]:
+    """The requests whose values are kept, and those that they were made of."""
+    todo = [one.number for one in kept]
     wanted: set[int] = set()
     while todo:
         number = todo.pop()
@@ -215,7 +235,8 @@ def _wanted(log: Log, seat: Seat) -> set[int]:
 
 
 def _bytes(values: Iterable[torch.Tensor]) -> int:
-    return sum([value.untyped_storage().nbytes() for value in values])
+    """What values take; one that is empty takes something, too."""
+    return sum([max(value.untyped_storage().nbytes(), LEAST) for value in values])
 
 
 def _why(job: Job) -> str:

@@ -1,0 +1,180 @@
+"""Rooms: what requests of sessions leave on a worker, and how it is made again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from msgspec.structs import replace
+
+from tests.run.graphs import Builder
+from tests.service.jobs import PRICED
+from tests.service.shop import MODEL, Shop, reads
+from weft.errors import FailedRunError, LimitError, SessionLostError
+from weft.service.jobs.life import Job
+from weft.service.store.requests import submit_of
+from weft.service.store.sessions import Session
+from weft.wire.messages import Kept, Seat, encode
+
+
+@pytest.fixture
+def shop() -> Iterator[Shop]:
+    shop = Shop(session_bytes=3000, all_session_bytes=4500)
+    for id in ("s", "t"):
+        now = shop.clock()
+        shop.ledger.open_session(
+            Session(id=id, owner="ann", request_id=id, model=MODEL, created=now, until=now + 100), 9
+        )
+    yield shop
+    shop.close()
+
+
+def seated(shop: Shop, number: int, built: Builder, session: str = "s", **seat: Any) -> Job:
+    """Request `number` of a session, as the checker leaves it."""
+    uses: dict[str, Kept] = seat.get("uses", {})
+    built.constants = {k: v for k, v in built.constants.items() if k not in uses}
+    job = shop.received(built)
+    submit = submit_of(shop.objects, job)
+    submit = replace(submit, seat=Seat(id=session, number=number, **seat))
+    shop.objects.delete(f"submits/{job.id}")
+    shop.objects.put(f"submits/{job.id}", encode(submit))
+    row = shop.ledger._rows[job.id]
+    row.job = replace(row.job, session=session, request_id=f"{session}-{number}")
+    shop.ledger.seat(session, number, job.id, shop.clock() + 100)
+    return shop.ledger.step(job.id, PRICED, shop.clock())
+
+
+def keeps(shop: Shop, number: int, session: str = "s", **seat: Any) -> Job:
+    return seated(shop, number, reads("first"), session, keeps=("h",), **seat)
+
+
+def doubles(shop: Shop, number: int, of: int, session: str = "s", **seat: Any) -> Job:
+    """Keeps twice what an earlier request has kept."""
+    built = Builder()
+    h = built.const(torch.zeros(3, 8))
+    built.save("h", built.call("mul", h, 2.0))
+    (key,) = built.constants
+    uses = {key: Kept(number=of, name="h")}
+    return seated(shop, number, built, session, keeps=("h",), uses=uses, **seat)
+
+
+def brings(shop: Shop, number: int, of: int, session: str = "s", **seat: Any) -> Job:
+    built = Builder()
+    h = built.const(torch.zeros(3, 8))
+    built.save("x", h)
+    (key,) = built.constants
+    return seated(shop, number, built, session, uses={key: Kept(number=of, name="h")}, **seat)
+
+
+def run(shop: Shop, worker: Any) -> None:
+    while (job := worker.claim()) is not None:
+        worker.do(job)
+
+
+def passes(shop: Shop) -> list[int]:
+    """Counts real passes of the model from now on."""
+    count: list[int] = []
+    shop.does(lambda: count.append(1))
+    return count
+
+
+def test_what_one_request_keeps_another_uses(shop: Shop) -> None:
+    first, second, third = keeps(shop, 1), doubles(shop, 2, 1), brings(shop, 3, 2)
+    worker = shop.worker()
+    run(shop, worker)
+    assert shop.saved(first) == {} == shop.saved(second)
+    torch.testing.assert_close(shop.saved(third)["x"], 2 * shop.first(), rtol=0, atol=0)
+    assert set(worker._rooms._rooms["s"].values) == {
+        Kept(number=1, name="h"),
+        Kept(number=2, name="h"),
+    }
+
+
+def test_a_new_worker_makes_again_what_is_wanted_and_no_more(shop: Shop) -> None:
+    """Of five requests: the one that is held, and what it was made of."""
+    for number in (1, 2):
+        keeps(shop, number)
+    doubles(shop, 3, 1)
+    keeps(shop, 4, drops=(Kept(number=1, name="h"), Kept(number=2, name="h")))
+    run(shop, shop.worker())
+    last = brings(shop, 5, 3, drops=(Kept(number=4, name="h"),))
+    worker, drawn = shop.worker(), []
+    again = worker._rooms._again
+
+    def counted(job: Job, *rest: Any) -> Any:
+        drawn.append(job.request_id)
+        return again(job, *rest)
+
+    worker._rooms._again = counted
+    run(shop, worker)
+    assert drawn == ["s-1", "s-3", "s-4"]
+    torch.testing.assert_close(shop.saved(last)["x"], 2 * shop.first(), rtol=0, atol=0)
+    assert set(worker._rooms._rooms["s"].values) == {Kept(number=3, name="h")}
+
+
+def test_a_value_of_a_request_that_failed(shop: Shop) -> None:
+    def fail() -> None:
+        raise ValueError("not today")
+
+    shop.does(fail)
+    first = seated(shop, 1, reads("last"), keeps=("h",))
+    worker = shop.worker()
+    run(shop, worker)
+    shop.does(None)
+    second, third = doubles(shop, 2, 1), brings(shop, 3, 2)
+    run(shop, worker)
+    assert shop.job(first).state == "failed"
+    for job, number in ((second, 1), (third, 2)):
+        error = shop.error(job)
+        assert isinstance(error, FailedRunError)
+        assert f"request {number}" in error.message and "not today" in error.message
+
+
+def test_what_cannot_be_made_again_is_lost_by_name(shop: Shop) -> None:
+    first = keeps(shop, 1)
+    doubles(shop, 2, 1)
+    run(shop, shop.worker())
+    shop.objects.delete(f"submits/{first.id}")
+    third, fourth = brings(shop, 3, 2), keeps(shop, 4)
+    run(shop, shop.worker())
+    error = shop.error(third)
+    assert isinstance(error, SessionLostError) and "request 2" in error.message
+    assert shop.job(fourth).state == "done"  # it does not need it
+
+
+def test_limits_and_nothing_half_applied(shop: Shop) -> None:
+    """8 rows of 3 numbers are 96 bytes, which count for 256."""
+    worker = shop.worker()
+    for number in range(1, 12):
+        keeps(shop, number)
+    over = keeps(shop, 12)
+    run(shop, worker)
+    assert isinstance(shop.error(over), LimitError)
+    assert "session_bytes" in str(shop.error(over))
+    room = worker._rooms._rooms["s"]
+    assert {one.number for one in room.values} == set(range(1, 12))
+    fits = keeps(shop, 13, drops=(Kept(number=1, name="h"),))
+    run(shop, worker)
+    assert shop.job(fits).state == "done"
+    assert {one.number for one in room.values} == {*range(2, 12), 13}
+    others = [keeps(shop, number, "t") for number in range(1, 8)]
+    run(shop, worker)
+    states = [shop.job(job).state for job in others]
+    assert states == ["done"] * 6 + ["failed"]
+    assert "all_session_bytes" in str(shop.error(others[-1]))
+
+
+def test_a_room_goes_with_its_session(shop: Shop) -> None:
+    worker = shop.worker()
+    keeps(shop, 1)
+    keeps(shop, 1, "t")
+    run(shop, worker)
+    worker._rooms.sweep(shop.clock())
+    assert len(worker._rooms) == 2
+    shop.ledger.end_session("s", shop.clock())
+    worker._rooms.sweep(shop.clock() + 10)
+    assert list(worker._rooms._rooms) == ["t"]
+    worker._rooms.sweep(shop.clock() + 1000)
+    assert len(worker._rooms) == 0
