@@ -15,6 +15,7 @@ from tests.client.live import DOOR, soon
 from weft.errors import (
     FailedRunError,
     LimitError,
+    ModelNotReadyError,
     NotSavedError,
     SessionLostError,
 )
@@ -180,6 +181,43 @@ def test_a_value_that_a_later_trace_writes_into_stays_there(model, wide, x) -> N
     expected[:, 0] = new[:, 0]
     bitwise(mine, expected)
     bitwise(other, old)
+
+
+def test_with_asyncio(model, wide, x) -> None:
+    """A task's traces are its session's; the loop goes on while one is awaited."""
+    import asyncio
+
+    async def main() -> Any:
+        with model.session() as session:
+            async with model.trace(x):
+                h = model[1].output
+            async with model.trace(x):
+                model[1].output = h * 2
+                out = model.output.save()
+            return out, traffic(session)
+
+    out, requests = asyncio.run(main())
+    with torch.no_grad():
+        bitwise(out, wide[2](wide[1](wide[0](x)) * 2))
+    assert requests == 2
+
+
+def test_a_request_that_was_refused_is_none_of_the_session(model, there, x, monkeypatch) -> None:
+    with model.session() as session:
+        with model.trace(x):
+            h = model[1].output
+        monkeypatch.setattr(there._app.gateway, "draining", True)
+        monkeypatch.setattr(session._rooms and room_of(session).server, "settings", _quick())
+        with pytest.raises(ModelNotReadyError), model.trace(x):
+            model[1].output = h
+            model.output.save()
+        monkeypatch.undo()
+        assert traffic(session) == 1
+        bitwise(h + 0, h + 0)
+
+
+def _quick() -> Any:
+    return weft.settings.Settings(retry_seconds=0.0)
 
 
 def test_a_job_of_a_session(model, wide, x) -> None:

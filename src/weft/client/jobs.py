@@ -56,27 +56,49 @@ _KINDS: dict[str, Any] = {
 }
 
 
-def send(talk: Talk, parcel: Parcel, body: bytes, graph: str | None = None) -> Steps[JobInfo]:
+def send(
+    talk: Talk,
+    parcel: Parcel,
+    body: bytes,
+    graph: str | None = None,
+    told: Callable[[JobInfo], None] | None = None,
+) -> Steps[JobInfo]:
     """Submits a job (`body` is its `Submit`); constants that are not there go before it.
 
-    Where its graph is only named, `graph` is its hash; raises `MissingError` if that is not known.
+    `told` hears when it is acknowledged. Where its graph is only named, `graph` is its hash; raises
+    `MissingError` if that is not known.
     """
-    return (yield from _supplied(talk, parcel, lambda: _submit(talk, body), graph))
+    info = yield from _supplied(talk, parcel, lambda: _submit(talk, body), graph)
+    if told is not None:
+        told(info)
+    return info
 
 
-def follow(talk: Talk, parcel: Parcel, body: bytes) -> Steps[EndEvent]:
+def follow(
+    talk: Talk,
+    parcel: Parcel,
+    body: bytes,
+    graph: str | None = None,
+    told: Callable[[JobInfo], None] | None = None,
+) -> Steps[EndEvent]:
     """Submits a job and gives its events, to its end; a small result comes with that.
 
-    Where whoever waits gives up (Ctrl-C, a cancelled task, an error of his own while he hears of an
-    event), the job is cancelled.
+    `told` hears when the job is acknowledged; `graph` is as in `send`. Where whoever waits gives up
+    (Ctrl-C, a cancelled task, an error of his own while he hears of an event), the job is
+    cancelled.
     """
     accepted: list[JobInfo] = []
 
+    def accept(info: JobInfo) -> None:
+        accepted.append(info)
+        if told is not None:
+            told(info)
+
     def stream() -> Steps[EndEvent]:
-        return _stream(talk, _Following(talk, submit=body, accept=accepted.append))
+        return _stream(talk, _Following(talk, submit=body, accept=accept))
 
     try:
-        return (yield from _supplied(talk, parcel, stream))
+        return (yield from _supplied(talk, parcel, stream, graph))
     except (Exception, KeyboardInterrupt, asyncio.CancelledError) as error:
         if accepted and not isinstance(error, ServerAwayError):
             yield from _try_cancel(talk, accepted[0].id)
@@ -86,16 +108,6 @@ def follow(talk: Talk, parcel: Parcel, body: bytes) -> Steps[EndEvent]:
 def events(talk: Talk, job: str, after: int = 0) -> Steps[JobInfo]:
     """Gives `(number, event)` of each event after number `after`; returns the job at its end."""
     return (yield from _stream(talk, _Following(talk, job=job, last=after))).job
-
-
-def watched(talk: Talk, job: str) -> Steps[JobInfo]:
-    """As `events`, of a job whose end somebody waits for: it is cancelled if he gives up."""
-    try:
-        return (yield from events(talk, job))
-    except (Exception, KeyboardInterrupt, asyncio.CancelledError) as error:
-        if not isinstance(error, ServerAwayError):
-            yield from _try_cancel(talk, job)
-        raise
 
 
 def path_of(job: str, rest: str = "") -> str:

@@ -15,7 +15,6 @@ import hashlib
 import secrets
 import threading
 from collections import deque
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from weft.errors import RemoteError, ServerAwayError, SessionLostError, WeftErro
 from weft.graph.node import Const, Graph, Log, Ref, Save
 from weft.wire.messages import (
     FINAL,
+    Hello,
     JobInfo,
     Kept,
     OpenSession,
@@ -46,7 +46,8 @@ from .travel import Parcel, fitting, pack
 PATIENCE = 300.0
 """Seconds of one wait for the last request; there may be several."""
 
-Way = Callable[[Talk, Parcel, bytes], Steps[JobInfo]]
+_UNSURE = (ServerAwayError, SessionLostError)
+"""After these nobody knows whether the request is there."""
 
 
 class SessionBackend(RemoteBackend):
@@ -84,15 +85,16 @@ class SessionBackend(RemoteBackend):
 
     def _run(self, talk: Talk, request: Request) -> Steps[Reply]:
         began = talk.server.clock()
-        info = yield from self._sent(talk, request)
-        number = self._number
         if not brings(request):
+            info = yield from self._sent(talk, request)
             self._waiting = True
-            return Reply({}, None, {}, talk.traffic.up, talk.traffic.down, info.id, number)
-        info = yield from jobs.watched(talk, info.id)
+            traffic = talk.traffic
+            return Reply({}, None, {}, traffic.up, traffic.down, info.id, self._number)
+        end = yield from self._sent(talk, request, wait=True)
+        info = end.job
         if info.result is None:
-            self._told.add(number)
-        manifest, saved = yield from results.fetch(talk, info.id, finished(info))
+            self._told.add(self._number)
+        manifest, saved = yield from results.fetch(talk, info.id, finished(info), end.result)
         return Reply(
             results.moved(saved, request.device),
             manifest.ended,
@@ -100,11 +102,12 @@ class SessionBackend(RemoteBackend):
             talk.traffic.up,
             talk.traffic.down,
             info.id,
-            number,
+            self._number,
         )
 
-    def _sent(self, talk: Talk, request: Request) -> Steps[JobInfo]:
-        """Sends a request as the next one of the session; returns when it is acknowledged."""
+    def _sent(self, talk: Talk, request: Request, wait: bool = False) -> Steps[Any]:
+        """Sends a request as the next one of the session: its job when it is acknowledged; with
+        `wait` its last event, when it is over."""
         if self._lost is not None:
             raise _over(self._lost)
         parcel = pack(request, self._family)
@@ -122,30 +125,44 @@ class SessionBackend(RemoteBackend):
         )
         bare = parcel.submit(f"{session.id}-{number}", model.id, wanted.fingerprint, wanted.weights)
         message = changed(bare, seat=seat)
+        way = jobs.follow if wait else jobs.send
         try:
-            info = yield from self._asking(talk, self._send(talk, parcel, message, hello.limits))
+            return (yield from self._asking(talk, self._send(talk, parcel, message, hello, way)))
         except BaseException as error:
-            self._drops.extendleft(drops)
-            if isinstance(error, (ServerAwayError, SessionLostError)):
-                self._lost = str(error.message)  # nobody knows whether that request is there
+            if self._number < number:
+                self._drops.extendleft(drops)
+                refused = isinstance(error, WeftError) and not isinstance(error, _UNSURE)
+                self._lost = None if refused else f"{type(error).__name__}: {error}"
             raise
-        self._number, self._job = number, info.id
-        self._first = self._first or request
-        return info
+        finally:
+            if self._number == number:
+                self._lightest(request)
 
-    def _send(self, talk: Talk, parcel: Parcel, message: Submit, limits: Any) -> Steps[JobInfo]:
+    def _send(self, talk: Talk, parcel: Parcel, message: Submit, hello: Hello, way: Any) -> Any:
         """A graph that went before goes as its hash."""
+        assert message.seat is not None
+        number = message.seat.number
+
+        def accepted(info: JobInfo) -> None:
+            self._number, self._job = number, info.id
+
         digest = hashlib.sha256(msgpack.encode(message.graph)).hexdigest()
-        whole = fitting(message, limits)
-        if digest in self._graphs and message.seat is not None:
+        whole = fitting(message, hello.limits)
+        if digest in self._graphs:
             short = changed(message, graph=Graph(()), seat=changed(message.seat, same=digest))
+            body = fitting(short, hello.limits)
             try:
-                return (yield from jobs.send(talk, parcel, fitting(short, limits), digest))
+                return (yield from way(talk, parcel, body, digest, accepted))
             except MissingError:
                 pass  # it was long ago
-        info = yield from jobs.send(talk, parcel, whole)
         self._graphs.add(digest)
-        return info
+        return (yield from way(talk, parcel, whole, None, accepted))
+
+    def _lightest(self, request: Request) -> None:
+        """Remembers the request with the smallest inputs, for those that need no input."""
+        size = _inputs(request)
+        if self._first is None or size < _inputs(self._first):
+            self._first = request
 
     # -- values ------------------------------------------------------------------------------
 
@@ -258,6 +275,12 @@ class _Life:
     def end(self) -> None:
         self._over.set()
         self._thread.join()
+
+
+def _inputs(request: Request) -> int:
+    """Bytes of the first call of the model."""
+    given = [*request.args, *request.kwargs.values()]
+    return sum([one.nbytes for one in given if isinstance(one, torch.Tensor)])
 
 
 def brings(request: Request) -> bool:

@@ -269,7 +269,8 @@ class Checker:
         price = admit(
             graph, opened.call, known, limits, strict, opened.further, sampling, opened.keeps
         )
-        cost = price.flops + pass_cost(known, opened.calls, sampling)
+        runs = price.sites or sampling is not None or submit.seat is None
+        cost = price.flops + (pass_cost(known, opened.calls, sampling) if runs else 0.0)
         lane = lane_of(known, opened, price)._asdict()
         if submit.seat is not None:
             lane["lane"] = ""  # requests of a session run alone
