@@ -129,6 +129,19 @@ def test_a_graph_is_named_by_its_hash(house: House) -> None:
     assert reply.status_code == 409 and reply.json()["missing"] == [digest]
 
 
+def test_what_has_not_run_when_it_ends_is_cancelled(house: House) -> None:
+    id, other = house.session(), house.session(request_id="other")
+    for session in (id, other):
+        house.submit(seated(house, session, 1))
+        house.submit(seated(house, session, 2))
+    house.price()
+    house.begin()  # the first one runs
+    house.ask("DELETE", f"/api/sessions/{id}")
+    found = [house.ledger.find("ann", f"{s}-{n}") for s in (id, other) for n in (1, 2)]
+    assert [job.state for job in found] == ["running", "cancelled", "received", "received"]
+    assert [job.cancelling for job in found] == [True, False, False, False]
+
+
 def test_what_failed_is_told_when_it_is_closed(house: House) -> None:
     id = house.session()
     house.submit(seated(house, id, 1))

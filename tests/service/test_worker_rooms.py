@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from tests.run.graphs import Builder
 from tests.service.jobs import PRICED
 from tests.service.shop import MODEL, Shop, reads
-from weft.errors import FailedRunError, LimitError, SessionLostError
+from weft.errors import FailedRunError, LimitError, MessageError, SessionLostError
 from weft.service.jobs.life import Job
 from weft.service.store.requests import submit_of
 from weft.service.store.sessions import Session
@@ -164,6 +164,27 @@ def test_limits_and_nothing_half_applied(shop: Shop) -> None:
     states = [shop.job(job).state for job in others]
     assert states == ["done"] * 6 + ["failed"]
     assert "all_session_bytes" in str(shop.error(others[-1]))
+
+
+@pytest.mark.parametrize(
+    "like", [torch.zeros(3, 4), torch.zeros(3, 8).long()], ids=["shape", "dtype"]
+)
+def test_a_value_is_what_the_graph_says(shop: Shop, like: torch.Tensor) -> None:
+    """Who recorded it may be mistaken, or lie; the checker had only his word."""
+    keeps(shop, 1)
+    built = Builder()
+    built.save("x", built.const(like))
+    (key,) = built.constants
+    wrong = seated(shop, 2, built, uses={key: Kept(number=1, name="h")})
+    run(shop, shop.worker())
+    error = shop.error(wrong)
+    assert isinstance(error, MessageError) and "float32[3, 8]" in error.message
+
+
+def test_what_is_no_save_of_a_tensor_cannot_stay(shop: Shop) -> None:
+    job = seated(shop, 1, reads("first"), keeps=("nothing",))
+    run(shop, shop.worker())
+    assert isinstance(shop.error(job), MessageError)
 
 
 def test_a_room_goes_with_its_session(shop: Shop) -> None:

@@ -21,7 +21,13 @@ import torch
 from msgspec import msgpack
 from msgspec.structs import replace as changed
 
-from weft.errors import RemoteError, ServerAwayError, SessionLostError, WeftError
+from weft.errors import (
+    RemoteError,
+    ServerAwayError,
+    SessionLostError,
+    UnknownOptionError,
+    WeftError,
+)
 from weft.graph.node import Const, Graph, Log, Ref, Save
 from weft.wire.messages import (
     FINAL,
@@ -213,6 +219,11 @@ class SessionBackend(RemoteBackend):
     def _opened(self, talk: Talk, model: str, fingerprint: str) -> Steps[SessionInfo]:
         info = self._info
         if info is None:
+            if "sessions" not in (yield from talk.hello()).capabilities:
+                raise UnknownOptionError(
+                    f"the server at {talk.server.url} is of a version without sessions",
+                    fix="use traces that save what they bring, or a session of this machine",
+                )
             ask = OpenSession(
                 request_id=secrets.token_hex(16), model=model, fingerprint=fingerprint
             )

@@ -312,7 +312,7 @@ ROUTES: tuple[Entry, ...] = (
         method="DELETE",
         path="/api/sessions/{id}",
         handler=sessions.closed,
-        text="Ends a session; tells which of its requests failed.",
+        text="Ends a session: what has not run is cancelled. Tells which requests failed.",
         gives=SessionInfo,
         statuses=_NOT_SESSION,
     ),

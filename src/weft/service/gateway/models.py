@@ -31,7 +31,7 @@ from .state import Gateway, Visit, limits_of
 
 LOG = logging.getLogger("weft.gateway")
 
-CAPABILITIES = ("constants", "events", "looks", "ranges", "tokens")
+CAPABILITIES = ("constants", "events", "looks", "ranges", "sessions", "tokens")
 
 
 class ModelQuery(Struct, frozen=True, forbid_unknown_fields=True):

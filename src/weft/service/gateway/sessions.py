@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from msgspec.structs import replace
 from starlette.responses import Response
 
-from weft.service.jobs.life import FINAL
+from weft.errors import CancelledError, NoSuchError
+from weft.service.jobs.life import FINAL, Cancel, IllegalStepError
 from weft.service.store.ids import new_id
 from weft.service.store.interface import Key
 from weft.service.store.said import info_of
 from weft.service.store.sessions import Session, SessionsFullError
-from weft.wire.messages import JobInfo, OpenSession, SessionInfo
+from weft.wire.messages import JobInfo, OpenSession, SessionInfo, encode
+from weft.wire.reports import report_of
 
 from .accept import check_model
 from .bodies import answer, read, taken
@@ -69,13 +71,25 @@ def renewed(gateway: Gateway, visit: Visit) -> Response:
 
 
 def closed(gateway: Gateway, visit: Visit) -> Response:
-    """Ends it; its jobs that wait are still done, and what they keep is dropped."""
+    """Ends it: nothing of it runs any more, and what it keeps is dropped."""
     session = own(gateway, visit)
     now = gateway.clock()
+    before = tuple(failed(gateway, session))
     gateway.ledger.end_session(session.id, now)
+    for job in gateway.ledger.unfinished():
+        if job.session == session.id:
+            _cancel(gateway, job.id, visit.id)
     ended = session if session.over(now) else replace(session, ended=now)
     gateway.bells.ring("worker", session.model)
-    return answer(visit.request, info(gateway, ended, tuple(failed(gateway, session))))
+    return answer(visit.request, info(gateway, ended, before))
+
+
+def _cancel(gateway: Gateway, job: str, request: str) -> None:
+    error = report_of(CancelledError(f"job {job} was cancelled: its session has ended"), request)
+    try:
+        gateway.ledger.step(job, Cancel(encode(error, "json")), gateway.clock())
+    except (IllegalStepError, NoSuchError):
+        return  # it was over already
 
 
 def own(gateway: Gateway, visit: Visit) -> Session:
