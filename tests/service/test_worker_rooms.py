@@ -16,6 +16,8 @@ from weft.errors import FailedRunError, LimitError, MessageError, SessionLostErr
 from weft.service.jobs.life import Job
 from weft.service.store.requests import submit_of
 from weft.service.store.sessions import Session
+from weft.service.store.sweep import sweep
+from weft.service.worker import rooms
 from weft.wire.messages import Kept, Seat, encode
 
 
@@ -112,6 +114,57 @@ def test_a_new_worker_makes_again_what_is_wanted_and_no_more(shop: Shop) -> None
     assert drawn == ["s-1", "s-3", "s-4"]
     torch.testing.assert_close(shop.saved(last)["x"], 2 * shop.first(), rtol=0, atol=0)
     assert set(worker._rooms._rooms["s"].values) == {Kept(number=3, name="h")}
+
+
+def test_the_log_is_gone_through_from_where_values_were_written_down(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeps(shop, 1)
+    doubles(shop, 2, 1)
+    first = shop.worker()
+    run(shop, first)
+    assert shop.objects.names("rooms/") == []
+    with monkeypatch.context() as patch:
+        patch.setattr(rooms, "WRITE", 0.0)
+        doubles(shop, 3, 2, drops=(Kept(number=1, name="h"),))
+        doubles(shop, 4, 3)
+        run(shop, first)
+    assert shop.objects.names("rooms/") == ["rooms/s/4"]  # the one before it is gone
+    doubles(shop, 5, 4, drops=(Kept(number=2, name="h"),))
+    run(shop, first)
+    last = brings(shop, 6, 5)
+    for number in (1, 2, 3):
+        job = shop.ledger.find("ann", f"s-{number}")
+        assert job is not None
+        shop.objects.delete(f"submits/{job.id}")
+    worker, drawn = shop.worker(), []
+    again = worker._rooms._again
+    worker._rooms._again = lambda job, *rest: (drawn.append(job.request_id), again(job, *rest))[1]
+    run(shop, worker)
+    assert drawn == ["s-5"]
+    torch.testing.assert_close(shop.saved(last)["x"], 16 * shop.first(), rtol=0, atol=0)
+    assert {one.number for one in worker._rooms._rooms["s"].values} == {3, 4, 5}
+
+
+def test_a_snapshot_that_cannot_be_read_is_none(shop: Shop, caplog: Any) -> None:
+    keeps(shop, 1)
+    run(shop, shop.worker())
+    shop.objects.put("rooms/s/1", b"broken")
+    last = brings(shop, 2, 1)
+    run(shop, shop.worker())
+    torch.testing.assert_close(shop.saved(last)["x"], shop.first(), rtol=0, atol=0)
+    assert "cannot be read" in caplog.text
+
+
+def test_snapshots_go_with_their_session(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rooms, "WRITE", 0.0)
+    for session in ("s", "t"):
+        keeps(shop, 1, session)
+    run(shop, shop.worker())
+    shop.ledger.end_session("s", shop.clock())
+    shop.objects._times = dict.fromkeys(shop.objects._times, 0.0)
+    sweep(shop.ledger, shop.objects, shop.clock(), shop.settings)
+    assert shop.objects.names("rooms/") == ["rooms/t/1"]
 
 
 def test_a_value_of_a_request_that_failed(shop: Shop) -> None:

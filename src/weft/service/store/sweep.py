@@ -70,6 +70,7 @@ def _sweep_orphans(ledger: Ledger, objects: Objects, now: float) -> int:
         name for name in objects.names("submits/") if _done_with(ledger, _job(ledger, name), now)
     ]
     needless += [name for name in objects.names("results/") if _brings_none(_job(ledger, name))]
+    needless += [name for name in objects.names("rooms/") if _is_over(ledger, name, now)]
     old = [name for name in needless if _untouched_since(objects, name, now - YOUNG)]
     return _delete(objects, old)
 
@@ -88,8 +89,17 @@ def _done_with(ledger: Ledger, job: Job | None, now: float) -> bool:
     """Whether nobody needs a request any more. An open session may have to run its own again."""
     if job is None or job.state not in FINAL:
         return job is None
-    session = ledger.session(job.session) if job.session else None
+    return not job.session or _session_over(ledger, job.session, now)
+
+
+def _session_over(ledger: Ledger, id: str, now: float) -> bool:
+    session = ledger.session(id)
     return session is None or session.over(now)
+
+
+def _is_over(ledger: Ledger, name: str, now: float) -> bool:
+    """Whether an object `rooms/<session>/<number>` is of a session that is over."""
+    return _session_over(ledger, name.split("/")[1], now)
 
 
 def _brings_none(job: Job | None) -> bool:

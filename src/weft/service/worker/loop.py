@@ -33,6 +33,7 @@ from weft.engine.stepping import sharer_of
 from weft.engine.weights import refuse_other_weights
 from weft.errors import CancelledError, ServerError, WeftError
 from weft.graph.frame import Frame
+from weft.run.weights import weights_of
 from weft.service.jobs.life import Event, Failed, Finished, IllegalStepError, Job, Stopped
 from weft.service.jobs.usage import settings_for
 from weft.service.store.bells import Bells
@@ -89,7 +90,8 @@ class Worker:
         self._stopping = False
         self.spoilt = False
         """A job has changed the model: whoever runs this has to load it anew."""
-        self._rooms = Rooms(ledger, objects, settings, self._again)
+        device = weights_of(net).device
+        self._rooms = Rooms(ledger, objects, settings, self._again, device)
         self._learn_from_before()
 
     def _learn_from_before(self) -> None:

@@ -6,8 +6,9 @@
 
 A room is memory, and its log is durable: the requests of the session, in the ledger and the folder.
 A worker that has not got a room, because the one before it died, draws again what the values that
-are still wanted were made by, in order (`replayed`), and nothing else. So a request finds either
-every value it needs, as it was, or fails by name (`SessionLostError`).
+are still wanted were made by, in order (`_replayed`), and nothing else. After every so much time of
+drawing the values are written down (`snapshots`), from where the log is then gone through. So a
+request finds either every value it needs, as it was, or fails by name (`SessionLostError`).
 """
 
 from __future__ import annotations
@@ -33,8 +34,13 @@ from weft.service.store.requests import submit_of
 from weft.settings import Settings
 from weft.wire.messages import ErrorReport, Kept, Seat, Submit, decode
 
+from . import snapshots
+
 LEAST = 256
 """Bytes that a value counts for at least: what holds it."""
+WRITE = 0.25
+"""The part of `run_seconds` that drawing a session's requests may take before its values are
+written down."""
 LOOK = 1.0
 """Seconds between looks at which sessions are over."""
 LOG = logging.getLogger("weft.worker")
@@ -50,6 +56,10 @@ class Room:
 
     values: dict[Kept, torch.Tensor] = field(default_factory=dict)
     lost: dict[int, str] = field(default_factory=dict)
+    begun: float = 0.0
+    """When the request in hand began."""
+    spent: float = 0.0
+    """Seconds that requests took since the values were written down."""
 
     @property
     def bytes(self) -> int:
@@ -59,11 +69,19 @@ class Room:
 class Rooms:
     """See the module's text. `again` draws a request of the log."""
 
-    def __init__(self, ledger: Ledger, objects: Objects, settings: Settings, again: Again) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        objects: Objects,
+        settings: Settings,
+        again: Again,
+        device: torch.device | None = None,
+    ) -> None:
         self._ledger = ledger
         self._objects = objects
         self._settings = settings
         self._again = again
+        self._device = device
         self._rooms: dict[str, Room] = {}
         self._looked = 0.0
 
@@ -78,6 +96,7 @@ class Rooms:
         room = self._rooms.get(seat.id)
         if room is None:
             room = self._rooms[seat.id] = self._replayed(job, seat)
+        room.begun = time.monotonic()
         return {key: self._value(room, job, seat, kept) for key, kept in seat.uses.items()}
 
     def leave(self, submit: Submit, kept: Values) -> None:
@@ -104,6 +123,17 @@ class Rooms:
         for one in gone:
             del room.values[one]
         room.values |= added
+        self._write_down(room, seat)
+
+    def _write_down(self, room: Room, seat: Seat) -> None:
+        """Makes a snapshot, if making the values again would take long by now."""
+        room.spent += time.monotonic() - room.begun
+        if room.spent >= WRITE * self._settings.run_seconds and not room.lost:
+            try:
+                snapshots.write(self._objects, seat.id, seat.number, room.values)
+            except Exception:
+                LOG.exception("the values of session %s cannot be written down", seat.id)
+            room.spent = 0.0
 
     def _check_all(self, more: int) -> None:
         """Refuses what would be too much of all sessions together."""
@@ -156,10 +186,11 @@ class Rooms:
 
     def _replayed(self, job: Job, seat: Seat) -> Room:
         """A room with all that is still wanted before a request, made again from the log."""
-        room = Room()
-        log = dict(self._log(job, seat))
-        kept = _alive(log, seat) | set(seat.uses.values())
+        since, values = snapshots.latest(self._objects, seat.id, seat.number, self._device)
+        log = dict(self._log(job, seat, since + 1))
+        kept = _alive(log, set(values)) | set(seat.uses.values())
         wanted = sorted(_wanted(log, kept))
+        room = Room(values)
         if wanted:
             LOG.info("session %s: %d requests are drawn again", seat.id, len(wanted))
         last = {one: number for number in wanted for one in _uses(log[number][1])}
@@ -170,16 +201,15 @@ class Rooms:
                 room.lost[number] = f"to make all of them again takes longer than {limit}"
                 continue
             self._draw_again(room, *log[number])
-            room.values = {
-                one: value
-                for one, value in room.values.items()
-                if one in kept or last.get(one, 0) > number
-            }
+            _thin(room, kept, last, number)
+        _thin(room, kept, last, seat.number)
         return room
 
-    def _log(self, job: Job, seat: Seat) -> Iterable[tuple[int, tuple[Job, Submit]]]:
+    def _log(
+        self, job: Job, seat: Seat, first: int = 1
+    ) -> Iterable[tuple[int, tuple[Job, Submit]]]:
         """The requests before this one that have run, by number."""
-        for number in range(1, seat.number):
+        for number in range(first, seat.number):
             maker = self._ledger.find(job.owner, f"{seat.id}-{number}")
             if maker is not None and maker.state == "done":
                 try:
@@ -211,9 +241,15 @@ def _uses(submit: Submit) -> set[Kept]:
     return set(submit.seat.uses.values()) if submit.seat is not None else set()
 
 
-def _alive(log: Log, seat: Seat) -> set[Kept]:
-    """What was kept and not dropped before a request."""
-    alive: set[Kept] = set()
+def _thin(room: Room, kept: set[Kept], last: Mapping[Kept, int], number: int) -> None:
+    """Drops what is neither kept nor used after a request."""
+    needed = [one for one in room.values if one in kept or last.get(one, 0) > number]
+    room.values = {one: room.values[one] for one in needed}
+
+
+def _alive(log: Log, before: set[Kept]) -> set[Kept]:
+    """What is left of what was there before, and of what was kept since, and not dropped."""
+    alive = set(before)
     for number in sorted(log):
         its = log[number][1].seat
         if its is not None:
