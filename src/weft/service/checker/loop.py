@@ -40,7 +40,7 @@ from weft.service.jobs.usage import day_of
 from weft.service.store.bells import Bells
 from weft.service.store.interface import Card, Ledger, LostClaimError, Objects, Question
 from weft.service.store.requests import constant_type, limits_of, submit_of
-from weft.service.store.said import still_held
+from weft.service.store.said import check_space, still_held
 from weft.settings import Settings
 from weft.wire.messages import (
     ApplyQuery,
@@ -295,6 +295,7 @@ class Checker:
         lane = lane_of(known, opened, price)._asdict()
         if submit.seat is not None:
             lane["lane"] = ""  # requests of a session run alone
+        self._check_space(job.model, lane["peak"])
         return Priced(
             price=encode(price, "json"),
             cost=float(cost),
@@ -302,6 +303,13 @@ class Checker:
             weights=leaving.told,
             **lane,
         )
+
+    def _check_space(self, model: str, peak: int) -> None:
+        """Refuses what the model's worker could never hold. One that was not there yet looks
+        itself."""
+        space = self._ledger.space(model)
+        if space is not None:
+            check_space(space, peak)
 
     def _leaving(self, job: Job, submit: Submit, opened: Opened) -> Leaving:
         """What may leave of the job's model, and what has left to its owner today."""
