@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import socket
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from weft.cli import main
-from weft.commands.options import CLIENT_SETTINGS
+from weft.commands.options import CLIENT_SETTINGS, add_settings, settings_of
 from weft.errors import SettingError
 from weft.service.fleet.keys import LOCAL_OWNER, announced, local_key, open_keys
 from weft.service.fleet.models import Deployment, parse_all
@@ -185,6 +186,15 @@ def test_a_folder_that_is_no_database_is_told(home, capsys) -> None:
 def test_the_address_is_one_that_clients_here_can_use(bind: str, url: str) -> None:
     with listen(bind, 0) as listening:
         assert re.fullmatch(url, url_of(listening))
+
+
+def test_a_setting_that_is_true_or_false_is_an_option_and_its_opposite() -> None:
+    parser = argparse.ArgumentParser()
+    add_settings(parser)
+    told = {text: parser.parse_args(text.split()).weights_leave for text in ("", "--weights-leave")}
+    assert told == {"": None, "--weights-leave": True}
+    off = settings_of(parser.parse_args(["--no-weights-leave", "--weights-bytes", "5"]))
+    assert (off.weights_leave, off.weights_bytes) == (False, 5)
 
 
 # -- keys ----------------------------------------------------------------------------------------

@@ -79,6 +79,10 @@ class Settings:
     session_seconds: float = 120.0
     sessions: int = 16
 
+    # The weights of models, where a deployment does not say otherwise
+    weights_leave: bool = True
+    weights_bytes: int = 256 << 20
+
 
 TEXTS: dict[str, str] = {
     "host": "the server that remote=True asks, such as http://127.0.0.1:8765",
@@ -122,6 +126,8 @@ TEXTS: dict[str, str] = {
     "all_session_bytes": "bytes of the values that all sessions keep on the worker of one model",
     "session_seconds": "how long a session is kept without a sign of its client",
     "sessions": "sessions that one key may have open at once",
+    "weights_leave": "whether the weights of models may leave the server",
+    "weights_bytes": "where they may not: bytes that may tell of them, of one key in a day (UTC)",
 }
 
 NAMES = tuple(field.name for field in fields(Settings))

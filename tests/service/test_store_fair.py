@@ -20,6 +20,7 @@ from weft.service.store.interface import Ledger, LostClaimError
 from weft.service.store.memory import MemoryLedger
 from weft.service.store.sqlite import open_ledger
 from weft.service.store.tables import MIGRATIONS
+from weft.service.store.usage import Space
 from weft.settings import Settings
 
 SETTINGS = Settings(attempts=2)
@@ -202,6 +203,7 @@ def test_a_claim_takes_only_what_fits(ledger) -> None:
     assert next_one(ledger, 200.0, lane="a", peak=99) is None
     small = next_one(ledger, 200.0, lane="a", tokens=10, peak=100)
     assert small is not None and small.owner == "bob"
+    assert next_one(ledger, 200.0, beyond=900) is None
     wide = next_one(ledger, 201.0, lane="a", tokens=10)
     assert wide is not None and (wide.tokens, wide.peak, wide.lane) == (10, 900, "a")
     rest = [next_one(ledger, 202.0 + n) for n in range(3)]
@@ -220,6 +222,20 @@ def test_a_batch_takes_jobs_in_fair_order(ledger) -> None:
     assert names[4:] == ["heavy", "heavy"]
     after = [next_one(ledger, 300.0 + n) for n in range(3)]  # those of lane b were not forgotten
     assert [one and one.lane for one in after] == ["b", "b", "b"]
+
+
+def test_what_is_beyond_a_size_can_be_asked_for(ledger) -> None:
+    queued(ledger, "ann", 100.0, peak=5)
+    queued(ledger, "bob", 101.0, peak=50)
+    found = next_one(ledger, 200.0, beyond=5)
+    assert found is not None and found.owner == "bob"
+
+
+def test_space_of_a_worker_is_what_it_measured_last(ledger) -> None:
+    assert ledger.space("tiny") is None
+    for free in (5, 7):
+        ledger.put_space(Space("tiny", free, 9, 1.5))
+    assert ledger.space("tiny") == Space("tiny", 7, 9, 1.5)
 
 
 # -- what is told of it ----------------------------------------------------------------------------

@@ -28,8 +28,11 @@ def add_settings(parser: argparse.ArgumentParser, *only: str) -> None:
         if field.name in CLIENT_SETTINGS or (only and field.name not in only):
             continue
         kind = str if field.default is None else type(field.default)
-        option = f"--{field.name.replace('_', '-')}"
-        parser.add_argument(option, type=kind, metavar=kind.__name__, help=TEXTS[field.name])
+        option, text = f"--{field.name.replace('_', '-')}", TEXTS[field.name]
+        if kind is bool:
+            parser.add_argument(option, action=argparse.BooleanOptionalAction, help=text)
+        else:
+            parser.add_argument(option, type=kind, metavar=kind.__name__, help=text)
 
 
 def settings_of(options: argparse.Namespace) -> Settings:

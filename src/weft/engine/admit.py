@@ -42,6 +42,7 @@ from .bounds import inner_bytes, refuse_bombs, tensor_refs, unknown_bytes
 from .generation import Samplings, check_generation
 from .gradients import KeptForBackward, check_asked, check_losses, check_regrad, pass_flops
 from .known import Known
+from .leaving import Leaving
 from .outcomes import outcome_of
 from .places import Places, tree_of
 from .refusals import at_line, foreign, over, text_of
@@ -63,6 +64,7 @@ def admit(
     further: Sequence[ModelCall] = (),
     sampling: Samplings = None,
     keeps: frozenset[str] = frozenset(),
+    leaving: Leaving | None = None,
 ) -> PriceInfo:
     """The price of a graph on this call of a model; `further` are those of its other invokes.
 
@@ -95,6 +97,8 @@ def admit(
         admission.backwards.model = pass_flops(tree_of(known), calls)
     admission.run(places.index)
     admission.check_saved()
+    if leaving is not None:
+        leaving.check(graph, admission.leaves(), limits.log_bytes)
     if any(_is_long(one, limits) for one in calls):
         admission.check_pass()
     return PriceInfo(**price_of(admission)._asdict())
@@ -172,6 +176,7 @@ class Admission(Play):
         self._kept: KeptForBackward | None = None
         self._guessed: set[int] = set()  # slots whose strides depend on numbers
         self._saves: list[tuple[int, Step]] = []
+        self._logged: list[tuple[int, int]] = []
         self._streamed = 0
         self._bounds: dict[int, list[Bound]] = {}
         for bound in graph.bounds:
@@ -221,6 +226,7 @@ class Admission(Play):
             check_look(node.look, expected, avals[0].shape, self.line(step))
         else:
             self._check_memory(step, max([aval.nbytes for aval in avals], default=0))
+            self._logged.append((step.index, sum([aval.nbytes for aval in avals])))
             if node.stream is not None:
                 self._check_streamed(step, avals)
 
@@ -397,6 +403,10 @@ class Admission(Play):
             fix="save a slice (x[:, -1]), a narrower dtype, or fewer values",
             kind=ResultTooLargeError,
         )
+
+    def leaves(self) -> list[tuple[int, int]]:
+        """Bytes of saves and logs, by node."""
+        return [*[(step.index, size) for size, step in self._saves], *self._logged]
 
     # The model's own pass
 

@@ -35,6 +35,7 @@ from weft.service.fleet.places import ledger_of, objects_of
 from weft.service.fleet.serve import listen, url_of
 from weft.service.gateway.app import App, make_app
 from weft.service.gateway.server import Server as Gateway
+from weft.service.jobs.scopes import SCOPES
 from weft.service.store.bells import Bell, Bells
 from weft.service.store.folder import FolderObjects
 from weft.service.store.interface import Ledger, Objects
@@ -94,7 +95,7 @@ class Server:
         self.url = url_of(listening)
         self.bells = stack.enter_context(Bells.of_models())
         self._open_store(stack)
-        self.key = add_key(self.ledger, "local", time.time())
+        self.key = add_key(self.ledger, "local", time.time(), scopes=SCOPES)
         if self._find:
             stack.enter_context(announced(self.url, self.key))
         self.checker = Checker(self.ledger, self.objects, self.bells, {}, self.settings)

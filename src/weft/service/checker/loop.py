@@ -23,6 +23,7 @@ from weft.engine.admit import admit
 from weft.engine.generation import pass_cost
 from weft.engine.known import Known
 from weft.engine.lanes import lane_of
+from weft.engine.leaving import Leaving
 from weft.engine.opened import Opened, open_submit
 from weft.engine.publish import answer, card
 from weft.errors import (
@@ -35,15 +36,18 @@ from weft.errors import (
 )
 from weft.graph.node import Save
 from weft.service.jobs.life import Event, Failed, IllegalStepError, Job, Priced, Refused
+from weft.service.jobs.usage import day_of
 from weft.service.store.bells import Bells
 from weft.service.store.interface import Card, Ledger, LostClaimError, Objects, Question
 from weft.service.store.requests import constant_type, limits_of, submit_of
-from weft.service.store.said import still_held
+from weft.service.store.said import check_space, still_held
 from weft.settings import Settings
 from weft.wire.messages import (
     ApplyQuery,
+    LanguageInputs,
     SignatureQuery,
     SourceQuery,
+    Submit,
     TokensQuery,
     decode,
     encode,
@@ -73,6 +77,7 @@ class Model:
     worker: str = "loading"
     reason: str | None = None
     broken: str | None = None
+    weights: tuple[bool, int] = (True, 0)  # whether they may leave; if not, bytes a day
     card: bytes = b""
     passes: int = -1
     published: Card | None = None
@@ -118,10 +123,18 @@ class Checker:
 
     # -- models ----------------------------------------------------------------------------------
 
-    def add(self, id: str, known: Known | None = None) -> None:
-        """Has a model from now on; without `known` it is still loading."""
+    def add(
+        self, id: str, known: Known | None = None, weights: tuple[bool, int] | None = None
+    ) -> None:
+        """Has a model from now on; without `known` it is still loading.
+
+        `weights`: whether they may leave, and if not, how many bytes a day; else as the settings
+        say.
+        """
         with self._lock:
             model = self._models.setdefault(id, Model())
+            settings = self._settings
+            model.weights = weights or (settings.weights_leave, settings.weights_bytes)
             if known is not None:
                 self._learn_from_before(id, known)
                 model.known, model.card = known, encode(card(known, id))
@@ -266,16 +279,55 @@ class Checker:
         opened = open_submit(submit, fetch, known, numbers=False)
         limits, strict = limits_of(self._settings, job), submit.strict
         graph, sampling = opened.graph, opened.sampling
+        leaving = self._leaving(job, submit, opened)
         price = admit(
-            graph, opened.call, known, limits, strict, opened.further, sampling, opened.keeps
+            graph,
+            opened.call,
+            known,
+            limits,
+            strict,
+            opened.further,
+            sampling,
+            opened.keeps,
+            leaving,
         )
         runs = price.sites or sampling is not None or submit.seat is None
         cost = price.flops + (pass_cost(known, opened.calls, sampling) if runs else 0.0)
         lane = lane_of(known, opened, price)._asdict()
         if submit.seat is not None:
             lane["lane"] = ""  # requests of a session run alone
-        names = _saves(opened)
-        return Priced(price=encode(price, "json"), cost=float(cost), names=names, **lane)
+        self._check_space(job.model, lane["peak"])
+        return Priced(
+            price=encode(price, "json"),
+            cost=float(cost),
+            names=_saves(opened),
+            weights=leaving.told,
+            **lane,
+        )
+
+    def _check_space(self, model: str, peak: int) -> None:
+        """Refuses what the model's worker could never hold. One that was not there yet looks
+        itself."""
+        space = self._ledger.space(model)
+        if space is not None:
+            check_space(space, peak)
+
+    def _leaving(self, job: Job, submit: Submit, opened: Opened) -> Leaving:
+        """What may leave of the job's model, and what has left to its owner today."""
+        with self._lock:
+            leave, most = self._models[job.model].weights
+        used, today = 0, day_of(self._clock())
+        if not leave:
+            rows = self._ledger.usage(job.owner, today, today)
+            used = sum(row.weights for row in rows if row.model == job.model)
+        return Leaving(
+            leave,
+            most,
+            used,
+            chosen=_chosen(submit),
+            held=frozenset(submit.seat.uses if submit.seat is not None else ()),
+            stays=opened.keeps,
+        )
 
     def _known(self, id: str) -> Known:
         with self._lock:
@@ -314,6 +366,14 @@ class Checker:
         if theirs != known.fingerprint:
             raise OtherModelError(f"{query.model} on this server has another fingerprint")
         return answer(known, query)
+
+
+def _chosen(submit: Submit) -> bool:
+    """Whether the client's own numbers, and not tokens, go into the model."""
+    inputs = (submit.inputs, *submit.further)
+    return not all(
+        isinstance(one, LanguageInputs) and not {"inputs_embeds"} & set(one.given) for one in inputs
+    )
 
 
 def _saves(opened: Opened) -> tuple[str, ...]:

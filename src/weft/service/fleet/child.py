@@ -98,7 +98,7 @@ def _checker(spec: Spec, channel: Channel, store: Store) -> int:
 
     follow(channel, act)
     for model in spec.models:
-        _look_at(checker, model)
+        _look_at(checker, model, store.settings)
     bounds.limit_memory(CHECKER_BYTES)
     store.confined.finish()
     channel.send(IsReady())
@@ -106,9 +106,10 @@ def _checker(spec: Spec, channel: Channel, store: Store) -> int:
     return 0
 
 
-def _look_at(checker: Checker, model: Deployment) -> None:
+def _look_at(checker: Checker, model: Deployment, settings: Settings) -> None:
     try:
-        checker.add(model.id, know(model.source, **model.tree_options()))
+        known = know(model.source, **model.tree_options())
+        checker.add(model.id, known, model.weights(settings))
     except Exception as error:
         LOG.exception("%s cannot be known", model.id)
         checker.fail(model.id, reason_of(error))

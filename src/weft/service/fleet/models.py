@@ -14,12 +14,15 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from weft.errors import SettingError
+from weft.settings import Settings
 
 
 class Deployment(Struct, frozen=True, kw_only=True):
     """One model of a server. `id` is what clients call it, `source` a folder or an id of the hub.
 
     `device` is what `from_pretrained` calls `device_map`; the rest has its names there.
+    `weights_leave` and `weights_bytes` say whether clients may have its weights, and how many bytes
+    of them; None: as the server's settings say.
     """
 
     id: str
@@ -27,6 +30,8 @@ class Deployment(Struct, frozen=True, kw_only=True):
     dtype: str | None = None
     attn_implementation: str | None = None
     device: str | None = None
+    weights_leave: bool | None = None
+    weights_bytes: int | None = None
 
     @classmethod
     def parse(cls, text: str, **options: Any) -> Deployment:
@@ -53,6 +58,14 @@ class Deployment(Struct, frozen=True, kw_only=True):
             "device_map": self.device,
         }
         return {name: value for name, value in given.items() if value is not None}
+
+    def weights(self, settings: Settings) -> tuple[bool, int]:
+        """Whether they may leave, and if not, how many bytes a day may tell of them."""
+        leave, most = self.weights_leave, self.weights_bytes
+        return (
+            settings.weights_leave if leave is None else leave,
+            settings.weights_bytes if most is None else most,
+        )
 
     def tree_options(self) -> dict[str, Any]:
         """The same, for a tree without weights, which is on no device."""

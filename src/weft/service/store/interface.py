@@ -140,10 +140,12 @@ class Ledger(ModelRows, KeptRows, SessionRows, UsageRows, Protocol):
         lane: str | None = None,
         tokens: int | None = None,
         peak: int | None = None,
+        beyond: int | None = None,
     ) -> Job | None:
         """Gives the next job in `stage` (`received` or `queued`) of these models to `holder`.
 
-        With `lane` only one of that lane, with `tokens` and `peak` only one that fits into so many.
+        With `lane` only one of that lane, with `tokens` and `peak` only one that fits into so many,
+        with `beyond` only one whose peak is more than that.
         Next is in the order of `jobs.fair`, an owner's own jobs in that in which they came. Owners
         of whom `running_jobs` run already are passed over. A queued job becomes `running`; a
         received one stays so, and is the holder's until `until`. A queued job that comes `after`

@@ -114,9 +114,11 @@ class MemoryLedger(MemoryModels, MemorySessions, MemoryUsage):
         lane: str | None = None,
         tokens: int | None = None,
         peak: int | None = None,
+        beyond: int | None = None,
     ) -> Job | None:
         with self._lock:
-            asked = Asked(stage, tuple(models), lane, tokens, peak, self._settings.running_jobs)
+            most = self._settings.running_jobs
+            asked = Asked(stage, tuple(models), lane, tokens, peak, beyond, most)
             job = self._lines.next_job(self._jobs(), asked, now)
             if job is None:
                 return None

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterable
 
 from weft.service.jobs.usage import Usage, plus
+from weft.service.store.usage import Space
 
 
 class MemoryUsage:
@@ -15,6 +16,15 @@ class MemoryUsage:
 
     def __init__(self) -> None:
         self._usage: dict[tuple[str, str, str], Usage] = {}
+        self._spaces: dict[str, Space] = {}
+
+    def put_space(self, space: Space) -> None:
+        with self._lock:
+            self._spaces[space.model] = space
+
+    def space(self, model: str) -> Space | None:
+        with self._lock:
+            return self._spaces.get(model)
 
     def add_usage(self, rows: Iterable[Usage]) -> None:
         with self._lock:

@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from weft.errors import NoSuchError, NotFinishedError
+from weft.errors import NoSuchError, NotFinishedError, WorkerMemoryError
 from weft.service.jobs.life import FINAL, Command, Job, Lost, Note
 from weft.service.store.interface import Ledger, LostClaimError, QueueFullError
+from weft.service.store.usage import Space
 from weft.wire.messages import (
     EndEvent,
     ErrorReport,
@@ -112,22 +113,34 @@ class Asked(NamedTuple):
     lane: str | None = None
     tokens: int | None = None
     peak: int | None = None
+    beyond: int | None = None
     running_jobs: int = 0
 
     @property
     def is_choosy(self) -> bool:
-        return (self.lane, self.tokens, self.peak) != (None, None, None)
+        return self[2:6] != (None,) * 4
 
     def fits(self, job: Job) -> bool:
         return (
             (self.lane is None or job.lane == self.lane)
             and (self.tokens is None or job.tokens <= self.tokens)
             and (self.peak is None or job.peak <= self.peak)
+            and (self.beyond is None or job.peak > self.beyond)
         )
 
     def most_running(self, job: Job) -> int:
         """How many jobs of its owner may run at once; 0: any number."""
         return int(job.limits.get("running_jobs", self.running_jobs))
+
+
+def check_space(space: Space, peak: int) -> None:
+    """Raises `WorkerMemoryError` where so many bytes are more than the worker can ever have."""
+    if peak > space.most:
+        raise WorkerMemoryError(
+            f"the block holds {peak} bytes at once, and beside {space.model} the worker has "
+            f"{space.most} at most, as measured",
+            fix="save and keep less at once, or work on slices",
+        )
 
 
 def full(limit: int) -> QueueFullError:

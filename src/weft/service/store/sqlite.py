@@ -98,8 +98,10 @@ class SqliteLedger(SqliteModels, SqliteSessions, SqliteUsage):
         lane: str | None = None,
         tokens: int | None = None,
         peak: int | None = None,
+        beyond: int | None = None,
     ) -> Job | None:
-        asked = Asked(stage, tuple(models), lane, tokens, peak, self._settings.running_jobs)
+        most = self._settings.running_jobs
+        asked = Asked(stage, tuple(models), lane, tokens, peak, beyond, most)
         with self._database.read() as rows:
             if not fair.anything(rows, asked):  # most calls end here, and wait for no writer
                 return None

@@ -69,6 +69,7 @@ def anything(rows: sqlite3.Connection, asked: Asked) -> bool:
 def _fitting(asked: Asked) -> tuple[str, tuple[object, ...]]:
     """What `Asked.fits` says, in SQL."""
     wanted = {"lane =": asked.lane, "tokens <=": asked.tokens, "peak <=": asked.peak}
+    wanted["peak >"] = asked.beyond
     given = {text: value for text, value in wanted.items() if value is not None}
     return "".join(f"AND {text} ? " for text in given), tuple(given.values())
 
@@ -119,7 +120,7 @@ def _without(
     rows: sqlite3.Connection, queue: str, asked: Asked, owner: str, models: list[str]
 ) -> Head:
     """What an owner has of whose jobs none may be taken."""
-    anyhow = asked._replace(lane=None, tokens=None, peak=None)
+    anyhow = asked._replace(lane=None, tokens=None, peak=None, beyond=None)
     if asked.is_choosy and any(_first(rows, anyhow, owner, model) for model in models):
         return "unfit"
     waits = _waits(rows, queue, asked.stage, owner)

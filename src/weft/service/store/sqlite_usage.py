@@ -9,6 +9,7 @@ import msgspec
 
 from weft.service.jobs.usage import COUNTED, WHOSE, Usage
 from weft.service.store.database import Database
+from weft.service.store.usage import Space
 
 TABLES = (
     """CREATE TABLE usage (
@@ -18,7 +19,13 @@ TABLES = (
         PRIMARY KEY (owner, day, model)
     ) STRICT, WITHOUT ROWID""",
 )
-"""What these rows need: one step of `tables.MIGRATIONS`. Never change it."""
+SPACE_TABLES = (
+    """CREATE TABLE space (
+        model TEXT PRIMARY KEY, free INTEGER NOT NULL, most INTEGER NOT NULL,
+        measured REAL NOT NULL
+    ) STRICT""",
+)
+"""What these rows need: a step of `tables.MIGRATIONS` each. Never change them."""
 
 _COLUMNS = ", ".join((*WHOSE, *COUNTED))
 _ADD = (
@@ -32,6 +39,19 @@ class SqliteUsage:
     """See the module's text."""
 
     _database: Database
+
+    def put_space(self, space: Space) -> None:
+        with self._database.write(durable=False) as rows:
+            rows.execute(
+                "INSERT OR REPLACE INTO space (model, free, most, measured) VALUES (?, ?, ?, ?)",
+                msgspec.structs.astuple(space),
+            )
+
+    def space(self, model: str) -> Space | None:
+        query = "SELECT model, free, most, measured FROM space WHERE model = ?"
+        with self._database.read() as rows:
+            row = rows.execute(query, (model,)).fetchone()
+        return None if row is None else Space(*row)
 
     def add_usage(self, rows: Iterable[Usage]) -> None:
         with self._database.write(durable=False) as connection:

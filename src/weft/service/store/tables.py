@@ -13,6 +13,7 @@ from weft.service.store.interface import Key
 from weft.service.store.session_rows import TABLES as SESSION_TABLES
 from weft.service.store.sqlite_fair import TABLES as FAIR_TABLES
 from weft.service.store.sqlite_models import TABLES as MODEL_TABLES
+from weft.service.store.sqlite_usage import SPACE_TABLES
 from weft.service.store.sqlite_usage import TABLES as USAGE_TABLES
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
@@ -57,6 +58,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     FAIR_TABLES,
     USAGE_TABLES,
     SESSION_TABLES,
+    SPACE_TABLES,
 )
 """What leads from each version of the tables to the next. Never change one: add one."""
 

@@ -9,11 +9,28 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
+from msgspec import Struct
+
 from weft.service.jobs.usage import Usage
 
 
+class Space(Struct, frozen=True):
+    """Bytes that the worker of a model has for jobs: now, and at the most. As it measured them."""
+
+    model: str
+    free: int
+    most: int
+    measured: float = 0.0
+
+
 class UsageRows(Protocol):
-    """The part of a `Ledger` that is about what was used."""
+    """The part of a `Ledger` that is about what was used, and what there is to be used."""
+
+    def put_space(self, space: Space) -> None:
+        """The last one of a model counts. Durable when the next step of a job is."""
+        ...
+
+    def space(self, model: str) -> Space | None: ...
 
     def add_usage(self, rows: Iterable[Usage]) -> None:
         """Adds to what is there. Durable when the next step of a job is."""

@@ -16,6 +16,8 @@ from weft.service.jobs.life import Job
 from weft.service.store.interface import Ledger
 from weft.settings import Settings
 
+from .space import Measured, Spaces
+
 T = TypeVar("T")
 
 NARROWEST = 8
@@ -33,6 +35,7 @@ class Claims:
         settings: Settings,
         clock: Callable[[], float],
         pause: Callable[[float], object],
+        spaces: Spaces | None = None,
     ) -> None:
         self._ledger = ledger
         self._model = model
@@ -40,10 +43,26 @@ class Claims:
         self._settings = settings
         self._clock = clock
         self._pause = pause
+        self._spaces = spaces
         self._last = 1  # jobs of the last batch
 
-    def one(self, **fitting: str | int) -> Job | None:
-        """The next job; `fitting` as in `Ledger.claim`."""
+    def one(self) -> Job | None:
+        """The next job that fits into memory now, or that never will. Others wait."""
+        space = self._space()
+        if space is None:
+            return self._claimed()
+        return self._claimed(peak=space.free) or self._claimed(beyond=space.most)
+
+    def _free(self) -> int:
+        """Bytes that a batch may take now."""
+        space, most = self._space(), self._settings.memory_bytes
+        return most if space is None else min(most, space.free)
+
+    def _space(self) -> Measured | None:
+        return None if self._spaces is None else self._spaces.now()
+
+    def _claimed(self, **fitting: str | int) -> Job | None:
+        """`fitting` as in `Ledger.claim`."""
         now = self._clock()
         until = now + self._settings.lease_seconds
         return self._ledger.claim(
@@ -77,10 +96,10 @@ class Claims:
         settings, lane = self._settings, jobs[0].lane
         while len(jobs) < settings.merge_jobs:
             tokens = settings.merge_tokens - sum([job.tokens for job in jobs])
-            peak = settings.memory_bytes - sum([job.peak for job in jobs])
+            peak = self._free() - sum([job.peak for job in jobs])
             more = None
             if tokens > 0 and peak > 0:
-                more = self.one(lane=lane, tokens=tokens, peak=peak)
+                more = self._claimed(lane=lane, tokens=tokens, peak=peak)
             if more is None:
                 return
             jobs.append(more)

@@ -49,6 +49,7 @@ from .batch import Claims
 from .mates import Mate, draw_mates
 from .pulse import Pulse
 from .rooms import Rooms
+from .space import Spaces
 
 POLL = 0.5
 """How long a lost ring may cost."""
@@ -86,7 +87,10 @@ class Worker:
         holder = holder or f"worker {model_id}"
         self._die = die
         self._clock = clock
-        self._claims = Claims(ledger, model_id, holder, settings, clock, time.sleep)
+        device = next((one.device for one in net.parameters()), torch.device("cpu"))
+        self._spaces = Spaces(ledger, model_id, device, clock=clock)
+        self._spaces.now()
+        self._claims = Claims(ledger, model_id, holder, settings, clock, time.sleep, self._spaces)
         self._stopping = False
         self.spoilt = False
         """A job has changed the model: whoever runs this has to load it anew."""
@@ -197,6 +201,7 @@ class Worker:
         return opened, submit.strict
 
     def _drawn(self, job: Job, pulse: Pulse) -> Finished:
+        self._spaces.check(job)
         opened, strict = self._open(job)
         limits = limits_of(self._settings, job)
         if not job.session:
