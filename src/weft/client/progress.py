@@ -49,7 +49,8 @@ class LoadBar:
         elif self._shows and event.total:
             if self._bar is None:
                 self._bar = self._new(event.total)
-            self._bar.update(max(0, event.done - self._bar.n))
+            self._bar.n = max(self._bar.n, event.done)
+            self._bar.refresh()
 
     def close(self) -> None:
         if self._bar is not None:

@@ -44,12 +44,12 @@ class RemoteBackend:
         self._asked = asked
         self._family = family
         self._wanted = wanted
-        self._keep: float | None = None
+        self.keep_seconds: float | None = None
 
     def keeping(self, seconds: float) -> RemoteBackend:
         """The same, whose jobs are kept for so many seconds after their end."""
         other = RemoteBackend(self._asked, self._family, self._wanted)
-        other._keep = seconds
+        other.keep_seconds = seconds
         return other
 
     @property
@@ -107,7 +107,7 @@ class RemoteBackend:
         model = yield from chosen(talk, wanted)
         request_id = secrets.token_hex(16)
         message = parcel.submit(request_id, model.id, wanted.fingerprint, wanted.weights)
-        return parcel, fitting(replace(message, keep_seconds=self._keep), hello.limits)
+        return parcel, fitting(replace(message, keep_seconds=self.keep_seconds), hello.limits)
 
     def _asking(self, talk: Talk, steps: Steps[Any]) -> Steps[Any]:
         """The steps; where the server does not have the model any more, that is remembered."""

@@ -187,12 +187,14 @@ class Residents:
 
     def _look(self) -> Looked:
         counts = self._ledger.counts()
+        sessions = self._ledger.open_sessions(time.time())
         used = {row.model: row.used for row in self._ledger.memories()}
         return Looked(
             {
                 part_of(id): Demand(
                     waiting=counts.get((id, "queued"), 0),
                     running=counts.get((id, "running"), 0),
+                    sessions=sessions.get(id, 0),
                     used=used.get(id, 0.0),
                 )
                 for id in self.models
