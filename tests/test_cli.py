@@ -73,7 +73,7 @@ def test_the_help_tells_every_setting_of_a_server(capsys) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [(), ("serve",), ("keys",), ("serve", "m", "--nothing", "1"), ("serve", "m", "--key")],
+    [(), ("keys",), ("jobs",), ("serve", "m", "--nothing", "1"), ("serve", "m", "--key")],
 )
 def test_what_is_not_a_command_is_refused(command: tuple[str, ...], capsys) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -139,6 +139,7 @@ def test_models_that_make_no_sense_are_refused(texts: list[str], said: str) -> N
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (("serve",), "there is no model to serve"),
         (("serve", "/nowhere/model"), "no folder /nowhere/model"),
         (("serve", "m", "--nodes", "-1"), "nodes in an argument should be int"),
         (("serve", "m", "--bind", "nowhere.invalid"), "cannot listen at nowhere.invalid"),

@@ -52,7 +52,9 @@ LAYERS: dict[str, set[str]] = {
     "testing/process": {"settings"},
     "testing/service": {"__init__", "settings", "service", "engine", "client", "handles"},
     "demo": {"__init__", "testing"},
-    "commands": {"__init__", "settings", "demo", "handles/experiment", "service/fleet", "client"},
+    "commands": {
+        *("__init__", "settings", "demo", "handles/experiment", "service/fleet", "client", "wire"),
+    },
     "cli": {"commands"},
     "__init__": {"errors", "graph", "handles", "client"},
     "__main__": {"cli"},

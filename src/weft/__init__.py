@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from weft.client.catalog import models, status
     from weft.client.job import AsyncJob, Job
+    from weft.client.listing import jobs
     from weft.errors import RemoteError, ServerAwayError, WeftError
     from weft.graph.node import Graph
     from weft.handles.anything import Model
@@ -40,6 +41,7 @@ _HOMES = {
     "Tracer": "weft.handles.tracer",
     "UnusedEditWarning": "weft.handles.block",
     "WeftError": "weft.errors",
+    "jobs": "weft.client.listing",
     "models": "weft.client.catalog",
     "save": "weft.handles.save",
     "status": "weft.client.catalog",
@@ -57,6 +59,7 @@ __all__ = [
     "Tracer",
     "UnusedEditWarning",
     "WeftError",
+    "jobs",
     "models",
     "save",
     "status",

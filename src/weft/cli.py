@@ -1,4 +1,4 @@
-"""The command line: `weft demo`, `weft serve`, `weft keys`, `weft show`, `weft version`."""
+"""The command line: `weft serve`, `weft jobs`, `weft keys`, ...: a group each in `commands`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from weft.commands import keys, local, serve
+from weft.commands import deploy, jobs, keys, local, serve
 from weft.commands.options import Strict
 from weft.errors import WeftError
 
-GROUPS = (serve, keys, local)
+GROUPS = (serve, deploy, jobs, keys, local)
 """Whose commands there are, as `weft --help` tells them."""
 
 

@@ -48,8 +48,13 @@ class Settings:
     lease_seconds: float = 10.0
     attempts: int = 3
     keep_seconds: float = 7 * 24 * 3600.0
+    longest_keep_seconds: float = 90 * 24 * 3600.0
     drain_seconds: float = 30.0
     sandbox: str = "auto"
+    models_bytes: int = 0
+    models_device_bytes: int = 0
+    model_roots: str = ""
+    model_hub: str = ""
 
     # Limits of one request, which the server enforces and publishes
     body_bytes: int = 64 << 20
@@ -102,8 +107,13 @@ TEXTS: dict[str, str] = {
     "lease_seconds": "how long a worker may be silent before its job is given to another",
     "attempts": "how often a job is begun before it fails, when workers die",
     "keep_seconds": "how long a finished job and its result are kept",
+    "longest_keep_seconds": "how long they are kept at most where a job asks for another time",
     "drain_seconds": "how long running jobs may go on after the server was told to stop",
     "sandbox": "walls around checker and workers: auto (what there is), require, off",
+    "models_bytes": "memory of all loaded models together; 0: nine tenths of what is free",
+    "models_device_bytes": "the same of the accelerator; 0: nine tenths of what it has",
+    "model_roots": "folders below which models may be deployed by key, with commas",
+    "model_hub": "hub ids that may be deployed by key, with commas and * for any text",
     "body_bytes": "bytes of one request's body, constants apart",
     "constant_bytes": "bytes of one uploaded constant",
     "result_bytes": "bytes of all that one job saves",
@@ -139,14 +149,21 @@ def variable(name: str) -> str:
     return f"WEFT_{name.upper()}"
 
 
-def load(environ: Mapping[str, str] | None = None, **arguments: Any) -> Settings:
+def load(
+    environ: Mapping[str, str] | None = None,
+    more: tuple[Mapping[str, Any], str] | None = None,
+    **arguments: Any,
+) -> Settings:
     """The settings from file, environment and arguments; an argument that is None is left out.
 
-    Raises `SettingError` for an unknown name or a value of another type.
+    `more` are values of another file, which win over those of the user's, and its name. Raises
+    `SettingError` for an unknown name or a value of another type.
     """
     environ = os.environ if environ is None else environ
     found = Settings()
     found = _with(found, _file(environ), str(config_file(environ)))
+    if more is not None:
+        found = _with(found, *more)
     named = {n: environ[variable(n)] for n in NAMES if environ.get(variable(n), "") != ""}
     found = _with(found, {n: _parsed(n, text) for n, text in named.items()}, "the environment")
     return _with(found, {n: v for n, v in arguments.items() if v is not None}, "an argument")

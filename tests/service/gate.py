@@ -38,7 +38,7 @@ from weft.wire.messages import (
 )
 from weft.wire.results import encode_result
 
-ANN, BOB, OLD = "weft_ann", "weft_bob", "weft_old"
+ANN, BOB, OLD, OPS = "weft_ann", "weft_bob", "weft_old", "weft_ops"
 MODEL, PRINT = "tiny", "f" * 64
 MSGPACK = {"Content-Type": "application/msgpack"}
 
@@ -99,6 +99,9 @@ class House:
         self.ledger = MemoryLedger(self.settings, Shell(self.bells, self.objects))
         for owner, key in (("ann", ANN), ("bob", BOB), ("old", OLD)):
             self.ledger.add_key(Key(owner, hashlib.sha256(key.encode()).hexdigest(), 0.0))
+        self.ledger.add_key(
+            Key("ops", hashlib.sha256(OPS.encode()).hexdigest(), 0.0, scopes=("admin",))
+        )
         self.ledger.revoke(hashlib.sha256(OLD.encode()).hexdigest(), 1.0)
         self.ledger.put_card(card_of())
         self.app: App = make_app(

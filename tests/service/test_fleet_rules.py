@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from weft.service.fleet.rules import (
-    DEATHS,
-    LAST_WORDS,
-    LONGEST_WAIT,
-    STEADY,
+from weft.service.fleet.parts import (
     Begin,
     Command,
     Died,
@@ -25,9 +21,8 @@ from weft.service.fleet.rules import (
     Stop,
     Tick,
     Unusable,
-    decide,
-    wake,
 )
+from weft.service.fleet.rules import DEATHS, LAST_WORDS, LONGEST_WAIT, STEADY, decide, wake
 
 DRAIN = 30.0
 

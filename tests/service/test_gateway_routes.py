@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 from starlette.responses import Response
 
-from tests.service.gate import ANN, MODEL, OLD, PRINT, House, bearer, card_of, live
+from tests.service.gate import ANN, MODEL, OLD, OPS, PRINT, House, bearer, card_of, live
 from weft.service.gateway import app
 from weft.service.gateway.app import ROUTES
 from weft.service.gateway.entry import Entry
@@ -256,7 +256,8 @@ def test_a_mistake_of_ours_tells_nothing_but_its_number(
 
     monkeypatch.setattr(app, "ROUTES", [replace(one, handler=broken) for one in ROUTES])
     query = {"model": MODEL} if "model" in entry.query.__struct_fields__ else {}
-    said = House().ask(entry.method, entry.path, params=query)
+    key = ANN if entry.scope in ("run", "read") else OPS
+    said = House().ask(entry.method, entry.path, key, params=query)
     report = decode(said.content, ErrorReport, "json")
     assert (said.status_code, report.code) == (500, "server")
     assert report.request_id == said.headers["weft-request-id"]

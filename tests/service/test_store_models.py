@@ -16,6 +16,7 @@ from weft.service.store.interface import Ledger
 from weft.service.store.kept import Gone
 from weft.service.store.memory import MemoryLedger
 from weft.service.store.models import Deployed, WorkerMemory
+from weft.service.store.sessions import Session
 from weft.service.store.sqlite import MIGRATIONS, open_ledger
 from weft.settings import Settings
 
@@ -154,3 +155,15 @@ def test_a_store_from_before_there_was_any_of_this_goes_on(tmp_path: Path, monke
     assert ledger.recent("tiny") == [body]
     assert ledger.forget(1060.5, 1000.0) == [body]
     ledger.close()
+
+
+def test_open_sessions_are_counted_by_model(ledger, reopen) -> None:
+    assert ledger.open_sessions(0.0) == {}
+    for number, (model, until) in enumerate((("a", 10.0), ("a", 20.0), ("b", 20.0))):
+        id = f"s{number}"
+        session = Session(id=id, owner="ann", request_id=id, model=model, created=1.0, until=until)
+        ledger.open_session(session, 10)
+    assert reopen().open_sessions(5.0) == {"a": 2, "b": 1}
+    assert ledger.open_sessions(15.0) == {"a": 1, "b": 1}
+    ledger.end_session("s1", 16.0)
+    assert reopen().open_sessions(17.0) == {"b": 1}

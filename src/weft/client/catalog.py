@@ -10,6 +10,8 @@ from weft.errors import ModelNotReadyError, WrongModelError
 from weft.wire.messages import (
     Applied,
     ApplyQuery,
+    Deploy,
+    Evict,
     ModelCard,
     ModelInfo,
     ModelList,
@@ -26,6 +28,7 @@ from weft.wire.reports import escaped
 from . import sync
 from .core import Patience, Talk
 from .effects import Sleep, Steps
+from .figures import ago, size_of
 from .servers import Server, server_at
 
 
@@ -33,11 +36,31 @@ class Models(list[ModelInfo]):
     """The models of a server; prints as a table."""
 
     def __repr__(self) -> str:
-        rows = [("id", "class", "dtype", "parameters", "state")]
-        rows += [(m.id, m.class_name, m.dtype, f"{m.parameters:,}", m.state) for m in self]
+        rows = [("id", "class", "dtype", "parameters", "state", "memory", "last use")]
+        rows += [
+            (m.id, m.class_name, m.dtype, f"{m.parameters:,}", _state(m), _memory(m), _use(m))
+            for m in self
+        ]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
         return escaped("\n".join(lines))
+
+
+def _state(model: ModelInfo) -> str:
+    if model.state == "loading" and model.weight_bytes:
+        return f"loading {model.loaded_bytes / model.weight_bytes:.0%}"
+    return f"{model.state}, pinned" if model.pinned and model.host_bytes else model.state
+
+
+def _memory(model: ModelInfo) -> str:
+    """What it takes; what it took when it was there, in brackets."""
+    now = [size_of(n) for n in (model.host_bytes, model.device_bytes) if n]
+    last = [size_of(n) for n in (model.need_bytes, model.need_device_bytes) if n]
+    return " + ".join(now) or (f"({' + '.join(last)})" if last else "")
+
+
+def _use(model: ModelInfo) -> str:
+    return "" if model.used is None else f"{ago(model.used)} ago"
 
 
 @dataclass(frozen=True)
@@ -59,7 +82,8 @@ def models(remote: bool | str | Server = True) -> Models:
 
     remote: which server: True (the configured one) or an address, as in `model.trace`. Each entry
     has `.id` (what `LanguageModel(id, remote=...)` takes), `.class_name`, `.dtype`, `.parameters`
-    (how many), `.state` (`loading`, `ready` or `failed`), `.reason` and `.fingerprint`.
+    (how many), `.state` (`ready`, `loading`, `warm`, `cold` or `failed`), `.reason`,
+    `.fingerprint`, `.host_bytes` and `.device_bytes` (measured) and `.used` (its last job).
     Raises `ServerAwayError`, `AccessError` (the key), `VersionMismatchError`.
     """
     server = server_at(remote)
@@ -142,6 +166,22 @@ def _refuse(talk: Talk, there: tuple[ModelInfo, ...], wanted: Wanted) -> NoRetur
         f"the server at {talk.server.url} has {what}; it serves: {names}",
         fix=way_out or "open one of these, or ask who runs the server for yours",
     )
+
+
+# -- models that come and go ----------------------------------------------------------------------
+
+
+def deploy(talk: Talk, query: Deploy) -> Steps[ModelInfo]:
+    """One more model for the server. Raises `AccessError` for one that its operator does not allow
+    or a key without the scope `deploy`."""
+    yield from talk.hello()
+    return (yield from talk.ask("POST", "/api/models", ModelInfo, query))
+
+
+def evict(talk: Talk, query: Evict) -> Steps[ModelInfo]:
+    """A model out of memory, or off the server."""
+    yield from talk.hello()
+    return (yield from talk.ask("POST", "/api/models/evict", ModelInfo, query))
 
 
 # -- a model as data -----------------------------------------------------------------------------

@@ -11,8 +11,16 @@ weft.Job.get("the id", remote=True).result("h")       # in another process
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Generator,
+    Iterator,
+    Sequence,
+)
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,10 +37,11 @@ from weft.wire.messages import (
 )
 from weft.wire.reports import error_of, escaped
 
-from . import aio, jobs, results, sync
+from . import aio, files, jobs, results, sync
 from .backend import Reply
 from .core import Talk
 from .effects import Steps
+from .progress import LoadBar
 from .servers import Server, server_at
 from .values import Listen, heard, opened_value, single
 
@@ -62,6 +71,7 @@ class _Asked:
         self._saved: dict[str, Any] | None = None
         self._deliver: Deliver | None = None
         self._failed: Callable[[BaseException], None] | None = None
+        self._load = LoadBar(server.settings)
         self._lock = threading.Lock()
 
     @property
@@ -96,6 +106,15 @@ class _Asked:
 
     def _status(self) -> Steps[JobInfo]:
         return self._noted(jobs.info(self._talk(), self.id))
+
+    def _keep_for(self, seconds: float) -> Steps[JobInfo]:
+        return self._noted(jobs.keep(self._talk(), self.id, seconds))
+
+    def _fetch(self, path: Path, names: Sequence[str]) -> Steps[int]:
+        """Writes the result to a file; its size."""
+        info = yield from self._rest()
+        told = finished(info)
+        return (yield from files.fetch_to(self._talk(), self.id, told, path, names))
 
     def _cancel(self) -> Steps[JobInfo]:
         return self._noted(jobs.cancel(self._talk(), self.id))
@@ -167,6 +186,7 @@ class _Asked:
     def _hear(self, given: tuple[int, Event]) -> Event:
         """Notes an event; each is heard once."""
         number, event = given
+        self._load.hear(event)
         if isinstance(event, LogEvent) and number > self._last:
             self._log.append(escaped(event.text, keep="\n\t"))
         if isinstance(event, ValueEvent) and number > self._last:
@@ -215,6 +235,7 @@ class Job(_Asked):
 
         `.state` is `received` (not priced yet), `queued`, `running`, `done`, `failed` or
         `cancelled`; `.price` what it costs (bytes, FLOPs), `.ahead` how many jobs come before it,
+        `.estimate` in how many seconds it may begin, `.model_state` how its model is if not ready,
         `.stages` seconds by stage (`price`, `queue`, `run`), `.result` bytes and names of what it
         saved, `.error` what it failed with, `.expires` when the server forgets it (seconds since
         1970).
@@ -236,8 +257,9 @@ class Job(_Asked):
         """What happened and happens to it, from the beginning, each once, up to its end.
 
         A `StateEvent` (`.state`), `LogEvent` (`.text`, of `tracer.log`), `ValueEvent` (of
-        `tracer.stream`; see `stream`), `ProgressEvent` (`.done` sites of `.total`), at last an
-        `EndEvent` (`.job`, as `status` gives it). Goes on where a connection breaks.
+        `tracer.stream`; see `stream`), `ProgressEvent` (`.done` sites of `.total`; of `.kind`
+        `load` bytes of the model's weights, while the job waits for these), at last an `EndEvent`
+        (`.job`, as `status` gives it). Goes on where a connection breaks.
         """
         for given in sync.each(self._server, self._events(0)):
             yield self._hear(given)
@@ -268,6 +290,29 @@ class Job(_Asked):
         timeout: seconds; after these it raises `NotFinishedError`.
         """
         return sync.run(self._server, self._wait(timeout), hear=self._hear_aloud)
+
+    def keep(self, seconds: float) -> JobInfo:
+        """Has the server keep it and its result for so many seconds after its end.
+
+        Raises `LimitError` above the server's `longest_keep_seconds`.
+        """
+        return sync.run(self._server, self._keep_for(seconds))
+
+    def fetch(self, path: str | Path, *names: str) -> int:
+        """Writes what was saved to a file; waits for it. Returns the file's size in bytes.
+
+        path: where to. What an earlier call had fetched of it before it was interrupted lies in
+        `path` with `.part` behind, and is not fetched again. names: these saves only, or all. The
+        file is in the safetensors format, and `Job.read(path)` gives what `result()` would. Raises
+        what the job failed with, `NoSuchError` for a name that was not saved, and
+        `ResultChangedError` where what arrived is not what was sent.
+        """
+        return sync.run(self._server, self._fetch(Path(path), names), hear=self._hear_aloud)
+
+    @staticmethod
+    def read(path: str | Path) -> dict[str, Any]:
+        """What a file of `fetch` holds: a dict by name, of tensors on the CPU. Asks no server."""
+        return files.read(Path(path))
 
     def cancel(self) -> JobInfo:
         """Wants no more of it; what is over stays as it is.
@@ -329,6 +374,15 @@ class AsyncJob(_Asked):
     async def wait(self, timeout: float | None = None) -> JobInfo:  # noqa: ASYNC109
         """As `Job.wait`."""
         return await aio.run(self._server, self._wait(timeout), hear=self._hear_aloud)
+
+    async def keep(self, seconds: float) -> JobInfo:
+        """As `Job.keep`."""
+        return await aio.run(self._server, self._keep_for(seconds))
+
+    async def fetch(self, path: str | Path, *names: str) -> int:
+        """As `Job.fetch`."""
+        steps = self._fetch(Path(path), names)
+        return await aio.run(self._server, steps, hear=self._hear_aloud)
 
     async def cancel(self) -> JobInfo:
         """As `Job.cancel`."""

@@ -19,6 +19,8 @@ from weft.wire.messages import (
     EndEvent,
     Event,
     JobInfo,
+    JobList,
+    Keep,
     LogEvent,
     Missing,
     MissingQuery,
@@ -129,6 +131,17 @@ def wait(talk: Talk, job: str, seconds: float) -> Steps[JobInfo]:
             return found
 
 
+def listed(talk: Talk, limit: int, before: str | None = None) -> Steps[JobList]:
+    """Jobs of one's own, newest first."""
+    older = "" if before is None else f"&before={quote(before, safe='')}"
+    return (yield from talk.ask("GET", f"/api/jobs?limit={limit}{older}", JobList))
+
+
+def keep(talk: Talk, job: str, seconds: float) -> Steps[JobInfo]:
+    """Keeps it for so many seconds after its end."""
+    return (yield from talk.ask("POST", path_of(job, "/keep"), JobInfo, Keep(seconds=seconds)))
+
+
 def cancel(talk: Talk, job: str) -> Steps[JobInfo]:
     return (yield from talk.ask("POST", path_of(job, "/cancel"), JobInfo))
 
@@ -235,6 +248,8 @@ class _Following:
                 self.accept(found)
             return None
         number = message.id
+        if number is None and message.event == "progress":  # of a load: no note of the job's own
+            return decode(message.data.encode(), ProgressEvent, "json")
         if number is None and message.event == "end":  # said once more to who comes after it
             number = self.last + 1
         if number is None or number <= self.last or message.event not in _KINDS:

@@ -6,8 +6,10 @@ import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from weft.settings import Settings
+from weft.wire.messages import ProgressEvent
 
 LARGE = 32 << 20
 """Bytes from which it takes long enough to be told."""
@@ -29,6 +31,40 @@ def bar(settings: Settings, what: str, size: int) -> Iterator[Callable[[int], ob
 
     with Bar(total=size, desc=what, unit="B", unit_scale=True, leave=False) as shown:
         yield shown.update
+
+
+class LoadBar:
+    """Shows how far the load of a model has come, while a job waits for it; on a terminal only.
+
+    It is told every event of the job, and goes away with the first that is of another kind.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._shows = _can_show(settings)
+        self._bar: Any = None
+
+    def hear(self, event: object) -> None:
+        if not isinstance(event, ProgressEvent) or event.kind != "load":
+            self.close()
+        elif self._shows and event.total:
+            if self._bar is None:
+                self._bar = self._new(event.total)
+            self._bar.n = max(self._bar.n, event.done)
+            self._bar.refresh()
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _new(self, total: int) -> Any:
+        from tqdm import tqdm
+
+        class Bar(tqdm):
+            monitor_interval = 0
+
+        how: Any = {"desc": "loading the model", "unit": "B", "unit_scale": True, "leave": False}
+        return Bar(total=total, **how)
 
 
 @contextmanager

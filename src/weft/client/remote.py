@@ -13,6 +13,8 @@ import secrets
 from collections.abc import Callable
 from typing import Any
 
+from msgspec.structs import replace
+
 from weft.errors import OtherModelError, WrongModelError
 from weft.wire.messages import JobInfo, LogEvent, ValueEvent
 from weft.wire.reports import escaped
@@ -23,6 +25,7 @@ from .catalog import Wanted, chosen, forget
 from .core import Talk
 from .effects import Steps
 from .job import AsyncJob, Job, finished
+from .progress import LoadBar
 from .servers import Server, server_at
 from .travel import Parcel, fitting, pack
 from .values import heard
@@ -41,6 +44,13 @@ class RemoteBackend:
         self._asked = asked
         self._family = family
         self._wanted = wanted
+        self.keep_seconds: float | None = None
+
+    def keeping(self, seconds: float) -> RemoteBackend:
+        """The same, whose jobs are kept for so many seconds after their end."""
+        other = RemoteBackend(self._asked, self._family, self._wanted)
+        other.keep_seconds = seconds
+        return other
 
     @property
     def server(self) -> Server:
@@ -48,12 +58,14 @@ class RemoteBackend:
 
     def run(self, request: Request) -> Reply:
         server = self.server
-        return sync.run(server, self._run(Talk(server), request), hear=_hearing(request))
+        return sync.run(server, self._run(Talk(server), request), hear=_hearing(request, server))
 
     async def arun(self, request: Request) -> Reply:
         """The same without blocking the event loop."""
         server = self.server
-        return await aio.run(server, self._run(Talk(server), request), hear=_hearing(request))
+        return await aio.run(
+            server, self._run(Talk(server), request), hear=_hearing(request, server)
+        )
 
     def submit(self, request: Request) -> Job:
         """Sends the request; returns when it is acknowledged."""
@@ -95,7 +107,7 @@ class RemoteBackend:
         model = yield from chosen(talk, wanted)
         request_id = secrets.token_hex(16)
         message = parcel.submit(request_id, model.id, wanted.fingerprint, wanted.weights)
-        return parcel, fitting(message, hello.limits)
+        return parcel, fitting(replace(message, keep_seconds=self.keep_seconds), hello.limits)
 
     def _asking(self, talk: Talk, steps: Steps[Any]) -> Steps[Any]:
         """The steps; where the server does not have the model any more, that is remembered."""
@@ -116,11 +128,13 @@ def print_log(given: Any) -> None:
         print_line(event.text)
 
 
-def _hearing(request: Request) -> Callable[[Any], None]:
-    """Prints what `tracer.log` says, and hands on what `tracer.stream` does."""
+def _hearing(request: Request, server: Server) -> Callable[[Any], None]:
+    """Prints what `tracer.log` says, hands on what `tracer.stream` does, shows a load."""
+    load = LoadBar(server.settings)
 
     def hear(given: Any) -> None:
         _, event = given
+        load.hear(event)
         if isinstance(event, ValueEvent):
             heard(event, request.listen, request.device)
         else:

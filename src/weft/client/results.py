@@ -38,26 +38,26 @@ def fetch(
 ) -> Steps[tuple[Manifest, dict[str, Any]]]:
     """The whole result: its manifest, and what was saved by name. `data` is it, if it came."""
     if data:
-        _check(info, len(data), hashlib.sha256(data).hexdigest())
+        check(info, len(data), hashlib.sha256(data).hexdigest())
         return opened(data)
     path = path_of(job, "/result")
     if info.bytes < LARGE:
         answer = yield from talk.call("GET", path, job=job)
-        _check(info, len(answer.body), hashlib.sha256(answer.body).hexdigest())
+        check(info, len(answer.body), hashlib.sha256(answer.body).hexdigest())
         return opened(answer.body)
     with tempfile.TemporaryFile() as file:
-        coming = _Coming(job, path, file, info.bytes, f'"{info.sha256}"')
-        yield from _to_disk(talk, coming)
-        _check(info, file.tell(), coming.sha.hexdigest())
-        return _opened_file(file)
+        coming = Coming(job, path, file, info.bytes, f'"{info.sha256}"')
+        yield from to_disk(talk, coming)
+        check(info, file.tell(), coming.sha.hexdigest())
+        return opened_file(file)
 
 
 def fetch_named(talk: Talk, job: str, names: Iterable[str]) -> Steps[dict[str, Any]]:
     """Some saves only, by name."""
     asked = "&".join(f"name={quote(name, safe='')}" for name in names)
     with tempfile.TemporaryFile() as file:
-        yield from _to_disk(talk, _Coming(job, path_of(job, f"/result?{asked}"), file))
-        _, saved = _opened_file(file)
+        yield from to_disk(talk, Coming(job, path_of(job, f"/result?{asked}"), file))
+        _, saved = opened_file(file)
         return saved
 
 
@@ -88,7 +88,7 @@ def moved(value: Any, device: torch.device | None) -> Any:
 
 
 @dataclass
-class _Coming:
+class Coming:
     """A file on its way to the disk. Size and ETag are those of the first answer, if not known."""
 
     job: str
@@ -127,7 +127,7 @@ class _Coming:
         self.sha.update(piece)
 
 
-def _to_disk(talk: Talk, coming: _Coming) -> Steps[None]:
+def to_disk(talk: Talk, coming: Coming) -> Steps[None]:
     """Fetches a file, going on where a connection broke."""
     patience, told = Patience(talk), None
     with ExitStack() as stack:
@@ -144,7 +144,7 @@ def _to_disk(talk: Talk, coming: _Coming) -> Steps[None]:
     coming.file.flush()
 
 
-def _pour(talk: Talk, coming: _Coming, patience: Patience, told: Any) -> Steps[None]:
+def _pour(talk: Talk, coming: Coming, patience: Patience, told: Any) -> Steps[None]:
     """What one connection brings."""
     while piece := (yield More()):
         patience.reset()
@@ -158,7 +158,7 @@ def _pour(talk: Talk, coming: _Coming, patience: Patience, told: Any) -> Steps[N
         raise Broken("the result ended early")
 
 
-def _opened_file(file: BinaryIO) -> tuple[Manifest, dict[str, Any]]:
+def opened_file(file: BinaryIO) -> tuple[Manifest, dict[str, Any]]:
     with (
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole,
         memoryview(whole) as view,
@@ -166,7 +166,7 @@ def _opened_file(file: BinaryIO) -> tuple[Manifest, dict[str, Any]]:
         return opened(view)
 
 
-def _check(info: ResultInfo, size: int, sha256: str) -> None:
+def check(info: ResultInfo, size: int, sha256: str) -> None:
     if (size, sha256) != (info.bytes, info.sha256):
         raise ResultChangedError(
             f"what arrived ({size} bytes, SHA-256 {sha256[:12]}...) is not what the server said it "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -35,7 +36,19 @@ def add_settings(parser: argparse.ArgumentParser, *only: str) -> None:
             parser.add_argument(option, type=kind, metavar=kind.__name__, help=text)
 
 
-def settings_of(options: argparse.Namespace) -> Settings:
-    """The settings of a server: its options, then the environment, then the file."""
+def add_server(parser: argparse.ArgumentParser) -> None:
+    """Which server is asked."""
+    parser.add_argument(
+        "--server",
+        metavar="URL",
+        help="its address; else WEFT_HOST, or the only one that runs on this machine",
+    )
+
+
+def settings_of(
+    options: argparse.Namespace, more: tuple[Mapping[str, Any], str] | None = None
+) -> Settings:
+    """The settings of a server: its options, then the environment, then its own file (`more`: what
+    it says, and its name), then the user's."""
     names = [field.name for field in fields(Settings) if field.name not in CLIENT_SETTINGS]
-    return load(**{name: getattr(options, name, None) for name in names})
+    return load(more=more, **{name: getattr(options, name, None) for name in names})

@@ -208,15 +208,19 @@ def _add_generation_config(net: Any, source: Source, options: LoadOptions) -> No
         )
 
 
-def load(source: Source, options: LoadOptions = DEFAULT_LOADING) -> nn.Module:
+def load(
+    source: Source, options: LoadOptions = DEFAULT_LOADING, *, safetensors_only: bool = False
+) -> nn.Module:
     """The model with its weights, in eval mode; a given module is itself, untouched.
 
-    Raises InputError if it cannot be found, or if the checkpoint lacks weights of the model or has
-    them in another shape: `transformers` would go on with random numbers.
+    With `safetensors_only` a checkpoint of another format is refused. Raises InputError if it
+    cannot be found, or if the checkpoint lacks weights of the model or has them in another shape:
+    `transformers` would go on with random numbers.
     """
     if source.module is not None:
         return _given_module(source.module, options)
     placed = {} if options.device_map is None else {"device_map": options.device_map}
+    placed |= {"use_safetensors": True} if safetensors_only else {}
     with _quiet(), _explained(source, "a causal language model with weights"):
         net, report = _kind_of(load_config(source, options)).from_pretrained(
             source.name,

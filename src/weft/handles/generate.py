@@ -38,7 +38,7 @@ from weft.trace.steps import Chosen, Steps
 from weft.wire.messages import Generation
 
 from .chosen import OF_INVOKES, Choices, How
-from .options import check_place, split
+from .options import check_place, kept, split
 from .session import join, remote_of
 from .tracer import Tracer
 from .where import Place as Where
@@ -256,6 +256,7 @@ def open_generator(handle: Any, inputs: tuple, options: dict[str, Any]) -> Gener
             fix="generate first, and trace what came out: model.trace(ids, grad=True)",
         )
     check_place(own, place)
+    place = kept(own, place)
     tensors = {name: rest.pop(name) for name in TENSOR_NAMES if name in rest}
     choices = Choices(rest, own.seed, handle._generation_defaults())
     several = handle._is_empty(inputs, tensors)

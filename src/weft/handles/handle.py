@@ -32,7 +32,7 @@ from .again import generate_again
 from .experiment import Experiment, check_paths, refuse_generation, vet
 from .grid import SEQUENCES, Grid, refuse_single
 from .methods import by_method
-from .options import OWN_OPTIONS, ROOT_OPTIONS, check_place, check_rerun, split
+from .options import OWN_OPTIONS, ROOT_OPTIONS, check_place, check_rerun, kept, split
 from .outright import outright
 from .reached import reached
 from .served import Served
@@ -153,6 +153,8 @@ class Handle(Module):
         blocking: True waits for the results. False only sends the block: `tracer.job` is a
         `weft.Job`, whose `result()` fetches what it saves; in such a block a look raises
         `LookError`.
+        keep_seconds: how long a server is to keep the job and its result after its end; by default
+        as long as it keeps any (`job.status().expires` says).
         eager: True shows numbers while the block is written: `print(h)`, an f-string and a debugger
         do, and an operation that fails raises at its line. The results are the same. Only where the
         block runs here; for finding out what goes wrong, not for speed (see docs/debugging.md).
@@ -306,6 +308,7 @@ class Handle(Module):
         remote = remote_of(self, own.remote)
         place = self._places.pick(remote if runs else _checked(remote))
         check_place(own, place, runs)
+        place = kept(own, place) if runs else place
         several = self._is_empty(inputs, rest)
         tracer = Tracer(
             self,

@@ -177,8 +177,8 @@ class LanguageModel(Handle):
         max_new_tokens, do_sample, temperature, top_k, top_p, ...: how tokens are chosen, as in
         `generate` of `transformers` (`weft.families.sampling.Sampling` lists them); what is not
         given is what the model's generation config says. seed: keys all draws, those of tokens too.
-        remote, device, blocking, eager: as in `trace`. trace: False opens no block, and returns the
-        ids.
+        remote, device, blocking, keep_seconds, eager: as in `trace`. trace: False opens no block,
+        and returns the ids.
 
         Step 0 is the prompt's forward; each step makes one token. Sites outside of step loops are
         those of step 0; edits there act at every step. See `Generator`.

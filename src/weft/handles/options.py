@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from weft.client.remote import RemoteBackend
 from weft.errors import UnknownOptionError
 
 from .where import Place, Remote
@@ -24,6 +25,7 @@ class Own:
     alone: bool = False
     grad: bool = False
     eager: bool = False
+    keep_seconds: float | None = None
 
 
 ROOT_OPTIONS = ("fn", "trace")
@@ -87,8 +89,29 @@ def check_place(own: Own, place: Place, runs: bool = True) -> None:
         )
 
 
+def kept(own: Own, place: Place) -> Place:
+    """The place, where jobs are kept for as long as the block asks. Raises `UnknownOptionError`."""
+    seconds = own.keep_seconds
+    if seconds is None:
+        return place
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
+        raise UnknownOptionError(
+            f"keep_seconds is a number of seconds above 0, not {seconds!r}", fix="keep_seconds=3600"
+        )
+    if not isinstance(place.backend, RemoteBackend):
+        raise UnknownOptionError(
+            f"keep_seconds: this block runs {place.text}, and leaves no job to be kept",
+            fix="leave it out, or run the block on a server with remote=True",
+        )
+    return replaced(place, backend=place.backend.keeping(float(seconds)))
+
+
 def check_rerun(own: Own) -> None:
     """Raises for options that `Experiment.run` does not have."""
+    if own.keep_seconds is not None:
+        raise UnknownOptionError(
+            "keep_seconds: Experiment.run leaves no job to be fetched later", fix="leave it out"
+        )
     if not own.blocking:
         raise UnknownOptionError(
             "blocking=False: Experiment.run waits for what it returns", fix="leave it out"

@@ -21,7 +21,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from weft.client.session import SessionBackend
-from weft.errors import RecordingError
+from weft.errors import RecordingError, UnknownOptionError
 from weft.trace.carry import Carry, Kept
 from weft.trace.current import current
 from weft.trace.lines import user_line, where
@@ -150,6 +150,11 @@ def join(tracer: Tracer, place: Place) -> None:
     if session is None or (place.kind == "server" and session.trained is None):
         return
     if place.kind == "server":
+        if getattr(place.backend, "keep_seconds", None) is not None:
+            raise UnknownOptionError(
+                "keep_seconds: the requests of a session are kept together, as long as any",
+                fix="leave it out, or run the block outside of the session",
+            )
         room = session.room(tracer._handle, place)
         tracer._place = replace(place, backend=room)
         tracer._recorder.space = room

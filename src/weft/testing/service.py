@@ -28,8 +28,8 @@ from weft import __version__
 from weft.engine.known import Known
 from weft.engine.publish import know
 from weft.service.checker.loop import Checker
-from weft.service.fleet.child import loaded
 from weft.service.fleet.keys import add_key, announced
+from weft.service.fleet.loading import loaded
 from weft.service.fleet.models import Deployment
 from weft.service.fleet.places import ledger_of, objects_of
 from weft.service.fleet.serve import listen, url_of

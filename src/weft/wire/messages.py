@@ -26,6 +26,7 @@ PROTOCOL = 1
 
 # `$` alone would let a line break follow
 Id = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-]+(?!\n)$")]
+Seconds = Annotated[float, Meta(gt=0, le=10**10)]
 ModelId = Annotated[str, Meta(min_length=1, max_length=200)]
 Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}(?!\n)$")]
 """SHA-256 of a tensor: of `dtype`, the shape as a JSON list, and its bytes (`frames.digest`)."""
@@ -198,6 +199,7 @@ class Submit(Ask, frozen=True):
     generation: Generation | None = None
     generations: Annotated[tuple[Generation, ...], Meta(max_length=512)] = ()
     seat: Seat | None = None
+    keep_seconds: Seconds | None = None
 
 
 class MissingQuery(Ask, frozen=True):
@@ -239,6 +241,36 @@ class SourceQuery(Ask, frozen=True):
     tensors: bytes = b""
     sites: bool = False
     turn: Literal["first", "next"] | None = None
+
+
+class Deploy(Ask, frozen=True):
+    """One more model for the server, or one that it has, pinned otherwise or tried again.
+
+    `source` is a folder that the operator lets models be deployed from, or an id of the hub that he
+    listed; `name` is what clients will call it (by default the folder's name, or the id). The rest
+    has the meaning that it has in `from_pretrained`. A `pinned` model is loaded at once, and stays.
+    """
+
+    source: Annotated[str, Meta(min_length=1, max_length=1024)]
+    name: ModelId | None = None
+    pinned: bool = False
+    dtype: Annotated[str, Meta(pattern=r"^[a-z0-9_]{1,32}(?!\n)$")] | None = None
+    attn_implementation: Annotated[str, Meta(pattern=r"^[a-z0-9_]{1,64}(?!\n)$")] | None = None
+    device: Annotated[str, Meta(pattern=r"^(auto|cpu|cuda(:[0-9]{1,2})?)(?!\n)$")] | None = None
+
+
+class Evict(Ask, frozen=True):
+    """A model out of memory; the next job loads it again. With `forget` a deployed one is no more
+    of this server at all: its jobs that wait end by name."""
+
+    model: ModelId
+    forget: bool = False
+
+
+class Keep(Ask, frozen=True):
+    """Keeps a job and its result for so many seconds after its end."""
+
+    seconds: Seconds
 
 
 class Layout(Ask, frozen=True):
@@ -310,7 +342,15 @@ class Hello(Tell, frozen=True):
 
 
 class ModelInfo(Tell, frozen=True):
-    """One model of a server. `state` is `loading`, `ready` or `failed`."""
+    """One model of a server.
+
+    `state` is `ready` (its weights are where it runs), `loading`, `warm` (they are not, but the
+    system has their files in memory), `cold` (they are on the disk), or `failed`. Jobs may be sent
+    in all but the last: they wait for it. Bytes are measured: `host_bytes` and `device_bytes` are
+    what its worker takes now, `need_bytes` and `need_device_bytes` what the last load took,
+    `loaded_bytes` how much of `weight_bytes` is there. `used` is when a job began or ended last, in
+    seconds since 1970.
+    """
 
     id: str
     family: str
@@ -320,6 +360,14 @@ class ModelInfo(Tell, frozen=True):
     parameters: int
     state: str = "ready"
     reason: str | None = None
+    pinned: bool = True
+    host_bytes: int = 0
+    device_bytes: int = 0
+    need_bytes: int = 0
+    need_device_bytes: int = 0
+    weight_bytes: int = 0
+    loaded_bytes: int = 0
+    used: float | None = None
 
 
 class ModelList(Tell, frozen=True):
@@ -427,6 +475,9 @@ class ModelStatus(Tell, frozen=True):
     state: str
     waiting: int
     running: int
+    host_bytes: int = 0
+    device_bytes: int = 0
+    used: float | None = None
 
 
 class UsageRow(Tell, frozen=True):
@@ -514,8 +565,11 @@ class JobInfo(Tell, frozen=True):
     """A job, as its owner sees it. Times are seconds since 1970.
 
     `state` is `received`, `queued`, `running`, `done`, `failed` or `cancelled`. `stages` tells how
-    long each took, in seconds: `price`, `queue`, `run`. `merged`: its forward was shared with jobs
-    of others.
+    long each took, in seconds: `price`, `queue`, `run`. While it waits, `ahead` counts the jobs
+    that come before it, `estimate` says in how many seconds it may begin (jobs ahead, at the rate
+    at which the last ones of this model were done, and the rest of a load), and `model_state` how
+    its model is where that is not ready. `expires` is when the server forgets one that is over.
+    `merged`: its forward was shared with jobs of others.
     """
 
     id: str
@@ -531,6 +585,8 @@ class JobInfo(Tell, frozen=True):
     stages: dict[str, float] = {}
     expires: float | None = None
     merged: bool = False
+    estimate: float | None = None
+    model_state: str | None = None
 
 
 class JobList(Tell, frozen=True):
@@ -586,10 +642,12 @@ class ValueEvent(Tell, frozen=True, tag="value"):
 
 
 class ProgressEvent(Tell, frozen=True, tag="progress"):
-    """Sites that have fired, of those the graph waits for."""
+    """How far the job is. `kind` is `run`: sites that have fired, of those the graph waits for; or
+    `load`: bytes of its model's weights that are in memory, of all, while it waits for them."""
 
     done: int
     total: int
+    kind: str = "run"
 
 
 class EndEvent(Tell, frozen=True, tag="end"):

@@ -142,7 +142,7 @@ class Checker:
         self._bells.checker.ring()
 
     def mark(self, id: str, state: str, reason: str | None = None) -> None:
-        """Says how the worker of a model is: `loading`, `ready` or `failed`."""
+        """Says how the worker of a model is: `cold`, `loading`, `ready` or `failed`."""
         with self._lock:
             model = self._models.setdefault(id, Model())
             model.worker, model.reason = state, reason
@@ -225,8 +225,7 @@ class Checker:
 
     def _claim(self) -> Job | None:
         with self._lock:
-            known = [id for id, model in self._models.items() if model.state == "ready"]
-            known += [id for id, m in self._models.items() if m.known and m.state == "loading"]
+            known = [id for id, m in self._models.items() if m.known and m.state != "failed"]
             failed = [id for id, model in self._models.items() if model.state == "failed"]
         now = self._clock()
         until = now + 3 * self._settings.price_seconds + self._settings.lease_seconds

@@ -14,7 +14,8 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import msgspec
 from msgspec import Struct
@@ -25,7 +26,37 @@ class IsBorn(Struct, frozen=True, tag=True):
 
 
 class IsReady(Struct, frozen=True, tag=True):
-    """The process can do its work."""
+    """The process can do its work. `device` are bytes of device memory that it has, of `all`."""
+
+    device: int = 0
+    device_all: int = 0
+
+
+class IsKnown(Struct, frozen=True, tag=True):
+    """The checker knows a model, whose tensors have so many bytes."""
+
+    model: str
+    weights: int
+
+
+class IsLoading(Struct, frozen=True, tag=True):
+    """A worker has so many bytes of its weights in memory."""
+
+    loaded: int
+
+
+class IsUsing(Struct, frozen=True, tag=True):
+    """A worker has so many bytes of device memory, and so many are left."""
+
+    device: int
+    device_free: int
+
+
+class IsAsked(Struct, frozen=True, tag=True):
+    """Somebody asked the gateway: `look` at which models are deployed, or `evict` one."""
+
+    what: Literal["look", "evict"]
+    model: str
 
 
 class IsUnusable(Struct, frozen=True, tag=True):
@@ -50,7 +81,33 @@ class DoMark(Struct, frozen=True, tag=True):
     reason: str | None = None
 
 
-Message = IsBorn | IsReady | IsUnusable | DoDrain | DoFinish | DoMark
+class DoServe(Struct, frozen=True, tag=True):
+    """Tells the gateway that there is one more model. Both ends of its bell come with it."""
+
+    model: str
+
+
+class DoForget(Struct, frozen=True, tag=True):
+    """Tells the gateway that a model is not there any more."""
+
+    model: str
+
+
+Message = (
+    IsBorn
+    | IsReady
+    | IsUnusable
+    | IsKnown
+    | IsLoading
+    | IsUsing
+    | IsAsked
+    | DoDrain
+    | DoFinish
+    | DoMark
+    | DoServe
+    | DoForget
+)
+MOST_FILES = 16
 LOG = logging.getLogger("weft.fleet")
 _DECODER = msgspec.json.Decoder(Message)
 
@@ -61,6 +118,7 @@ class Channel:
     def __init__(self, end: socket.socket) -> None:
         self._end = end
         self._rest = b""
+        self._files: list[int] = []
         self._lock = threading.Lock()
 
     @classmethod
@@ -76,20 +134,33 @@ class Channel:
     def fileno(self) -> int:
         return self._end.fileno()
 
-    def send(self, message: Message) -> None:
-        """No error where the other end is gone: who reads there will notice."""
+    def send(self, message: Message, files: Sequence[int] = ()) -> None:
+        """No error where the other end is gone: who reads there will notice.
+
+        `files` are open ones, of which the other side gets numbers of its own (`files`).
+        """
+        data = msgspec.json.encode(message) + b"\n"
         with self._lock:
             try:
-                self._end.sendall(msgspec.json.encode(message) + b"\n")
+                sent = socket.send_fds(self._end, [data], list(files)) if files else 0
+                self._end.sendall(data[sent:])
             except (BrokenPipeError, ConnectionResetError):
                 return
+
+    def files(self, count: int) -> list[int]:
+        """The next open files that came, for the message that they came with."""
+        taken, self._files = self._files[:count], self._files[count:]
+        if len(taken) < count:
+            raise OSError("a message came without its open files")
+        return taken
 
     def read(self) -> list[Message] | None:
         """Waits for messages. None: the other end is gone."""
         try:
-            data = self._end.recv(65_536)
+            data, files, _, _ = socket.recv_fds(self._end, 65_536, MOST_FILES)
         except (ConnectionResetError, BrokenPipeError):
             return None
+        self._files += files  # they come no later than the beginning of their message
         if not data:
             return None
         *lines, self._rest = (self._rest + data).split(b"\n")

@@ -10,14 +10,12 @@ import logging
 import os
 import signal
 import tempfile
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from weft.engine.known import Known
 from weft.engine.publish import know
-from weft.families.loading import Source, load, load_options
 from weft.service.checker.bounds import ProcessBounds
 from weft.service.checker.loop import Checker
 from weft.service.sandbox.confine import Confined
@@ -30,7 +28,20 @@ from weft.service.worker.loop import Worker
 from weft.settings import Settings
 from weft.wire.reports import report_of
 
-from .channel import Channel, DoFinish, DoMark, IsReady, IsUnusable, Message, follow
+from .channel import (
+    Channel,
+    DoFinish,
+    DoForget,
+    DoMark,
+    IsKnown,
+    IsLoading,
+    IsReady,
+    IsUnusable,
+    IsUsing,
+    Message,
+    follow,
+)
+from .loading import device_bytes, loaded, weights_of
 from .models import Deployment
 from .places import ledger_of, objects_of
 from .spec import Given, Spec, settings_of
@@ -90,15 +101,23 @@ def _checker(spec: Spec, channel: Channel, store: Store) -> int:
     for model in spec.models:
         checker.add(model.id)
 
+    finishing = False
+
     def act(message: Message) -> None:
+        nonlocal finishing
+        if finishing:
+            return  # the ledger may be closed by now; the next one is told, too
         if isinstance(message, DoMark):
             checker.mark(message.model, message.state, message.reason)
+        elif isinstance(message, DoForget):
+            checker.remove(message.model)
         elif isinstance(message, DoFinish):
+            finishing = True
             checker.stop()
 
     follow(channel, act)
     for model in spec.models:
-        _look_at(checker, model, store.settings)
+        _look_at(checker, model, channel, store.settings)
     bounds.limit_memory(CHECKER_BYTES)
     store.confined.finish()
     channel.send(IsReady())
@@ -106,10 +125,11 @@ def _checker(spec: Spec, channel: Channel, store: Store) -> int:
     return 0
 
 
-def _look_at(checker: Checker, model: Deployment, settings: Settings) -> None:
+def _look_at(checker: Checker, model: Deployment, channel: Channel, settings: Settings) -> None:
     try:
         known = know(model.source, **model.tree_options())
         checker.add(model.id, known, model.weights(settings))
+        channel.send(IsKnown(model.id, weights_of(known.skeleton)))
     except Exception as error:
         LOG.exception("%s cannot be known", model.id)
         checker.fail(model.id, reason_of(error))
@@ -138,7 +158,7 @@ def _worker(spec: Spec, channel: Channel, store: Store) -> int:
 
     follow(channel, act)
     try:
-        net, known = loaded(model)
+        net, known = loaded(model, lambda loaded: channel.send(IsLoading(loaded)))
     except Exception as error:
         LOG.exception("%s cannot be loaded", model.id)
         channel.send(IsUnusable(reason_of(error)))
@@ -156,18 +176,28 @@ def _worker(spec: Spec, channel: Channel, store: Store) -> int:
             die=lambda: os._exit(75),
         )
     )
+    mine, _, everything = device_bytes()
     store.confined.finish()
-    channel.send(IsReady())
+    channel.send(IsReady(mine, everything))
+    _watch_device(channel)
     if not stopped:
         workers[0].run()
     return 0
 
 
-def loaded(model: Deployment) -> tuple[torch.nn.Module, Known]:
-    """The model with its weights, warm: the first pass of a process is slower than all others."""
-    net = load(Source.of(model.source), load_options(**model.options()))
-    known = know(net)
-    if known.facts is not None:
-        with torch.no_grad():
-            net(torch.zeros(1, 1, dtype=torch.long, device=next(net.parameters()).device))
-    return net, known
+def _watch_device(channel: Channel, every: float = 5.0) -> None:
+    """Tells now and then how much device memory this process has; only where there is a device."""
+    told = device_bytes()
+    if not told[2]:
+        return
+
+    def watch() -> None:
+        last = told[0]
+        while True:
+            time.sleep(every)
+            mine, free, _ = device_bytes()
+            if mine != last:
+                last = mine
+                channel.send(IsUsing(mine, free))
+
+    threading.Thread(target=watch, name="device memory", daemon=True).start()

@@ -13,11 +13,12 @@ from pathlib import Path
 from weft.service.gateway.app import make_app
 from weft.service.gateway.server import Server, log_to_stderr
 from weft.service.sandbox.means import short
+from weft.service.store.bells import Bell
 from weft.service.store.folder import FolderObjects
 from weft.service.store.shell import Shell
 from weft.service.store.sqlite import open_ledger
 
-from .channel import DoDrain, DoFinish, IsReady, Message, follow
+from .channel import DoDrain, DoFinish, DoForget, DoServe, IsAsked, IsReady, Message, follow
 from .places import ledger_of, objects_of
 from .process import die_with
 from .spec import alone, settings_of
@@ -44,8 +45,17 @@ def main(argv: list[str]) -> int:
     listening = socket.socket(fileno=given.rest[0])
     server = Server(app, listening, ready=lambda: given.channel.send(IsReady()))
 
+    app.gateway.order = lambda what, model: given.channel.send(IsAsked(what, model))
+
     def act(message: Message) -> None:
-        if isinstance(message, DoDrain):
+        if isinstance(message, DoServe):
+            given.bells.workers[message.model] = Bell.of(*given.channel.files(2))
+            app.gateway.models = (*app.gateway.models, message.model)
+        elif isinstance(message, DoForget):
+            app.gateway.models = tuple(one for one in app.gateway.models if one != message.model)
+            if message.model in given.bells.workers:
+                given.bells.workers.pop(message.model).close()
+        elif isinstance(message, DoDrain):
             server.drain()
         elif isinstance(message, DoFinish):
             server.finish()

@@ -14,7 +14,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from selectors import EVENT_READ, BaseSelector
 
 import msgspec
@@ -25,7 +25,7 @@ from weft.settings import variable
 
 from .channel import Channel, Message
 from .process import ended
-from .spec import KIND, DoKill, DoMake, Exited, Spec, send
+from .spec import KIND, DoKill, DoMake, Exited, Forked, Spec, send
 
 PATIENCE = 5.0
 """Seconds that a process may take to be gone after its channel is."""
@@ -38,6 +38,7 @@ class Made:
         self.spec = spec
         self.channel = channel
         self.popen = popen
+        self.pid = None if popen is None else popen.pid
         self.born = False
 
 
@@ -133,8 +134,13 @@ class Hands:
         if not data:
             self._end_nursery()
             return
-        said = msgspec.json.decode(data, type=Exited)
-        self._report(said.name, said.status)
+        said = msgspec.json.decode(data, type=Exited | Forked)
+        if isinstance(said, Exited):
+            self._report(said.name, said.status)
+            return
+        for made in self._made.values():
+            if made.spec.holder == said.name:
+                made.pid = said.pid
 
     def _end_nursery(self) -> None:
         if self._nursery is None:
@@ -161,9 +167,14 @@ class Hands:
 
     # -- telling ---------------------------------------------------------------------------------
 
-    def tell(self, name: str, message: Message) -> None:
+    def tell(self, name: str, message: Message, files: Sequence[int] = ()) -> None:
         if name in self._made:
-            self._made[name].channel.send(message)
+            self._made[name].channel.send(message, files)
+
+    def pids(self, names: Iterable[str]) -> dict[str, int]:
+        """The process ids of those that are there, as far as they are known by now."""
+        made = {name: self._made[name].pid for name in names if name in self._made}
+        return {name: pid for name, pid in made.items() if pid is not None}
 
     def kill(self, name: str) -> None:
         made = self._made.get(name)

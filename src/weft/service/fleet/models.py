@@ -1,4 +1,4 @@
-"""Which models a server has: what stands on its command line, as data.
+"""Which models a server has: what stands on its command line or in its file, as data.
 
 Deployment.parse("openai-community/gpt2")      # id: the text itself
 Deployment.parse("./models/tiny")              # id: "tiny", the folder's name
@@ -7,6 +7,7 @@ Deployment.parse("small=./models/tiny")        # id: "small"
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,15 @@ from msgspec.structs import replace
 from weft.errors import SettingError
 from weft.settings import Settings
 
+MOST = 100
+"""Models of one server: each has a bell, whose ends every process of it gets at its start."""
+
 
 class Deployment(Struct, frozen=True, kw_only=True):
     """One model of a server. `id` is what clients call it, `source` a folder or an id of the hub.
 
-    `device` is what `from_pretrained` calls `device_map`; the rest has its names there.
+    `device` is what `from_pretrained` calls `device_map`; `dtype` and `attn_implementation` have
+    their names there. A `pinned` one is loaded at once and stays; another when a job needs it.
     `weights_leave` and `weights_bytes` say whether clients may have its weights, and how many bytes
     of them; None: as the server's settings say.
     """
@@ -30,6 +35,7 @@ class Deployment(Struct, frozen=True, kw_only=True):
     dtype: str | None = None
     attn_implementation: str | None = None
     device: str | None = None
+    pinned: bool = True
     weights_leave: bool | None = None
     weights_bytes: int | None = None
 
@@ -71,14 +77,28 @@ class Deployment(Struct, frozen=True, kw_only=True):
         """The same, for a tree without weights, which is on no device."""
         return replace(self, device=None).options()
 
+    def same_weights(self) -> str:
+        """What a measure of memory is a measure of."""
+        return f"{self.source} {self.dtype} {self.attn_implementation} {self.device}"
+
 
 def parse_all(texts: list[str], **options: Any) -> list[Deployment]:
     """All models of a command line. Raises `SettingError` where two have one name."""
-    models = [Deployment.parse(text, **options) for text in texts]
-    ids = [model.id for model in models]
+    return checked([Deployment.parse(text, **options) for text in texts])
+
+
+def checked(models: Iterable[Deployment]) -> list[Deployment]:
+    """The models. Raises `SettingError` where two have one name, or there are too many."""
+    found = list(models)
+    ids = [model.id for model in found]
     for id in ids:
         if ids.count(id) > 1:
             raise SettingError(
                 f"two models are called {id!r}", fix="name them: weft serve a=MODEL b=MODEL"
             )
-    return models
+    if len(found) > MOST:
+        raise SettingError(
+            f"{len(found)} models are more than one server has: at most {MOST}",
+            fix="start several servers",
+        )
+    return found

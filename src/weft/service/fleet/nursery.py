@@ -28,7 +28,7 @@ from . import child
 from .channel import IsBorn
 from .models import Deployment
 from .process import call_me, die_with
-from .spec import DoMake, Exited, Given, Spec, alone, receive
+from .spec import DoMake, Exited, Forked, Given, Spec, alone, receive
 
 LOG = logging.getLogger("weft.fleet")
 
@@ -97,6 +97,7 @@ class Nursery:
             if pid == 0:
                 self._be_born(spec, fds, parent)
             self._children[pid] = spec.holder
+            self._control.send(msgspec.json.encode(Forked(spec.holder, pid)))
         except OSError:
             # No memory for one more is no reason to take the others along. The fleet sees the end
             # of the channel, and tries again.

@@ -4,11 +4,16 @@
     state, commands = decide(state, Begin(), now)         # (Start("gateway"), ...)
     state, commands = decide(state, Died("tiny"), now)    # (Release("tiny"), Start("tiny"))
 
-A part goes through these phases; `gone` and `failed` are where it stays.
+A part goes through these phases; `gone` is where it stays, and `failed`, until its model is
+deployed anew.
 
     new -> starting -> ready --(died)--> waiting -> starting -> ...
               |          |-> gone (the fleet ends)
               '-> failed (its model cannot be loaded, or it died too often before it was ready)
+
+The worker of a model that is loaded on demand has two more: `cold` (no process, and none is
+wanted) and `leaving` (told to end, after what it has in hand), and `unfit` where the memory budget
+is too small for it. `residency` says when it goes from one to the other.
 
 A part that was ready and dies is started again at once, if it was ready for a while: whoever kills
 it again and again cannot make the fleet do nothing else. One that dies before it is ready waits
@@ -20,14 +25,42 @@ hand, or at once where they only load; the gateway, through which results are fe
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any
 
-from msgspec import Struct
 from msgspec.structs import replace
 
-Role = Literal["gateway", "checker", "worker"]
-Phase = Literal["new", "starting", "ready", "waiting", "failed", "gone"]
-Mode = Literal["serving", "draining", "ending", "over"]
+from .parts import (
+    Added,
+    Begin,
+    Command,
+    Demand,
+    Died,
+    Drain,
+    Drop,
+    Event,
+    Evicted,
+    Finish,
+    Kill,
+    Known,
+    Limited,
+    Looked,
+    Measured,
+    Need,
+    Over,
+    Part,
+    Ready,
+    Release,
+    Removed,
+    Resident,
+    Say,
+    Start,
+    State,
+    Step,
+    Stop,
+    Tick,
+    Unusable,
+)
+from .residency import settle
 
 STEADY = 0.25
 """Seconds that lie at least between being ready and being started again."""
@@ -37,145 +70,50 @@ FIRST_WAIT, LONGEST_WAIT = 0.05, 10.0
 LAST_WORDS = 5.0
 """Seconds that the gateway has to end by itself when all else is gone."""
 
-
-class Part(Struct, frozen=True):
-    """A process that should be there. `deaths` are those in a row before it was ready."""
-
-    name: str
-    role: Role
-    phase: Phase = "new"
-    deaths: int = 0
-    ready_at: float = 0.0
-    again: float = 0.0  # when a waiting one is started
-
-    @property
-    def alive(self) -> bool:
-        return self.phase in ("starting", "ready")
-
-
-class State(Struct, frozen=True):
-    """All parts, and how far the fleet is with its own life."""
-
-    parts: dict[str, Part]
-    drain: float
-    mode: Mode = "serving"
-    until: float | None = None
-
-    @classmethod
-    def of(cls, roles: dict[str, Role], drain: float) -> State:
-        return cls({name: Part(name, role) for name, role in roles.items()}, drain)
-
-    def with_part(self, part: Part) -> State:
-        return replace(self, parts={**self.parts, part.name: part})
-
-    def alive(self, *roles: Role) -> list[Part]:
-        return [part for part in self.parts.values() if part.alive and part.role in roles]
-
-
-# -- events ----------------------------------------------------------------------------------------
-
-
-class Begin(Struct, frozen=True):
-    """The fleet begins."""
-
-
-class Ready(Struct, frozen=True):
-    """A part says that it can do its work."""
-
-    name: str
-
-
-class Unusable(Struct, frozen=True):
-    """A worker says that it will never be: its model cannot be loaded."""
-
-    name: str
-    reason: str
-
-
-class Died(Struct, frozen=True):
-    """A process ended, whatever the reason."""
-
-    name: str
-
-
-class Tick(Struct, frozen=True):
-    """Time has passed."""
-
-
-class Stop(Struct, frozen=True):
-    """Somebody wants the fleet to end. The second time, now."""
-
-
-Event = Begin | Ready | Unusable | Died | Tick | Stop
-
-# -- commands --------------------------------------------------------------------------------------
-
-
-class Start(Struct, frozen=True):
-    """Make the process."""
-
-    name: str
-
-
-class Drain(Struct, frozen=True):
-    """Tell a gateway to take no new jobs."""
-
-    name: str
-
-
-class Finish(Struct, frozen=True):
-    """Tell it to end after what it has in hand."""
-
-    name: str
-
-
-class Kill(Struct, frozen=True):
-    """End it now."""
-
-    name: str
-
-
-class Release(Struct, frozen=True):
-    """Take back what the dead process had claimed."""
-
-    name: str
-
-
-class Say(Struct, frozen=True):
-    """A model's state has changed: `ready` or `failed`."""
-
-    model: str
-    state: str
-    reason: str | None = None
-
-
-class Over(Struct, frozen=True):
-    """The fleet ends; with a reason, in failure."""
-
-    reason: str | None = None
-
-
-Command = Start | Drain | Finish | Kill | Release | Say | Over
-Step = tuple[State, tuple[Command, ...]]
-
 # -- decisions -------------------------------------------------------------------------------------
 
 
 def decide(state: State, event: Event, now: float) -> Step:
     """What to do about an event, and what is so afterwards."""
+    state, commands = _decide(state, event, now)
+    state, more = settle(state, now)
+    commands = (*commands, *more)
+    state, last = _hopeless(state, commands)
+    return state, (*commands, *last)
+
+
+def _decide(state: State, event: Event, now: float) -> Step:
     match event:
         case Begin():
-            return _start(state, *state.parts)
-        case Ready(name):
-            return _ready(state, state.parts[name], now)
-        case Unusable(name, reason):
-            return _fail(state, state.parts[name], reason)
-        case Died(name):
-            return _died(state, state.parts[name], now)
+            return _begin(state, now)
         case Tick():
             return _tick(state, now)
         case Stop():
             return _stop(state, now)
+        case Looked(demand):
+            return _looked(state, demand), ()
+        case Limited(budget):
+            return replace(state, budget=budget), ()
+        case Added():
+            return _added(state, event, now)
+    part = state.parts.get(event.name)
+    if part is None:
+        return state, ()  # a model that is gone by now
+    match event:
+        case Ready(_, took):
+            return _ready(state, part, took, now)
+        case Unusable(_, reason):
+            return _fail(state, part, reason)
+        case Died():
+            return _died(state, part, now)
+        case Known(_, need):
+            return (_with_model(state, part, need=need) if part.model.need is None else state), ()
+        case Measured(_, holds):
+            return (_with_model(state, part, holds=holds) if part.alive else state), ()
+        case Removed():
+            return _removed(state, part)
+        case Evicted():
+            return _evicted(state, part)
 
 
 def wake(state: State) -> float | None:
@@ -184,49 +122,150 @@ def wake(state: State) -> float | None:
     return min([*times, *([] if state.until is None else [state.until])], default=None)
 
 
-def _start(state: State, *names: str) -> Step:
+def _with_model(state: State, part: Part, **changes: Any) -> State:
+    return state.with_part(replace(part, model=replace(part.model, **changes)))
+
+
+# -- processes -------------------------------------------------------------------------------------
+
+
+def _begin(state: State, now: float) -> Step:
+    """Pinned models of which nobody knows what they take are loaded at once, as the rest of the
+    server is; others when it is known that there is room."""
+    cold = [p for p in state.workers() if not p.model.pinned or p.model.need is not None]
+    for part in cold:
+        state = state.with_part(replace(part, phase="cold"))
+    names = [name for name, part in state.parts.items() if part.phase == "new"]
+    state, started = _start(state, now, *names)
+    return state, (*started, *[Say(part.name, "cold") for part in cold if not part.model.pinned])
+
+
+def _start(state: State, now: float, *names: str) -> Step:
     for name in names:
-        state = state.with_part(replace(state.parts[name], phase="starting"))
+        part = replace(state.parts[name], phase="starting", begun=now, there=True)
+        state = _with_model(state, part, holds=Need())
     return state, tuple(Start(name) for name in names)
 
 
-def _ready(state: State, part: Part, now: float) -> Step:
+def _ready(state: State, part: Part, took: Need | None, now: float) -> Step:
     if part.phase != "starting":
         return state, ()
-    state = state.with_part(replace(part, phase="ready", ready_at=now, deaths=0))
-    return state, (Say(part.name, "ready"),) if part.role == "worker" else ()
+    part = replace(part, phase="ready", ready_at=now, deaths=0)
+    if part.role != "worker":
+        return state.with_part(part), ()
+    need = took or part.model.need
+    state = _with_model(state, part, need=need, holds=need or Need())
+    return state, (Say(part.name, "ready"),)
 
 
 def _fail(state: State, part: Part, reason: str) -> Step:
-    """A model without a worker is no reason to end, unless there is no other."""
+    if part.phase == "leaving":
+        return state, ()
     state = state.with_part(replace(part, phase="failed"))
     if part.role != "worker":
         return replace(state, mode="over"), (Over(f"the {part.role} {reason}"),)
-    workers = [one for one in state.parts.values() if one.role == "worker"]
-    said = Say(part.name, "failed", reason)
-    if all(one.phase == "failed" for one in workers):
-        return replace(state, mode="over"), (said, Over(f"no model is left: {reason}"))
-    return state, (said,)
+    return state, (Say(part.name, "failed", reason),)
+
+
+def _hopeless(state: State, commands: tuple[Command, ...]) -> Step:
+    """A model without a worker is no reason to end, unless there is no other, and none can come."""
+    workers = state.workers()
+    lost = all(part.model.pinned and part.phase in ("failed", "unfit") for part in workers)
+    if state.mode != "serving" or state.grows or not workers or not lost:
+        return state, ()
+    reasons = [said.reason for said in commands if isinstance(said, Say) and said.reason]
+    return replace(state, mode="over"), (Over("; ".join(["no model is left", *reasons])),)
 
 
 def _died(state: State, part: Part, now: float) -> Step:
     freed = Release(part.name)
+    part = replace(part, there=False, model=replace(part.model, holds=Need()))
     if part.phase == "failed":
-        return state, (freed,)
+        return state.with_part(part), (freed,)
     if state.mode != "serving":
         state = state.with_part(replace(part, phase="gone"))
         state, more = _leave(state, now)
         return state, (freed, *more)
+    if part.phase == "leaving":
+        state, more = _left(state, part)
+        return state, (freed, *more)
     served = part.phase == "ready"
     part = replace(part, deaths=0 if served else part.deaths + 1)
+    if part.role == "worker" and not part.model.wanted:
+        state, more = _left(state, part)
+        return state, (freed, *more)
     if part.deaths > DEATHS:
         state, more = _fail(state, part, f"died {part.deaths} times before it was ready")
         return state, (freed, *more)
     again = part.ready_at + STEADY if served else now + _pause(part.deaths)
     if again <= now:
-        state, more = _start(state.with_part(part), part.name)
+        state, more = _start(state.with_part(part), now, part.name)
         return state, (freed, *more)
     return state.with_part(replace(part, phase="waiting", again=again)), (freed,)
+
+
+def _left(state: State, part: Part) -> Step:
+    """The process of a model that nobody wants in memory is gone."""
+    if part.model.forget:
+        return state.without(part.name), (Drop(part.name),)
+    part = replace(part, phase="cold")  # who still wants it is seen at the next look
+    return _with_model(state, part, waiting=0, running=0), (Say(part.name, "cold"),)
+
+
+# -- models ----------------------------------------------------------------------------------------
+
+
+def _looked(state: State, demand: dict[str, Demand]) -> State:
+    for part in state.workers():
+        its = demand.get(part.name, Demand(used=part.model.used))
+        state = _with_model(
+            state,
+            part,
+            waiting=its.waiting,
+            running=its.running,
+            sessions=its.sessions,
+            used=max(its.used, part.model.used),
+        )
+    return state
+
+
+def _added(state: State, event: Added, now: float) -> Step:
+    part = state.parts.get(event.name)
+    if part is None:
+        model = Resident(pinned=event.pinned, need=event.need)
+        part = Part(event.name, "worker", phase="cold", model=model)
+        return state.with_part(part), (Say(event.name, "cold"),)
+    again = part.phase in ("failed", "unfit")
+    if again:
+        part = replace(part, phase="leaving" if part.there else "cold", deaths=0)
+        part = replace(part, model=replace(part.model, waiting=0, running=0))  # they failed
+    state = _with_model(state, part, pinned=event.pinned, forget=False)
+    return state, (Say(event.name, "cold"),) if again else ()
+
+
+def _removed(state: State, part: Part) -> Step:
+    if not part.there:
+        return state.without(part.name), (Drop(part.name),)
+    part, asked = _told_to_leave(part)
+    return _with_model(state, part, forget=True, pinned=False), asked
+
+
+def _evicted(state: State, part: Part) -> Step:
+    if part.model.pinned or part.phase not in ("starting", "ready", "waiting"):
+        return state, ()
+    if part.phase == "waiting":
+        return _left(state, part)
+    part, asked = _told_to_leave(part)
+    return state.with_part(part), asked
+
+
+def _told_to_leave(part: Part) -> tuple[Part, tuple[Command, ...]]:
+    """One that loads has nothing in hand."""
+    asked: dict[str, Command] = {"starting": Kill(part.name), "ready": Finish(part.name)}
+    return replace(part, phase="leaving"), (asked[part.phase],) if part.phase in asked else ()
+
+
+# -- time ------------------------------------------------------------------------------------------
 
 
 def _pause(deaths: int) -> float:
@@ -236,20 +275,28 @@ def _pause(deaths: int) -> float:
 def _tick(state: State, now: float) -> Step:
     if state.until is not None and now >= state.until:
         return _out_of_time(state, now)
-    late = [p.name for p in state.parts.values() if p.phase == "waiting" and p.again <= now]
-    return _start(state, *late)
+    said: list[Command] = []
+    late = [p for p in state.parts.values() if p.phase == "waiting" and p.again <= now]
+    for part in late:
+        if part.role == "worker" and not part.model.wanted:
+            state, left = _left(state, part)
+            said += left
+    names = [part.name for part in late if part.name in state.parts]
+    names = [name for name in names if state.parts[name].phase == "waiting"]
+    state, started = _start(state, now, *names)
+    return state, (*said, *started)
 
 
 def _stop(state: State, now: float) -> Step:
     if state.mode != "serving":
         return _out_of_time(state, now)
     for part in state.parts.values():
-        if part.phase in ("new", "waiting"):
+        if not part.there and part.phase != "failed":
             state = state.with_part(replace(part, phase="gone"))
     state = replace(state, mode="draining", until=now + state.drain)
     asked: list[Command] = [Drain(part.name) for part in state.alive("gateway")]
     for part in state.alive("checker", "worker"):
-        asked.append(Finish(part.name) if part.phase == "ready" else Kill(part.name))
+        asked.append(Kill(part.name) if part.phase == "starting" else Finish(part.name))
     state, more = _leave(state, now)
     return state, (*asked, *more)
 

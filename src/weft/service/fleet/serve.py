@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from weft.errors import ServerError, SettingError
+from weft.service.gateway.sources import may_deploy
 from weft.service.sandbox.means import check as check_sandbox
 from weft.service.sandbox.means import told
-from weft.service.store.bells import Bells
+from weft.service.store.bells import Bell, Bells
 from weft.service.store.folder import FolderObjects
 from weft.service.store.lock import lock_folder
 from weft.service.store.shell import Shell
@@ -26,6 +27,7 @@ from weft.settings import Settings, data_folder
 from .keys import announced, local_key
 from .models import Deployment
 from .places import ledger_of, objects_of
+from .residents import Residents
 from .signals import Signals
 from .supervisor import Fleet
 
@@ -45,6 +47,11 @@ def serve(
     With `key_only`, or where other machines can reach it only, no key is made for the local user.
     """
     check_sandbox(settings.sandbox)
+    if not models and not may_deploy(settings):
+        raise SettingError(
+            "there is no model to serve",
+            fix="name one: weft serve MODEL; or say with model_roots which may be deployed",
+        )
     logging.basicConfig(level=logging.INFO, format="[fleet] %(message)s")
     data = data_folder(settings)
     with ExitStack() as stack:
@@ -52,7 +59,7 @@ def serve(
         stack.enter_context(lock_folder(data))
         listening = stack.enter_context(listen(settings.bind, settings.port))
         url = url_of(listening)
-        bells = stack.enter_context(Bells.of_models([model.id for model in models]))
+        bells = stack.enter_context(Bells.of_models())
         objects = FolderObjects(objects_of(data))
         stack.callback(objects.close)
         stack.callback(objects.clear)
@@ -60,14 +67,18 @@ def serve(
         stack.callback(ledger.close)
         recover(ledger, objects, time.time())
         ledger.drop_cards()
+        residents = Residents(models, ledger, settings)
+        bells.workers.update((id, Bell.pair()) for id in residents.models)
         has_key = not key_only and url_is_local(url)
         if has_key:
             key = local_key(data, ledger, time.time())
             stack.enter_context(announced(url, key))
-        greet(say, url, models, has_key)
+        greet(say, url, list(residents.models.values()), has_key)
         say(f"(sandbox of checker and workers: {told(settings.sandbox)})")
         store = ledger, objects, bells
-        fleet = Fleet(models, settings, data, *store, listening, signals, say=say, version=version)
+        fleet = Fleet(
+            residents, settings, data, *store, listening, signals, say=say, version=version
+        )
         reason = fleet.run()
     if reason is not None:
         raise ServerError(reason)
@@ -107,8 +118,12 @@ def url_is_local(url: str) -> bool:
 
 def greet(say: Callable[[str], None], url: str, models: Sequence[Deployment], key: bool) -> None:
     """What a person sees first: where, what, and what to type."""
-    say(f"Weft serves {', '.join(model.id for model in models)} at {url}")
+    names = ", ".join(model.id for model in models) or "no model yet"
+    say(f"Weft serves {names} at {url}")
     say("")
+    if not models:
+        say("(weft deploy MODEL adds one)")
+        return
     say("    import weft")
     say(f'    model = weft.LanguageModel("{models[0].id}", remote=True)')
     say('    with model.trace("Hello"):')

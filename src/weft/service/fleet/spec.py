@@ -52,6 +52,13 @@ class DoKill(Struct, frozen=True, tag=True):
     name: str
 
 
+class Forked(Struct, frozen=True, tag=True):
+    """A process was made; `name` is its holder's."""
+
+    name: str
+    pid: int
+
+
 class Exited(Struct, frozen=True, tag=True):
     """A process ended. `status` is negative for a signal."""
 

@@ -1,6 +1,6 @@
 """The fleet: carries out what `rules` decide about the processes of a server.
 
-    fleet = Fleet(models, settings, data, ledger, objects, bells, listening, signals, say=print)
+    fleet = Fleet(residents, settings, data, ledger, objects, bells, listening, signals, say=print)
     reason = fleet.run()                   # until a signal says so
 
 It holds the listening socket and the bells, so that whichever process dies, connections wait in the
@@ -14,22 +14,58 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from selectors import EVENT_READ, DefaultSelector
 from typing import TextIO
 
-from weft.service.store.bells import Bells
+from weft.service.store.bells import Bell, Bells
 from weft.service.store.interface import Ledger, Objects
 from weft.service.store.sweep import sweep
 from weft.settings import Settings
 
 from . import rules
-from .channel import DoDrain, DoFinish, DoMark, IsReady, IsUnusable, Message
+from .channel import (
+    DoDrain,
+    DoFinish,
+    DoForget,
+    DoMark,
+    DoServe,
+    IsAsked,
+    IsKnown,
+    IsLoading,
+    IsReady,
+    IsUnusable,
+    IsUsing,
+    Message,
+)
 from .hands import Hands
-from .models import Deployment
-from .rules import Died, Drain, Finish, Kill, Over, Ready, Release, Role, Say, Start, State
+from .orphans import dismiss
+from .parts import (
+    Added,
+    Begin,
+    Command,
+    Died,
+    Drain,
+    Drop,
+    Event,
+    Evicted,
+    Finish,
+    Kill,
+    Over,
+    Ready,
+    Release,
+    Removed,
+    Role,
+    Say,
+    Start,
+    State,
+    Stop,
+    Tick,
+    Unusable,
+)
+from .residents import Residents, part_of
 from .signals import Signals
 from .spec import Spec
 
@@ -52,7 +88,7 @@ class Fleet:
 
     def __init__(
         self,
-        models: Sequence[Deployment],
+        residents: Residents,
         settings: Settings,
         data: Path,
         ledger: Ledger,
@@ -65,7 +101,7 @@ class Fleet:
         version: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._models = tuple(models)
+        self._bells = bells
         self._settings = settings
         self._data = data
         self._ledger = ledger
@@ -75,11 +111,10 @@ class Fleet:
         self._say = say
         self._version = version
         self._clock = clock
-        self._begun = clock()
-        self._of = {f"worker {model.id}": model.id for model in models}
+        self._residents = residents
         roles: dict[str, Role] = {"gateway": "gateway", "checker": "checker"}
-        roles |= dict.fromkeys(self._of, "worker")
-        self._state = State.of(roles, settings.drain_seconds)
+        self._state = residents.begin(State.of(roles, settings.drain_seconds))
+        self._of = {part_of(id): id for id in residents.models}
         self._marks: dict[str, DoMark] = {}
         self._holders: dict[str, str] = {}
         self._births = 0
@@ -100,7 +135,7 @@ class Fleet:
         self._selector.register(self._signals, EVENT_READ, self._hear_signals)
         try:
             housekeeper.start()
-            self._happen(rules.Begin())
+            self._happen(Begin())
             while self._state.mode != "over":
                 self._turn()
         finally:
@@ -118,29 +153,92 @@ class Fleet:
         """The first time orderly, the second time now."""
         if self._state.mode == "serving":
             self._say("stopping: what runs may finish; once more to stop at once")
-        self._happen(rules.Stop())
+        self._happen(Stop())
 
     def _turn(self) -> None:
-        wanted = rules.wake(self._state)
-        timeout = None if wanted is None else max(0.0, wanted - self._clock())
+        now = self._clock()
+        wanted = [rules.wake(self._state), self._residents.due()]
+        timeout = max(0.0, min(time for time in wanted if time is not None) - now)
         for key, _ in self._selector.select(timeout):
             key.data()
-        self._happen(rules.Tick())
+        self._happen(Tick())
+        if self._state.mode == "serving":
+            ready = self._hands.pids(part.name for part in self._state.workers("ready"))
+            for event in self._residents.turn(ready):
+                self._happen(event)
 
     # -- events ----------------------------------------------------------------------------------
 
     def _hear(self, name: str, message: Message) -> None:
-        if isinstance(message, IsReady):
-            self._happen(Ready(name))
-        elif isinstance(message, IsUnusable):
-            self._happen(rules.Unusable(name, message.reason))
+        match message:
+            case IsReady(device, device_all) if name in self._of:
+                self._loaded(name, device, device_all)
+            case IsReady():
+                self._happen(Ready(name))
+            case IsUnusable(reason):
+                self._happen(Unusable(name, reason))
+            case IsKnown(model, weights):
+                known = self._residents.known(model, weights)
+                if known is not None:
+                    self._happen(known)
+            case IsLoading(loaded) if name in self._of:
+                self._residents.loading(self._of[name], loaded)
+            case IsUsing(device, free) if name in self._of:
+                self._residents.using(self._of[name], device, free)
+            case IsAsked("evict", model):
+                self._happen(Evicted(part_of(model)))
+            case IsAsked():
+                self._reconcile()
 
-    def _happen(self, event: rules.Event) -> None:
+    def _loaded(self, name: str, device: int, device_all: int) -> None:
+        pid = self._hands.pids([name]).get(name)
+        limited, took = self._residents.ready(self._of[name], pid, device, device_all)
+        self._happen(Ready(name, took if took.host else None))
+        self._happen(limited)
+
+    def _reconcile(self) -> None:
+        """Takes over what was deployed and put away since the last time."""
+        for event in self._residents.changes():
+            if isinstance(event, Removed):
+                self._shut(self._of[event.name])
+            elif isinstance(event, Added):
+                self._open(event.name.removeprefix(part_of("")))
+            self._happen(event)
+            if isinstance(event, Added):
+                self._hands.tell("checker", DoFinish())
+
+    def _open(self, id: str) -> None:
+        """The gateway and the next checker know the model, too; this checker finishes for that."""
+        self._ledger.drop_card(id)
+        if id not in self._bells.workers:
+            self._of[part_of(id)] = id
+            bell = self._bells.workers[id] = Bell.pair()
+            self._hands.tell("gateway", DoServe(id), bell.fds())
+
+    def _shut(self, id: str) -> None:
+        self._listen(id, False)
+        self._bells.workers.pop(id).close()
+        for name in ("gateway", "checker"):
+            self._hands.tell(name, DoForget(id))
+        self._ledger.drop_card(id)
+        self._marks.pop(id, None)
+
+    def _listen(self, id: str, cold: bool) -> None:
+        """The bell of a model that has no worker is heard here: there is a job for it."""
+        bell = self._bells.workers.get(id)
+        if bell is None or (bell in self._selector.get_map()) == cold:
+            return
+        if cold:
+            self._selector.register(bell, EVENT_READ, lambda: self._residents.rung(bell))
+        else:
+            self._selector.unregister(bell)
+
+    def _happen(self, event: Event) -> None:
         self._state, commands = rules.decide(self._state, event, self._clock())
         for command in commands:
             self._carry_out(command)
 
-    def _carry_out(self, command: rules.Command) -> None:
+    def _carry_out(self, command: Command) -> None:
         match command:
             case Start(name):
                 self._start(name)
@@ -154,6 +252,8 @@ class Fleet:
                 self._release(name)
             case Say(name, state, reason):
                 self._mark(DoMark(self._of[name], state, reason))
+            case Drop(name):
+                self._residents.dropped(self._of[name])
             case Over(reason):
                 self._reason = reason
 
@@ -169,10 +269,13 @@ class Fleet:
             holder=self._holders[name],
             data=str(self._data),
             settings={**asdict(self._settings), "key": None},
-            models=self._models,
+            models=tuple(self._residents.models[id] for id in self._bells.workers),
             model=self._of.get(name),
             version=self._version,
         )
+        if part.role == "worker":
+            self._listen(self._of[name], False)
+            self._residents.begun(self._of[name])
         extra = (self._listening.fileno(),) if part.role == "gateway" else ()
         self._hands.make(spec, extra)
         if part.role == "checker":
@@ -183,7 +286,7 @@ class Fleet:
         """Takes back what a dead process had at once. Where that fails, its leases end."""
         try:
             lost = self._ledger.release(self._holders[name], time.time())
-            if self._state.parts[name].role == "checker":
+            if name == "checker":
                 self._ledger.reopen_questions()
         except Exception:
             LOG.exception("what %s had could not be taken back", name)
@@ -194,11 +297,16 @@ class Fleet:
 
     def _mark(self, mark: DoMark) -> None:
         """The checker publishes how the worker of a model is; also one that is to come."""
+        before = self._marks.get(mark.model)
         if mark.state == "failed":
             self._say(f"{mark.model} cannot be served: {mark.reason}")
-        elif mark.model not in self._marks:
-            self._say(f"{mark.model} is ready ({self._clock() - self._begun:.1f} s)")
+        elif mark.state == "ready" and (before is None or before.state != "ready"):
+            self._say(f"{mark.model} is ready ({self._residents.took(mark.model):.1f} s)")
+        elif mark.state == "cold" and before is not None and before.state == "ready":
+            self._say(f"{mark.model} has left memory")
         self._marks[mark.model] = mark
+        self._residents.said(mark.model, mark.state)
+        self._listen(mark.model, mark.state == "cold")
         self._hands.tell("checker", mark)
 
     # -- the store -------------------------------------------------------------------------------
@@ -208,7 +316,10 @@ class Fleet:
         swept = self._clock()
         while not ended.wait(EXPIRE_SECONDS):
             try:
-                self._ledger.expire(time.time())
+                now, served = time.time(), tuple(self._residents.models)
+                self._ledger.expire(now)
+                removed = tuple(self._residents.removed)
+                dismiss(self._ledger, served, removed, now, self._settings.keep_seconds)
                 if self._clock() - swept >= SWEEP_SECONDS:
                     swept = self._clock()
                     sweep(self._ledger, self._objects, time.time(), self._settings)

@@ -31,6 +31,7 @@ from weft.service.jobs.usage import settings_for
 from weft.service.store.ids import new_id
 from weft.service.store.interface import Card, Key, QueueFullError
 from weft.service.store.sessions import Session
+from weft.settings import Settings
 from weft.wire import frames
 from weft.wire.messages import PROTOCOL, Inputs, LanguageInputs, Submit, encode, owner_of
 
@@ -62,6 +63,7 @@ def _accept(gateway: Gateway, key: Key, submit: Submit) -> tuple[Job, bool]:
     check_model(gateway, key, submit.model, submit.fingerprint)
     session = seats.check_seat(gateway, key.owner, submit)
     check_graph(submit.graph, limits_for(gateway, key).nodes)
+    check_keep(gateway.settings, submit.keep_seconds)
     check_seconds(gateway, key)
     tensors = frames.read(submit.tensors)[0] if submit.tensors else {}
     constants, inputs = sorted_out(submit, tensors)
@@ -103,7 +105,10 @@ def models_of(gateway: Gateway, key: Key | None) -> tuple[str, ...]:
 def check_model(
     gateway: Gateway, key: Key | None, model: str, fingerprint: str | None = None
 ) -> Card | None:
-    """The model's card. None: it is still loading, and jobs wait for it."""
+    """The model's card. None: nothing is known of it yet, and jobs wait for that.
+
+    A model whose weights are not there has one as soon as the checker has looked at it.
+    """
     models = models_of(gateway, key)
     if model not in models:
         served = ", ".join(models) or "none"
@@ -111,13 +116,15 @@ def check_model(
             f"this server has no model {model[:80]!r}", fix=f"the models it has: {served}"
         )
     card = gateway.ledger.card(model)
-    if card is None or card.state == "loading":
+    if card is None:
         return None
     if card.state == "failed":
         raise ModelNotReadyError(
             f"{model} could not be loaded by the server: {card.reason or 'no reason is known'}",
             fix="the server's operator has to look at it; weft.models() shows what is there",
         )
+    if not card.card:
+        return None
     if fingerprint is not None and fingerprint != card.fingerprint:
         raise OtherModelError(
             f"{model} on this server is not the model that this was recorded on: its modules or "
@@ -126,6 +133,17 @@ def check_model(
             "install the versions of torch and transformers that it has",
         )
     return card
+
+
+def check_keep(settings: Settings, seconds: float | None) -> float:
+    """How long a job may be kept. Raises `LimitError`."""
+    if seconds is not None and seconds > settings.longest_keep_seconds:
+        raise LimitError(
+            f"a job is to be kept for {seconds:g} s; the limit longest_keep_seconds is "
+            f"{settings.longest_keep_seconds:g}",
+            fix="ask for less, and fetch the result before",
+        )
+    return settings.keep_seconds if seconds is None else seconds
 
 
 # -- the graph ------------------------------------------------------------------------------------
@@ -235,6 +253,7 @@ def new_job(gateway: Gateway, key: Key, submit: Submit, session: Session | None)
         constants=tuple(sorted(set(submit.constants.values()))),
         session="" if session is None else session.id,
         after=None if session is None else session.job,
+        keep=submit.keep_seconds,
     )
 
 

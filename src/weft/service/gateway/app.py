@@ -25,13 +25,17 @@ from weft.settings import Settings
 from weft.wire.messages import (
     Applied,
     ApplyQuery,
+    Deploy,
+    Evict,
     Health,
     Hello,
     JobInfo,
     JobList,
+    Keep,
     Missing,
     MissingQuery,
     ModelCard,
+    ModelInfo,
     ModelList,
     OpenSession,
     ServerStatus,
@@ -46,7 +50,18 @@ from weft.wire.messages import (
     UsageList,
 )
 
-from . import constants, events, jobs, models, pages, questions, results, sessions, usage
+from . import (
+    constants,
+    deploy,
+    events,
+    jobs,
+    models,
+    pages,
+    questions,
+    results,
+    sessions,
+    usage,
+)
 from .auth import check_protocol, check_scope, key_of
 from .bodies import query_of
 from .entry import Entry
@@ -58,7 +73,7 @@ from .threads import Threads
 from .watch import Watch
 
 _NOT_MODEL = {404: "the server has no such model", 503: "it is loading, or could not be loaded"}
-_NOT_JOB = {404: "there is no such job of yours"}
+_NOT_JOB = {404: "there is no such job of yours", 410: "it was there, and has expired"}
 _NOT_SESSION = {404: "there is no such session of yours"}
 _OTHER = {409: "the server's model is not the one recorded on"}
 _REFUSED = {422: "the checker refuses it"}
@@ -137,6 +152,36 @@ ROUTES: tuple[Entry, ...] = (
         text="The models that the server has.",
         gives=ModelList,
         scope="read",
+    ),
+    Entry(
+        method="POST",
+        path="/api/models",
+        handler=deploy.deploy,
+        text="Deploys a model that the operator allows; it stays, also after a restart.",
+        takes=Deploy,
+        gives=ModelInfo,
+        status=201,
+        statuses={
+            200: "it was there, and is pinned as asked, or tried anew if it had failed",
+            **_BODY,
+            409: "the name is that of another model",
+            422: "there is no model with safetensors there",
+        },
+        scope="deploy",
+    ),
+    Entry(
+        method="POST",
+        path="/api/models/evict",
+        handler=deploy.evict,
+        text="Takes a model out of memory, after the jobs that it has begun; or off the server.",
+        takes=Evict,
+        gives=ModelInfo,
+        statuses={
+            **_BODY,
+            404: "the server has no such model",
+            409: "it is pinned, or of the server's own configuration",
+        },
+        scope="deploy",
     ),
     Entry(
         method="GET",
@@ -270,6 +315,15 @@ ROUTES: tuple[Entry, ...] = (
         statuses=_NOT_JOB,
     ),
     Entry(
+        method="POST",
+        path="/api/jobs/{id}/keep",
+        handler=jobs.keep,
+        text="Keeps a job for a time of its own after its end.",
+        takes=Keep,
+        gives=JobInfo,
+        statuses=_NOT_JOB | _BODY,
+    ),
+    Entry(
         method="DELETE",
         path="/api/jobs/{id}",
         handler=jobs.delete,
@@ -328,9 +382,9 @@ ROUTES: tuple[Entry, ...] = (
             206: "the range asked for",
             304: "the client has it already",
             409: "there is no result (yet); the body says why",
-            410: "the result is not there any more",
             416: "there is nothing in this range",
             **_NOT_JOB,
+            410: "the result is not there any more, or the job has expired",
         },
         scope="read",
     ),

@@ -17,15 +17,17 @@ from starlette.requests import Request
 from weft.errors import MessageError
 from weft.service.jobs.life import FINAL, Job
 from weft.service.store.interface import Note
-from weft.service.store.said import info_of
 from weft.wire.messages import EndEvent, JobInfo, decode, encode
 
 from .bodies import Stream
 from .errors import trusted
 from .state import Gateway
+from .waiting import Waiting
 
 MEDIA = "text/event-stream"
 BEAT_SECONDS = 10.0
+LOAD_SECONDS = 0.5
+"""How often a load is looked at, for those whose job waits for it."""
 INLINE_BYTES = 65_536
 """A result of more bytes is fetched by a request of its own."""
 BEAT = b": still here\n\n"
@@ -62,28 +64,39 @@ async def follow(
     """
     if first:
         yield first
-    beat = time.monotonic() + BEAT_SECONDS
+    beat, told_last = time.monotonic() + BEAT_SECONDS, b""
     with gateway.watch.attend(id) as waiter:
         while not gateway.closing:
             waiter.clear()
             news = await gateway.off(look, gateway, id, after, inline)
             after = news.after
+            if news.loads:
+                news, told_last = news._replace(data=_changed(news.data, told_last)), news.data
             if news.data or time.monotonic() >= beat:
                 beat = time.monotonic() + BEAT_SECONDS
                 yield news.data or BEAT
             if news.over:
                 return
             if not news.more:
-                await waiter.over(max(0.0, beat - time.monotonic()))
+                pause = max(0.0, beat - time.monotonic())
+                await waiter.over(min(pause, LOAD_SECONDS) if news.loads else pause)
+
+
+def _changed(data: bytes, before: bytes) -> bytes:
+    return b"" if data == before else data
 
 
 class News(NamedTuple):
-    """Events, the number of the last of them, whether it was the last of all, or more are there."""
+    """Events, the number of the last of them, whether it was the last of all, or more are there.
+
+    With `loads` they say how far the load of the model is, which is no note of the job.
+    """
 
     data: bytes
     after: int
     over: bool = False
     more: bool = False
+    loads: bool = False
 
 
 def look(gateway: Gateway, id: str, after: int, inline: int = 0) -> News:
@@ -95,7 +108,9 @@ def look(gateway: Gateway, id: str, after: int, inline: int = 0) -> News:
     if job is None:
         return News(b"", after, over=True)
     if job.state not in FINAL:
-        return News(b"", after)
+        load = Waiting(gateway).load(job)
+        data = b"" if load is None else message("progress", encode(load, "json"))
+        return News(data, after, loads=load is not None)
     notes = gateway.ledger.notes(id, after, PAGE)  # those of an end between the two looks
     if notes:
         return told(_with_result(gateway, id, notes, inline))
@@ -127,6 +142,5 @@ def told(notes: Sequence[Note]) -> News:
 
 
 def info(gateway: Gateway, job: Job) -> JobInfo:
-    """A job as its owner sees it. Blocks where it waits: its place in the queue is counted."""
-    ahead = gateway.ledger.ahead(job.id) if job.state in ("received", "queued") else None
-    return info_of(job, ahead=ahead, keep_seconds=gateway.settings.keep_seconds)
+    """A job as its owner sees it. Blocks."""
+    return Waiting(gateway).info(job)

@@ -13,14 +13,16 @@ from starlette.responses import Response
 from weft.errors import CancelledError, MessageError, NoSuchError, NotFinishedError
 from weft.service.jobs.life import FINAL, Cancel, IllegalStepError, Job
 from weft.service.store.interface import Key
-from weft.wire.messages import Id, JobInfo, JobList, encode
+from weft.wire.messages import Id, JobInfo, JobList, Keep, encode
 from weft.wire.reports import report_of
 
-from .accept import accept
-from .bodies import accepted, answer, taken
+from .accept import accept, check_keep
+from .bodies import accepted, answer, read, taken
+from .errors import Refused
 from .events import MEDIA, follow, info, inline_bytes, message, stream
 from .models import not_ready
 from .state import Gateway, Visit
+from .waiting import Waiting
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -48,11 +50,31 @@ def own(gateway: Gateway, visit: Visit) -> Job:
     """The job in the path, if it is the asker's. Blocks."""
     id = visit.request.path_params["id"]
     job = gateway.ledger.job(id) if _ID.fullmatch(id) else None
+    if job is None and _ID.fullmatch(id):
+        _check_expired(gateway, visit.owner, id)
     if job is None or job.owner != visit.owner:
         raise NoSuchError(
             "there is no such job", fix="it may have expired; GET /api/jobs lists yours"
         )
     return job
+
+
+def _check_expired(gateway: Gateway, owner: str, id: str) -> None:
+    """Raises 410 for a job of the asker's that was kept as long as it was to be."""
+    gone = gateway.ledger.gone(id)
+    if gone is None or gone.owner != owner:
+        return
+    error = NoSuchError(
+        f"job {id} has expired: it ended at {_when(gone.ended)}, and was kept until "
+        f"{_when(gone.expired)}",
+        fix="run it again; keep_seconds asks for more time when a job is sent, `weft jobs keep` "
+        "later",
+    )
+    raise Refused(error, 410)
+
+
+def _when(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
 
 
 async def submit(gateway: Gateway, visit: Visit) -> Response:
@@ -83,7 +105,19 @@ def listing(gateway: Gateway, visit: Visit) -> Response:
     assert isinstance(query, ListQuery)
     before = None if query.before is UNSET else query.before
     jobs = gateway.ledger.jobs(visit.owner, query.limit, before)
-    return answer(visit.request, JobList(jobs=tuple(info(gateway, job) for job in jobs)))
+    waiting = Waiting(gateway)
+    return answer(visit.request, JobList(jobs=tuple(waiting.info(job) for job in jobs)))
+
+
+async def keep(gateway: Gateway, visit: Visit) -> Response:
+    job = await gateway.off(own, gateway, visit)
+    told = await taken(gateway, visit, _kept, job.id)
+    return answer(visit.request, told)
+
+
+def _kept(gateway: Gateway, owner: str, data: bytes, form: str, id: str) -> JobInfo:
+    seconds = check_keep(gateway.settings, read(data, Keep, form).seconds)
+    return info(gateway, gateway.ledger.keep(id, seconds))
 
 
 async def status(gateway: Gateway, visit: Visit) -> Response:

@@ -7,10 +7,12 @@ import time
 from typing import Annotated
 
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 from starlette.responses import Response
 
 from weft.errors import ModelNotReadyError
 from weft.service.store.interface import Card
+from weft.service.store.models import WorkerMemory
 from weft.wire.messages import (
     PROTOCOL,
     Health,
@@ -30,6 +32,9 @@ from .errors import Refused, trusted
 from .state import Gateway, Visit, limits_of
 
 LOG = logging.getLogger("weft.gateway")
+
+WARM = 0.9
+"""A model with so much of its files in memory needs no disk to be loaded."""
 
 CAPABILITIES = ("constants", "events", "looks", "ranges", "sessions", "tokens")
 
@@ -64,7 +69,7 @@ def health(gateway: Gateway, visit: Visit) -> Response:
     except Exception:
         LOG.exception("the store cannot be read", extra={"request": visit.id})
         cards, store = [], "failing"
-    ready = sum(card.state == "ready" and card.model in gateway.models for card in cards)
+    ready = sum(_serves(gateway, card) and card.model in gateway.models for card in cards)
     parts = {
         "gateway": "draining" if gateway.draining else "ok",
         "store": store,
@@ -86,12 +91,18 @@ def _status(gateway: Gateway, visit: Visit) -> ServerStatus:
     counts = gateway.ledger.counts()
     cards = {card.model: card for card in gateway.ledger.cards()}
 
+    taken = {row.model: row for row in gateway.ledger.memories()}
+
     def told(model: str) -> ModelStatus:
+        row = taken.get(model, WorkerMemory(model=model))
         return ModelStatus(
             id=model,
-            state=cards[model].state if model in cards else "loading",
+            state=state_of(cards.get(model), taken.get(model)),
             waiting=counts.get((model, "received"), 0) + counts.get((model, "queued"), 0),
             running=counts.get((model, "running"), 0),
+            host_bytes=row.host,
+            device_bytes=row.device,
+            used=row.used or None,
         )
 
     seconds = time.monotonic() - gateway.started
@@ -101,23 +112,52 @@ def _status(gateway: Gateway, visit: Visit) -> ServerStatus:
 
 def listing(gateway: Gateway, visit: Visit) -> Response:
     cards = {card.model: card for card in gateway.ledger.cards()}
-    models = tuple(_info(id, cards.get(id)) for id in models_of(gateway, visit.key))
+    taken = {row.model: row for row in gateway.ledger.memories()}
+    ids = models_of(gateway, visit.key)
+    models = tuple(info_of(id, cards.get(id), taken.get(id)) for id in ids)
     return answer(visit.request, ModelList(models=models))
 
 
-def _info(id: str, card: Card | None) -> ModelInfo:
-    if card is not None and card.state == "ready":
+def _serves(gateway: Gateway, card: Card) -> bool:
+    """Whether jobs of the model are taken and will run; one that is loaded on demand need not be
+    there."""
+    if card.state in ("ready", "cold"):
+        return True
+    row = gateway.ledger.memory(card.model)
+    return card.state == "loading" and row is not None and not row.pinned
+
+
+def state_of(card: Card | None, row: WorkerMemory | None) -> str:
+    """How a model is, for people: `ModelInfo.state`."""
+    state = "loading" if card is None else card.state
+    return state if row is None else state_by_row(state, row)
+
+
+def state_by_row(state: str, row: WorkerMemory) -> str:
+    """The state, where one that is cold may be warm."""
+    warm = state == "cold" and row.files and row.cached >= WARM * row.files
+    return "warm" if warm else state
+
+
+def info_of(id: str, card: Card | None, row: WorkerMemory | None) -> ModelInfo:
+    """A model as the list of models has it."""
+    known = ModelInfo(id=id, family="", class_name="", fingerprint="", dtype="", parameters=0)
+    if card is not None and card.card:
         with trusted():
-            return decode(card.card, _InfoOnly).info
-    return ModelInfo(
-        id=id,
-        family="",
-        class_name="",
-        fingerprint="",
-        dtype="",
-        parameters=0,
-        state="loading" if card is None else card.state,
+            known = decode(card.card, _InfoOnly).info
+    row = row or WorkerMemory(model=id)
+    return replace(
+        known,
+        state=state_of(card, row),
         reason=None if card is None else card.reason,
+        pinned=row.pinned,
+        host_bytes=row.host,
+        device_bytes=row.device,
+        need_bytes=row.need,
+        need_device_bytes=row.need_device,
+        weight_bytes=row.weights,
+        loaded_bytes=row.loaded,
+        used=row.used or None,
     )
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from msgspec import Struct
 from starlette.requests import Request
@@ -29,6 +29,7 @@ from .threads import Threads
 from .watch import Watch
 
 T = TypeVar("T")
+Order = Literal["look", "evict"]
 
 THREADS = 8
 """At most so many calls into the store at once; more wait."""
@@ -38,9 +39,10 @@ THREADS = 8
 class Gateway:
     """Everything a handler works with.
 
-    `models` are the ids that this server has, loaded or not. `scratch` is the folder for uploads
-    that are not whole yet (None: the system's own). `sandbox`: whether strangers' graphs are drawn
-    inside walls, in a word (None: nobody knows).
+    `models` are the ids that this server has, loaded or not; `order` asks whoever has their
+    processes to `look` at what is deployed, or to `evict` one (None: nobody has). `scratch` is the
+    folder for uploads that are not whole yet (None: the system's own). `sandbox`: whether
+    strangers' graphs are drawn inside walls, in a word (None: nobody knows).
     """
 
     ledger: Ledger
@@ -53,6 +55,7 @@ class Gateway:
     routes: tuple[Any, ...] = ()  # the table, for those who describe it
     scratch: str | None = None
     sandbox: str | None = None
+    order: Callable[[Order, str], None] | None = None
     clock: Callable[[], float] = time.time
     started: float = field(default_factory=time.monotonic)
     draining: bool = False

@@ -323,6 +323,10 @@ class MemoryLedger(MemoryModels, MemorySessions, MemoryUsage):
         with self._lock:
             return [self._cards[model] for model in sorted(self._cards)]
 
+    def drop_card(self, model: str) -> None:
+        with self._lock:
+            self._cards.pop(model, None)
+
     def drop_cards(self) -> None:
         with self._lock:
             self._cards.clear()

@@ -79,3 +79,7 @@ class ModelRows(Protocol):
     def remove_deployed(self, id: str) -> bool:
         """False: there was none."""
         ...
+
+    def drop_card(self, model: str) -> None:
+        """Removes what the checker published of a model. No error where there is nothing."""
+        ...

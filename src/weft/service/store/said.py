@@ -27,8 +27,16 @@ from weft.wire.messages import (
 )
 
 
-def info_of(job: Job, *, ahead: int | None = None, keep_seconds: float | None = None) -> JobInfo:
-    """The job as its owner sees it. `keep_seconds` is how long one that is over is kept."""
+def info_of(
+    job: Job,
+    *,
+    ahead: int | None = None,
+    keep_seconds: float | None = None,
+    estimate: float | None = None,
+    model_state: str | None = None,
+) -> JobInfo:
+    """The job as its owner sees it. `keep_seconds` is how long one that is over is kept; the rest
+    is what is known of one that waits."""
     over = job.state in FINAL
     return JobInfo(
         id=job.id,
@@ -38,6 +46,8 @@ def info_of(job: Job, *, ahead: int | None = None, keep_seconds: float | None = 
         look=job.look,
         attempts=job.attempts,
         ahead=ahead,
+        estimate=estimate,
+        model_state=model_state,
         price=None if job.price is None else decode(job.price, PriceInfo, "json"),
         result=_result_of(job),
         error=decode(job.error, ErrorReport, "json") if over and job.error is not None else None,

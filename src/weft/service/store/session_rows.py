@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -52,6 +52,10 @@ class SqliteSessions:
             for known in _found(rows, "id = ? AND ended IS NULL", id):
                 _put(rows, replace(known, ended=now))
 
+    def open_sessions(self, now: float) -> dict[str, int]:
+        with self._database.read() as rows:
+            return counted(_found(rows, "ended IS NULL AND until >= ?", now))
+
     def forget_sessions(self, before: float) -> None:
         with self._database.write(durable=False) as rows:
             rows.execute("DELETE FROM session WHERE coalesce(ended, until) < ?", (before,))
@@ -91,11 +95,23 @@ class MemorySessions:
             if known is not None and known.ended is None:
                 self._sessions[id] = replace(known, ended=now)
 
+    def open_sessions(self, now: float) -> dict[str, int]:
+        with self._lock:
+            return counted([one for one in self._sessions.values() if not one.over(now)])
+
     def forget_sessions(self, before: float) -> None:
         with self._lock:
             for id, one in list(self._sessions.items()):
                 if (one.until if one.ended is None else one.ended) < before:
                     del self._sessions[id]
+
+
+def counted(sessions: Iterable[Session]) -> dict[str, int]:
+    """How many there are, by model."""
+    found: dict[str, int] = {}
+    for session in sessions:
+        found[session.model] = found.get(session.model, 0) + 1
+    return found
 
 
 def seated(session: Session, number: int, job: str, until: float) -> Session:

@@ -56,6 +56,10 @@ class SessionRows(Protocol):
         """No error where it is over or gone."""
         ...
 
+    def open_sessions(self, now: float) -> dict[str, int]:
+        """How many sessions are open, by model; those of a model without any are left out."""
+        ...
+
     def forget_sessions(self, before: float) -> None:
         """Removes those that were over before a time."""
         ...

@@ -77,6 +77,10 @@ class SqliteModels:
         with self._database.write() as rows:
             return rows.execute("DELETE FROM deployed WHERE id = ?", (id,)).rowcount > 0
 
+    def drop_card(self, model: str) -> None:
+        with self._database.write() as rows:
+            rows.execute("DELETE FROM card WHERE model = ?", (model,))
+
     # -- jobs that are over ------------------------------------------------------------------
 
     def keep(self, id: str, seconds: float) -> Job:

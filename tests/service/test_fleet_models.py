@@ -1,0 +1,238 @@
+"""Several models on one real server: loaded on demand, evicted, deployed, refused, remembered."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import weft
+from tests.service.processes import all_gone, family, kill, pids, until
+from weft.cli import main
+from weft.client.servers import close as close_clients
+from weft.errors import ModelNotReadyError, WrongModelError
+from weft.testing import tiny_path
+from weft.testing.process import Running, served
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+
+PROMPT = "The capital of France is"
+BUDGET = 300 << 20
+"""For one worker whose memory is estimated (its weights and 256 MiB); for two as measured."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def environ(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Folders of its own, and none of the settings of whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("home")
+        for name in ("STATE", "DATA", "CONFIG"):
+            patch.setenv(f"XDG_{name}_HOME", str(folder / name.lower()))
+        for name in [name for name in os.environ if name.startswith("WEFT_")]:
+            patch.delenv(name)
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+    close_clients()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A configuration and a root with models: good ones, and others."""
+    folder = tmp_path_factory.mktemp("models")
+    for name in ("a", "b", "late", "huge", "broken", "coded"):
+        shutil.copytree(tiny_path(), folder / "root" / name)
+    change(folder / "root" / "huge", vocab_size=4_000_000)
+    weights = folder / "root" / "broken" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100_000])
+    code = (
+        f"open({str(folder / 'ran')!r}, 'w')\nfrom transformers import LlamaForCausalLM as Mine\n"
+    )
+    (folder / "root" / "coded" / "mine.py").write_text(code)
+    change(folder / "root" / "coded", auto_map={"AutoModelForCausalLM": "mine.Mine"})
+    (folder / "server.toml").write_text(
+        f"""
+        [server]
+        models_bytes = {BUDGET}
+        model_roots = "{folder / "root"}"
+        [[models]]
+        id = "a"
+        source = "root/a"
+        load = "on-demand"
+        [[models]]
+        source = "./root/b"
+        load = "on-demand"
+        """
+    )
+    return folder
+
+
+def change(model: Path, **fields: Any) -> None:
+    path = model / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[Running]:
+    options = ("--config", str(folder / "server.toml"))
+    with served(options=options, data=folder / "data") as server:
+        below = family(server.process.pid)
+        yield server
+    assert server.process.returncode == 0, server.said()
+    all_gone(below)
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return weft.LanguageModel(tiny_path())
+
+
+@pytest.fixture(scope="module")
+def plain(model: Any) -> torch.Tensor:
+    with model.trace(PROMPT):
+        found = model.lm_head.output[:, -1].save()
+    return found
+
+
+def logits(server: Running, name: str) -> torch.Tensor:
+    model = weft.LanguageModel(name, remote=server.url)
+    with model.trace(PROMPT):
+        found = model.lm_head.output[:, -1].save()
+    return found
+
+
+def info(server: Running, name: str) -> Any:
+    return next(model for model in weft.models(server.url) if model.id == name)
+
+
+def states(server: Running) -> dict[str, str]:
+    return {model.id: model.state for model in weft.models(server.url)}
+
+
+def run(capsys: pytest.CaptureFixture[str], server: Running, *command: str) -> str:
+    status = main([*command, "--server", server.url])
+    out, err = capsys.readouterr()
+    assert status == (2 if err else 0)
+    return out + err
+
+
+def test_a_model_on_demand_is_there_before_it_is_loaded_and_loads_for_a_job(
+    server: Running, plain: torch.Tensor
+) -> None:
+    assert set(states(server).values()) <= {"cold", "warm"}
+    assert pids(server.process.pid, "worker") == []
+    model = weft.LanguageModel("a", remote=server.url)
+    with model.trace(PROMPT, blocking=False, keep_seconds=77) as tracer:
+        found = model.lm_head.output[:, -1].save("x")
+    waits = tracer.job.status()
+    events = list(tracer.job.events())
+    assert torch.equal(tracer.job.result("x"), plain) and torch.equal(found, plain)
+    if waits.state == "queued":
+        assert waits.model_state in ("cold", "warm", "loading")
+    told = info(server, "a")
+    assert (told.state, told.pinned, told.loaded_bytes) == ("ready", False, told.weight_bytes)
+    assert 10 << 20 < told.host_bytes <= BUDGET and told.used is not None
+    loads = [one for one in events if getattr(one, "kind", "") == "load"]
+    assert all(0 <= one.done <= one.total for one in loads)
+    over = tracer.job.status()
+    assert over.expires is not None
+    assert abs(over.expires - (over.created + sum(over.stages.values()) + 77)) < 5
+
+
+def test_the_least_recently_used_leaves_for_another_and_comes_back(
+    server: Running, plain: torch.Tensor
+) -> None:
+    assert torch.equal(logits(server, "b"), plain)
+    assert states(server)["a"] in ("cold", "warm"), "both did not fit as b was estimated"
+    assert info(server, "a").host_bytes == 0 and info(server, "a").need_bytes > 10 << 20
+    assert torch.equal(logits(server, "a"), plain)
+    assert (states(server)["a"], states(server)["b"]) == ("ready", "ready"), "measured, both fit"
+
+
+def test_what_cannot_fit_is_refused_by_name_with_the_figures(server: Running, capsys) -> None:
+    assert "huge" in run(capsys, server, "deploy", "huge")
+    until(lambda: info(server, "huge").fingerprint, "that the checker knows it")
+    with pytest.raises(ModelNotReadyError, match=r"huge .*it needs .*GiB of memory; .*300.0 MiB"):
+        logits(server, "huge")
+    assert states(server)["huge"] == "failed" and "300.0 MiB" in info(server, "huge").reason
+    assert states(server)["a"] == "ready", "nobody left for it"
+
+
+def test_a_load_that_fails_fails_its_jobs_by_name_and_can_be_tried_again(
+    server: Running, folder: Path, plain: torch.Tensor, capsys
+) -> None:
+    run(capsys, server, "deploy", "broken")
+    until(lambda: info(server, "broken").fingerprint, "that the checker knows it")
+    with pytest.raises(ModelNotReadyError, match="broken could not be loaded"):
+        logits(server, "broken")
+    assert str(folder) not in info(server, "broken").reason
+    shutil.copy(Path(tiny_path()) / "model.safetensors", folder / "root" / "broken")
+    run(capsys, server, "deploy", "broken")
+    until(lambda: info(server, "broken").state != "failed", "another chance")
+    assert torch.equal(logits(server, "broken"), plain)
+
+
+def test_code_that_lies_beside_weights_is_never_run(server: Running, folder: Path, capsys) -> None:
+    run(capsys, server, "deploy", "coded")
+    until(lambda: info(server, "coded").state != "loading", "that the checker has looked")
+    logits(server, "coded")
+    assert not (folder / "ran").exists()
+
+
+def test_evicting_by_hand_and_loading_again(server: Running, plain: torch.Tensor, capsys) -> None:
+    logits(server, "a")
+    before = set(pids(server.process.pid, "worker"))
+    run(capsys, server, "evict", "a")
+    until(lambda: states(server)["a"] in ("cold", "warm"), "the eviction")
+    assert len(before - set(pids(server.process.pid, "worker"))) == 1
+    assert torch.equal(logits(server, "a"), plain)
+
+
+def test_a_pinned_model_is_not_evicted(server: Running, capsys) -> None:
+    run(capsys, server, "deploy", "late", "--pin")
+    until(lambda: states(server)["late"] == "ready", "the load of a pinned model")
+    assert "is pinned" in run(capsys, server, "evict", "late")
+    assert "own configuration" in run(capsys, server, "evict", "a", "--forget")
+    assert json.loads(run(capsys, server, "list", "--json"))["models"][0]["id"] == "a"
+
+
+def test_a_worker_that_dies_while_jobs_wait_is_replaced(
+    server: Running, plain: torch.Tensor
+) -> None:
+    model = weft.LanguageModel("b", remote=server.url)
+    with model.trace(PROMPT, blocking=False) as tracer:
+        model.lm_head.output[:, -1].save("x")
+    for pid in pids(server.process.pid, "worker"):
+        kill(pid)
+    assert torch.equal(tracer.job.result("x"), plain)
+
+
+def test_forgetting_a_model_ends_what_waits_for_it(server: Running, capsys) -> None:
+    """It is unfit, so its jobs would be refused; those of a model that is gone end as such."""
+    run(capsys, server, "evict", "broken", "--forget")
+    assert "broken" not in states(server)
+    with pytest.raises(WrongModelError):
+        logits(server, "broken")
+
+
+def test_all_of_it_is_there_after_a_restart(
+    server: Running, folder: Path, plain: torch.Tensor
+) -> None:
+    """Last of this file: what was deployed, and what was measured, which is not estimated anew."""
+    before = {model.id: model for model in weft.models(server.url)}
+    server.end()
+    close_clients()
+    options = ("--config", str(folder / "server.toml"))
+    with served(options=options, data=folder / "data") as again:
+        after = {model.id: model for model in weft.models(again.url)}
+        assert set(after) == {"a", "b", "huge", "coded", "late"}
+        assert after["b"].need_bytes == before["b"].need_bytes > 0
+        assert after["late"].pinned and not after["coded"].pinned
+        assert torch.equal(logits(again, "a"), plain)
+        close_clients()
