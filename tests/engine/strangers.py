@@ -24,6 +24,8 @@ from weft.engine.draw import Drawn, overwritten_by
 from weft.engine.merging import merger_of
 from weft.engine.opened import Opened
 from weft.engine.party import Entry, Found, draw_together
+from weft.engine.rolling import Decode
+from weft.engine.stepping import sharer_of
 from weft.kernels.frames import to_tensor
 from weft.wire.structures import build
 
@@ -76,9 +78,16 @@ class Requests:
         assert merger is not None
         return draw_together(self.net, [self.entry(one, **options) for one in asked], merger)
 
+    def decode(self) -> Decode:
+        stepping = sharer_of(self.known)
+        assert stepping is not None
+        return Decode(self.net, stepping, self.known.tokenizer)
+
     def entry(self, asked: Asked, **options: Any) -> Entry:
         opened = asked.opened
-        told = overwritten_by(self.known, *opened.calls, graph=opened.graph)
+        told = overwritten_by(
+            self.known, *opened.calls, graph=opened.graph, sampling=opened.sampling
+        )
         return Entry(opened, limits(), told, asked.strict, **options)
 
 
@@ -176,3 +185,84 @@ class Experiments:
 
 
 KINDS = ("read", "fill", "write", "patch", "lens", "steer", "draws", "early")
+
+
+class Generations:
+    """Generations on a model of the zoo; `number` makes each another one."""
+
+    def __init__(self, name: str, **options: Any) -> None:
+        self.paths = zoo.paths(name)
+        self.options = options
+
+    def block(self, model: Any, number: int) -> Any:
+        """One of some kinds, with a length, a sampler and a seed of its own."""
+        kind = GENERATED[number % len(GENERATED)]
+        return getattr(self, kind)(model, number)
+
+    def _how(self, number: int) -> dict[str, Any]:
+        how: dict[str, Any] = {"max_new_tokens": 1 + (5 * number) % 7, **self.options}
+        if number % 3:
+            how |= {"do_sample": True, "seed": number, "temperature": 0.7 + number % 4 / 4}
+        if number % 5 == 0:
+            how["eos_token_id"] = [number % zoo.VOCAB, 7, 11, 40, 90]
+        return how
+
+    def _ids(self, number: int) -> torch.Tensor:
+        return ids(2 + (3 * number) % 9, number, rows=1 + (number % 7 == 0))
+
+    def layer(self, model: Any, number: int) -> Any:
+        return model.get(self.paths.layer(number % zoo.LAYERS))
+
+    def plain(self, model: Any, number: int) -> Any:
+        with model.generate(self._ids(number), **self._how(number)) as tracer:
+            tracer.result.save("ids")
+        return tracer
+
+    def steered(self, model: Any, number: int) -> Any:
+        """At every step."""
+        with model.generate(self._ids(number), **self._how(number)) as tracer:
+            self.layer(model, number).output[:, -1] *= 1.5
+            tracer.result.save("ids")
+        return tracer
+
+    def read(self, model: Any, number: int) -> Any:
+        """At the prompt and at every step, as far as there are any."""
+        with model.generate(self._ids(number), **self._how(number)) as tracer:
+            states, logits = weft.save([]), weft.save([])
+            for _ in tracer.iter[:]:
+                states.append(self.layer(model, number).output[:, -1])
+                logits.append(model.get(self.paths.head).output[:, -1].argmax(-1))
+            tracer.result.save("ids")
+        return tracer
+
+    def pinned(self, model: Any, number: int) -> Any:
+        """An edit of one step only, and nobody wants the tokens."""
+        how = self._how(number) | {"max_new_tokens": 6}
+        how.pop("eos_token_id", None)
+        with model.generate(self._ids(number), **how) as tracer:
+            with tracer.iter[2]:
+                mlp = model.get(self.paths.mlp(number))
+                mlp.output = mlp.output + 0.5
+            with tracer.iter[3]:
+                self.layer(model, number).output[:, -1].save("h")
+        return tracer
+
+    def stopped(self, model: Any, number: int) -> Any:
+        """Ends itself where its numbers say so."""
+        with model.generate(self._ids(number), **self._how(number)) as tracer:
+            tracer.stop_if(model.get(self.paths.head).output[:, -1].argmax(-1).sum() % 3 == 0)
+            tracer.result.save("ids")
+        return tracer
+
+    def two(self, model: Any, number: int) -> Any:
+        """Two generations of one request."""
+        with model.generate(**self._how(number)) as tracer:
+            with tracer.invoke(self._ids(number)):
+                self.layer(model, number).output[:, -1] *= 0.8
+                tracer.result.save("first")
+            with tracer.invoke(self._ids(number + 1)):
+                tracer.result.save("second")
+        return tracer
+
+
+GENERATED = ("plain", "steered", "read", "pinned", "stopped", "two")

@@ -85,6 +85,20 @@ class Stepping:
                 able.discard(site.invoke)
         return able
 
+    def boards(
+        self,
+        decoders: Mapping[int, Any],
+        leaves: Mapping[Site, Sequence[Leaf]],
+        module: nn.Module,
+    ) -> bool:
+        """Whether a request may share steps with those of others: all of its generations may."""
+        if not all(map(self._able, decoders.values())):
+            return False
+        shown = self._shown(module)
+        return shown is not None and all(
+            self._known(decoders[site.invoke], site, named, shown) for site, named in leaves.items()
+        )
+
     def untried(self) -> Stepping:
         """As this one, but where the model has had no trial it is taken to pass it."""
         return _Untried(self._signatures, self._facts)

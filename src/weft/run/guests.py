@@ -104,6 +104,11 @@ class Guest:
         for leaf, value, in_place in changes or ():
             standing.change(leaf, pieces[site, leaf], value, in_place)
 
+    def fire_alone(self, site: Site, structure: Any) -> Any:
+        """What a structure becomes that has the guest's own rows and nothing else. Never raises."""
+        done = self.attempt(lambda: [self.interpreter.fire(site, structure)])
+        return structure if done is None else done[0]
+
     def attempt(self, act: Callable[[], Any]) -> Any:
         """Does something on the guest's behalf; None where that fails, and then it has failed."""
         if self.error is not None:

@@ -72,6 +72,7 @@ class Loop(Protocol):
     def turn(self) -> Turn | None: ...
     def took(self, output: Any, leaving: Collection[int] = ()) -> None: ...
     def drop(self) -> None: ...
+    def leave(self, number: int) -> None: ...
     def close(self) -> None: ...
 
 
@@ -97,7 +98,7 @@ class Sharer(Protocol):
 Lane = tuple[tuple[int, ...], bool]
 """Invokes whose forwards are run together, and whether they share them."""
 
-_KINDS = frozenset((Read, Write, Fill, Call, Apply, Param, Const, Guard, Save, Log, Stop))
+KINDS = frozenset((Read, Write, Fill, Call, Apply, Param, Const, Guard, Save, Log, Stop))
 """Nodes that mean the same where forwards are shared."""
 
 
@@ -134,7 +135,7 @@ def _alone(plan: Plan) -> set[int]:
     """Invokes with nodes that mean something else in a forward that is shared."""
     found: set[int] = set()
     for step in plan.steps:
-        if step is None or step.kind in _KINDS:
+        if step is None or step.kind in KINDS:
             continue
         if step.kind is not Skip:
             return {site.invoke for site in plan.sites}

@@ -51,22 +51,31 @@ class _Nobody:
         """Nothing is taken behind the guests' backs."""
 
 
-class Party(Drive):
-    """See the module's text."""
+class Crowd(Drive):
+    """A drive of many guests, each with an interpreter of its own."""
 
-    def __init__(
-        self, module: Module, seats: Sequence[Seat], call: ModuleCall, told: Any = None
-    ) -> None:
+    def __init__(self, module: Module) -> None:
         self.module = module
         self.interpreter: Any = _Nobody()
         self.weights = weights_of(module)
         self.callers = set()
-        self.told = told
+        self.told = None
         self.taken = Taken({})
         self.can_stop = True
         self.want_result = False
         self.error = None
         self.ended = None
+
+    def quick(self) -> Mapping[Site, Take]:
+        """None: what stands at a site is of several guests."""
+        return {}
+
+
+class Party(Crowd):
+    """See the module's text."""
+
+    def __init__(self, module: Module, seats: Sequence[Seat], call: ModuleCall) -> None:
+        super().__init__(module)
         self._call = call
         self._seats = seats
         self._there: dict[Place, list[tuple[Seat, list[Site]]]] = {}
@@ -88,10 +97,6 @@ class Party(Drive):
             self.forward(args, dict(kwargs), None)
 
     # -- as a drive --------------------------------------------------------------------------------
-
-    def quick(self) -> Mapping[Site, Take]:
-        """None: what stands at a site is of several guests."""
-        return {}
 
     def sites(self) -> list[Site]:
         return list(self._first.values())
