@@ -39,6 +39,7 @@ class Settings:
     # The server
     merge_jobs: int = 64
     merge_tokens: int = 8192
+    merge_positions: int = 65_536
     merge_wait_seconds: float = 0.005
     bind: str = "127.0.0.1"
     port: int = 8765
@@ -98,6 +99,7 @@ TEXTS: dict[str, str] = {
     "sweep_bytes": "bytes that one pass of a sweep may take; 0: a quarter of what is free",
     "merge_jobs": "jobs of different users that may share a forward; 1: none do",
     "merge_tokens": "tokens of a forward that is shared, padding included",
+    "merge_positions": "positions that generations which share steps may come to in all",
     "merge_wait_seconds": "under load, how long a forward waits for more jobs to share it",
     "bind": "the address that the server listens on",
     "port": "its port; 0 takes a free one",

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 import weft
-from tests.engine.strangers import KINDS, Experiments, ids
+from tests.engine.strangers import KINDS, Experiments, Generations, ids
 from tests.families import zoo
 from weft.client.find import Place
 from weft.client.servers import Server as Known
+from weft.engine.rolling import Decode
 from weft.errors import CancelledError, RunError
 from weft.service.fleet.keys import add_key
 from weft.service.worker.batch import Claims, groups
@@ -164,6 +165,102 @@ def test_a_lost_worker_loses_nobody(server, gate, models, monkeypatch):
     for job in jobs:
         assert job.result()
         assert not job.status().merged and job.status().attempts == 2
+
+
+def generation(model: Any, number: int, **options: Any) -> Any:
+    return Generations("llama", **options).block(model, number)
+
+
+def alone(net: Any, number: int) -> dict[str, Any]:
+    """What a generation gives on this machine, its lists with all that they were given."""
+    found = generation(weft.LanguageModel(net), number).results
+    return {name: value for name, value in found.items() if not name.endswith("+")}
+
+
+def same(job: Any, expected: dict[str, Any]) -> None:
+    got = job.result()
+    for name, value in expected.items():
+        bounded(got.get(f"{name}+", got[name]), value)
+
+
+def test_generations_of_users_share_steps_beside_plain_traces(server, gate, models, net):
+    numbers = range(8)
+    gate.hold()
+    jobs = [generation(models[n % USERS], n, blocking=False).job for n in numbers]
+    others = [submitted(models[n % USERS], n) for n in range(6)]
+    gate.let_go(len(jobs) + len(others))
+    for number, job in zip(numbers, jobs, strict=True):
+        same(job, alone(net, number))
+    here = weft.LanguageModel(net)
+    for number, job in enumerate(others):
+        bounded(dict(job.result()), dict(experiment(here, number).results))
+    assert sum(job.status().merged for job in jobs) >= 0.9 * len(jobs)
+
+
+def long(model: Any, tokens: int = 50, **options: Any) -> Any:
+    """A generation that says each of its tokens."""
+    with model.generate(ids(4, 3), max_new_tokens=tokens, blocking=False, **options) as tracer:
+        for _ in tracer.iter[:]:
+            tracer.log("token", model.lm_head.output[:, -1].argmax(-1))
+        tracer.result.save("ids")
+    return tracer.job
+
+
+def test_who_comes_late_does_not_wait_for_who_is_long(server, gate, models, net, monkeypatch):
+    """Beside a generation of fifty tokens a short one and a trace begin and end."""
+    slow(monkeypatch)
+    first = long(models[0])
+    running(server, first)
+    late = generation(models[1], 1, blocking=False).job
+    trace = submitted(models[2], 0)
+    same(late, alone(net, 1))
+    assert trace.result()
+    assert first.status().state == "running"
+    other = long(models[3])
+    running(server, other)
+    other.cancel()
+    with pytest.raises(CancelledError):
+        other.result()
+    with weft.LanguageModel(net).generate(ids(4, 3), max_new_tokens=50) as tracer:
+        tracer.result.save("ids")
+    assert torch.equal(first.result()["ids"], tracer.results["ids"])
+    assert first.status().merged and not server.ledger.unfinished()
+
+
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps take long enough for a test to come between them."""
+    turn = Decode.turn
+
+    def waits(decode: Decode) -> bool:
+        time.sleep(0.05)
+        return turn(decode)
+
+    monkeypatch.setattr(Decode, "turn", waits)
+
+
+def running(server: Server, job: Any) -> None:
+    while (found := server.ledger.job(job.id)) is None or found.state != "running":
+        time.sleep(0.01)
+
+
+def test_a_step_that_fails_in_the_model_loses_nobody(server, gate, models, net, monkeypatch):
+    """Memory runs out once: all begin again, each by itself."""
+    failures = [torch.OutOfMemoryError("out of memory")]
+    forward = type(net.model.layers[1]).forward
+
+    def fails(layer: Any, *args: Any, **options: Any) -> Any:
+        if failures and args[0].shape[0] > 2 and args[0].shape[1] == 1:
+            raise failures.pop()
+        return forward(layer, *args, **options)
+
+    monkeypatch.setattr(type(net.model.layers[1]), "forward", fails)
+    gate.hold()
+    jobs = [long(models[n], tokens=4, seed=n) for n in range(3)]
+    gate.let_go(3)
+    for job in jobs:
+        assert job.result()["ids"].shape == (1, 8)
+    assert not failures
+    assert [job.status().attempts for job in jobs] == [2, 2, 2]
 
 
 def test_groups_are_neither_too_wide_nor_too_large():

@@ -2,19 +2,26 @@
 
     lane_of(known, opened, price)          # Lane("plain", tokens=12, peak=4096), or lane ""
 
-Jobs of one model and one lane may be drawn together; what a lane promises the worker tries out on
+Jobs of one model and one lane may be drawn together: in the lane `plain` through one forward, in
+`steps` through one decode loop; what a lane promises the worker tries out on
 its own weights (`merging`, `trial`), and a job that it cannot seat runs by itself after all.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
-from weft.graph.node import Fill, Graph, Read, Write
+from weft.families.call import ModelCall
+from weft.families.decodings import is_plain as is_plain_generation
+from weft.families.sampling import Sampling
+from weft.graph.node import AnyNode, Fill, Graph, Loop, Read, Write
 from weft.graph.site import is_inside
 from weft.run.invokes import MERGED
+from weft.run.joined import KINDS
 from weft.wire.messages import PriceInfo
 
+from .generation import steps_of
 from .known import Known
 from .merging import facts_allow, is_plain
 from .opened import Opened
@@ -36,26 +43,62 @@ class Lane(NamedTuple):
 
 def lane_of(known: Known, opened: Opened, price: PriceInfo) -> Lane:
     """The lane of an admitted job."""
-    tokens = sum([(call.batch or 1) * (call.length or 1) for call in opened.calls])
-    return Lane("plain" if _may(known, opened, price) else "", tokens, price.peak_bytes)
+    if opened.sampling is None:
+        tokens = sum([(call.batch or 1) * (call.length or 1) for call in opened.calls])
+        lane = "plain" if _may_share(known, opened, price) else ""
+    else:
+        tokens = sum([(call.batch or 1) * _longest(call, how) for call, how in _each(opened)])
+        lane = "steps" if _may_step(known, opened, price) else ""
+    return Lane(lane, tokens, price.peak_bytes)
 
 
-def _may(known: Known, opened: Opened, price: PriceInfo) -> bool:
-    if opened.alone or opened.sampling is not None or known.facts is None:
-        return False
+def _each(opened: Opened) -> Iterator[tuple[ModelCall, Sampling]]:
+    return zip(opened.calls, opened.sampling or (), strict=True)
+
+
+def _longest(call: ModelCall, how: Sampling) -> int:
+    return (call.length or 0) + steps_of(call, how)
+
+
+def _may_share(known: Known, opened: Opened, price: PriceInfo) -> bool:
     calls = [(call.args, call.kwargs) for call in opened.calls]
     return (
-        facts_allow(known.facts)
+        _may(known, opened, price, 1)
         and all(map(is_plain, calls))
-        and _is_mild(opened.graph)
-        and price.flops <= SHARE * 2.0 * tree_of(known).size("") * PASS_TOKENS
+        and _is_mild(opened.graph, MERGED)
     )
 
 
-def _is_mild(graph: Graph) -> bool:
-    sites = [node.site for node in graph.nodes if isinstance(node, (Read, Write, Fill))]
+def _may_step(known: Known, opened: Opened, price: PriceInfo) -> bool:
+    steps = max([steps_of(call, how) for call, how in _each(opened)])
+    return (
+        _may(known, opened, price, steps)
+        and all(is_plain_generation(call, how) for call, how in _each(opened))
+        and _is_mild(opened.graph, KINDS)
+    )
+
+
+def _may(known: Known, opened: Opened, price: PriceInfo, passes: int) -> bool:
+    """What is asked of both."""
+    if opened.alone or known.facts is None or not facts_allow(known.facts):
+        return False
+    return price.flops <= SHARE * 2.0 * tree_of(known).size("") * PASS_TOKENS * passes
+
+
+def _is_mild(graph: Graph, kinds: Collection[type]) -> bool:
+    nodes = list(_every(graph.nodes))
+    sites = [node.site for node in nodes if isinstance(node, (Read, Write, Fill))]
     return (
         bool(sites)
-        and all(type(node) in MERGED for node in graph.nodes)
+        and all(type(node) in kinds for node in nodes)
         and not any(is_inside(site.port) for site in sites)
     )
+
+
+def _every(nodes: Iterable[AnyNode]) -> Iterator[AnyNode]:
+    """The nodes, those of loops' bodies among them."""
+    for node in nodes:
+        if isinstance(node, Loop):
+            yield from node.body
+        else:
+            yield node

@@ -293,6 +293,8 @@ class Checker:
         runs = price.sites or sampling is not None or submit.seat is None
         cost = price.flops + (pass_cost(known, opened.calls, sampling) if runs else 0.0)
         lane = lane_of(known, opened, price)._asdict()
+        if job.session:
+            lane["lane"] = ""  # what it leaves behind is its session's
         if submit.seat is not None:
             lane["lane"] = ""  # requests of a session run alone
         self._check_space(job.model, lane["peak"])

@@ -20,6 +20,8 @@ from .space import Measured, Spaces
 
 T = TypeVar("T")
 
+STEPS = "steps"
+"""The lane of generations."""
 NARROWEST = 8
 """A row may be so many times as long as another in one forward."""
 
@@ -52,6 +54,10 @@ class Claims:
         if space is None:
             return self._claimed()
         return self._claimed(peak=space.free) or self._claimed(beyond=space.most)
+
+    def step(self, room: int) -> Job | None:
+        """The next generation, of at most so many positions."""
+        return self._claimed(lane=STEPS, tokens=room, peak=self._free())
 
     def _free(self) -> int:
         """Bytes that a batch may take now."""
@@ -95,7 +101,8 @@ class Claims:
     def _fill(self, jobs: list[Job]) -> None:
         settings, lane = self._settings, jobs[0].lane
         while len(jobs) < settings.merge_jobs:
-            tokens = settings.merge_tokens - sum([job.tokens for job in jobs])
+            most = settings.merge_positions if lane == STEPS else settings.merge_tokens
+            tokens = most - sum([job.tokens for job in jobs])
             peak = self._free() - sum([job.peak for job in jobs])
             more = None
             if tokens > 0 and peak > 0:

@@ -45,9 +45,10 @@ from weft.wire.messages import Limits, Manifest, Submit, encode
 from weft.wire.reports import report_of, run_error
 from weft.wire.results import write_result
 
-from .batch import Claims
+from .batch import STEPS, Claims
 from .mates import Mate, draw_mates
 from .pulse import Pulse
+from .rolling import Underway
 from .rooms import Rooms
 from .space import Spaces
 
@@ -94,6 +95,8 @@ class Worker:
         self._stopping = False
         self.spoilt = False
         """A job has changed the model: whoever runs this has to load it anew."""
+        self._underway = Underway(net, known, settings, self)
+        self._debt = 0.0  # seconds that are the decode loop's before others have the model again
         device = weights_of(net).device
         self._rooms = Rooms(ledger, objects, settings, self._again, device)
         self._learn_from_before()
@@ -107,15 +110,51 @@ class Worker:
     def run(self) -> None:
         """Draws what there is, and waits for more. Returns when the model is spoilt, too."""
         Kept.of(self._net).stays = self._die is not None  # in a process of its own
-        while not (self._stopping or self.spoilt):
-            self._rooms.sweep(self._clock())
-            jobs = self._claims.next()
-            if not jobs:
-                self._bell.wait(POLL)
-            elif len(jobs) == 1:
-                self.do(jobs[0])
-            else:
-                self.do_together(jobs)
+        try:
+            while not self.spoilt and (len(self._underway) or not self._stopping):
+                self._rooms.sweep(self._clock())
+                if not self._turn():
+                    self._bell.wait(POLL)
+        finally:
+            self._underway.close()
+
+    def _turn(self) -> bool:
+        """Something to do, if there is anything: new jobs, and a step of the generations under way.
+
+        While there are such, others have the model for as long as they had it: what a job takes is
+        the loop's before the next one.
+        """
+        jobs = [] if self._stopping else self._next()
+        begun = time.perf_counter()
+        if jobs and jobs[0].lane == STEPS:
+            for job in jobs:
+                if not self._underway.take(job):
+                    self.do(job)
+        elif jobs:
+            (self.do_together if len(jobs) > 1 else self.do_first)(jobs)
+            spent = time.perf_counter() - begun
+            self._underway.pause(spent)
+            self._debt += spent
+        if not len(self._underway):
+            self._debt = 0.0
+            return bool(jobs)
+        begun = time.perf_counter()
+        try:
+            self._underway.turn()
+        except WeftError as error:  # the model must not be used any more; nobody is to blame
+            LOG.warning("the model cannot be used any more: %s", error)
+            self.spoilt = True
+        self._debt = max(0.0, self._debt - (time.perf_counter() - begun))
+        return True
+
+    def _next(self) -> list[Job]:
+        """Jobs to do now: of others than generations only as long as the loop is owed nothing."""
+        if not self._debt:
+            return self._claims.next()
+        if self._underway.full:
+            return []
+        job = self._claims.step(self._underway.room)
+        return [] if job is None else [job]
 
     def stop(self) -> None:
         """Lets `run` return after the job in hand."""
@@ -126,41 +165,63 @@ class Worker:
         """The next job, if there is one."""
         return self._claims.one()
 
+    def do_first(self, jobs: Sequence[Job]) -> None:
+        self.do(jobs[0])
+
     def do(self, job: Job) -> None:
         """Draws one claimed job and says how it ended."""
-        with self._pulse(job) as pulse:
+        with self.pulse(job) as pulse:
             event = self._outcome(job, pulse, lambda: self._drawn(job, pulse))
         self._say(job, event, pulse)
 
     def do_together(self, jobs: Sequence[Job]) -> None:
         """Draws claimed jobs of one lane, through forwards that they share where they can."""
         with ExitStack() as stack:
-            mates = [Mate(job, stack.enter_context(self._pulse(job))) for job in jobs]
+            mates = [Mate(job, stack.enter_context(self.pulse(job))) for job in jobs]
             try:
-                draw_mates(self._net, mates, self._open, self._known, self._settings)
+                draw_mates(self._net, mates, self.open, self._known, self._settings)
             except WeftError as error:  # the model must not be used any more; nobody is to blame
                 LOG.warning("jobs that shared a forward begin again: %s", error)
                 self.spoilt = True
                 for mate in mates:
-                    self._say(mate.job, lost(mate.job, self._settings.attempts), mate.pulse)
+                    self.lost(mate.job, mate.pulse)
                 return
             for mate in mates:
-                event = self._outcome(mate.job, mate.pulse, partial(self._end_of, mate))
-                if isinstance(event, Failed):
-                    event = replace(event, batch=mate.batch, seconds=mate.seconds)
+                if mate.came is not None:
+                    self.ended(mate.job, mate.pulse, mate.came, mate.batch, mate.seconds)
+                    continue
+                event = self._outcome(mate.job, mate.pulse, partial(self._by_itself, mate))
                 mate.pulse.end()
                 self._say(mate.job, event, mate.pulse)
 
-    def _end_of(self, mate: Mate) -> Finished:
-        """What came of one of several; raises its error. Who could not share runs by itself now."""
-        if mate.error is not None:
-            raise mate.error
-        if mate.drawn is None:
-            return self._drawn(mate.job, mate.pulse)
-        done = self._finished(mate.job, mate.drawn)
-        return replace(done, batch=mate.batch, seconds=mate.seconds)
+    def _by_itself(self, mate: Mate) -> Finished:
+        return self._drawn(mate.job, mate.pulse)
 
-    def _pulse(self, job: Job) -> Pulse:
+    # -- as hands (`rolling.Hands`) ----------------------------------------------------------------
+
+    def ended(
+        self, job: Job, pulse: Pulse, came: Drawn | BaseException, batch: int, seconds: float
+    ) -> None:
+        """Says what came of a job that was drawn together with others."""
+
+        def act() -> Finished:
+            if isinstance(came, BaseException):
+                raise came
+            return self._finished(job, came)
+
+        event = self._outcome(job, pulse, act)
+        if isinstance(event, (Finished, Failed)):
+            event = replace(event, batch=batch, seconds=seconds)
+        pulse.end()
+        self._say(job, event, pulse)
+
+    def lost(self, job: Job, pulse: Pulse) -> None:
+        """Gives a job back, as one of a worker that died: it begins again."""
+        pulse.end()
+        self._say(job, lost(job, self._settings.attempts), pulse)
+
+    def pulse(self, job: Job) -> Pulse:
+        """What keeps the claim on a job while it is drawn, and tells its followers."""
         settings = settings_for(self._settings, job.limits)
         ring = self._bells.gateway.ring
         return Pulse(self._ledger, job, settings, ring=ring, die=self._die, clock=self._clock)
@@ -192,7 +253,7 @@ class Worker:
             error = ServerError("the server made a mistake while it ran the job")
             return Failed(encode(report_of(error, job.id), "json"))
 
-    def _open(self, job: Job) -> tuple[Opened, bool]:
+    def open(self, job: Job) -> tuple[Opened, bool]:
         """A job's request, and whether it asks for the recorded shapes."""
         submit = submit_of(self._objects, job)
         fetch = partial(constant, self._objects, job.owner)
@@ -202,7 +263,7 @@ class Worker:
 
     def _drawn(self, job: Job, pulse: Pulse) -> Finished:
         self._spaces.check(job)
-        opened, strict = self._open(job)
+        opened, strict = self.open(job)
         limits = limits_of(self._settings, job)
         if not job.session:
             return self._finished(job, self._draw(opened, strict, pulse, limits))

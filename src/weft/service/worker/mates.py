@@ -27,17 +27,17 @@ LOG = logging.getLogger("weft.worker")
 
 
 class Mate:
-    """One of several jobs. `drawn` and `error` are what came of it; neither, where it has to run by
-    itself. `batch` is how many shared its forward, `seconds` its part of what that took."""
+    """One of several jobs. `came` is what came of it: its result, or its error; None, where it has
+    to run by itself. `batch` is how many shared its forward, `seconds` its part of the time.
+    """
 
     def __init__(self, job: Job, pulse: Pulse) -> None:
         self.job = job
         self.pulse = pulse
         self.entry: Entry | None = None
-        self.drawn: Drawn | None = None
-        self.error: BaseException | None = None
+        self.came: Drawn | BaseException | None = None
         self.batch = 1
-        self.seconds: float | None = None
+        self.seconds = 0.0
 
     def open(
         self, open_: Callable[[Job], tuple[Opened, bool]], known: Known, limits: Limits
@@ -96,13 +96,10 @@ def draw_mates(
             mate.entry = None  # its tensors are not needed any more
             if one is not None:
                 mate.batch, mate.seconds = shared, spent * mate.job.tokens / tokens
-            if isinstance(one, Drawn):
-                mate.drawn = one
-            elif one is not None:
-                mate.error = _said(one)
+                mate.came = one if isinstance(one, Drawn) else said(one)
 
 
-def _said(error: BaseException) -> BaseException:
+def said(error: BaseException) -> BaseException:
     """What torch or the model raised is a `RunError`."""
     if isinstance(error, WeftError) or not isinstance(error, Exception):
         return error
