@@ -393,6 +393,49 @@ def test_what_is_no_step_of_the_table_is_taken_here(model, wide, x) -> None:
     bitwise([*mine.parameters()], [*theirs.parameters()])
 
 
+def test_steps_in_several_places(model, wide, there, x) -> None:
+    """Here, in the session of one model and in that of another; numbers changed by hand."""
+    there.add("other", wide_net())
+    other, local = weft.Model("other", remote=there.url), weft.Model(wide)
+
+    def traced(where: Any) -> Any:
+        def forward(low: Low) -> None:
+            with where.trace(x):
+                where[1].output = low(where[1].output)
+                where.output.square().sum().backward()
+
+        return forward
+
+    def by_hand(low: Low) -> None:
+        wide[2](low(wide[1](wide[0](x)).detach())).square().sum().backward()
+
+    def run(first: Any, second: Any, third: Any) -> Low:
+        low = Low()
+        optimizer = torch.optim.SGD(low.parameters(), lr=0.01, momentum=0.9)
+        for forward in (first, second, third, first, first):
+            optimizer.zero_grad()
+            forward(low)
+            optimizer.step()
+        low.up.data = low.up.data * 0.5
+        with torch.no_grad():
+            low.down.mul_(2)
+        optimizer.zero_grad()
+        first(low)
+        third(low)
+        optimizer.step()
+        return low
+
+    try:
+        with model.session() as session:
+            mine = run(traced(model), traced(local), traced(other))
+            assert len(session._rooms) == 2
+    finally:
+        there.remove("other")
+    theirs = run(by_hand, by_hand, by_hand)
+    wide.zero_grad()
+    bitwise([*mine.parameters()], [*theirs.parameters()])
+
+
 def test_an_input_that_is_trained(model, wide, x) -> None:
     """It is read for each trace; its gradient and its steps are there all the same."""
     mine, theirs = nn.Parameter(x.clone()), nn.Parameter(x.clone())

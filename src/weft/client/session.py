@@ -121,6 +121,7 @@ class SessionBackend(RemoteBackend):
         hello = yield from talk.hello()
         model = yield from chosen(talk, wanted)
         session = yield from self._opened(talk, model.id, wanted.fingerprint)
+        assert all(one.space is self for one in request.uses.values()), "a value of another place"
         number, drops = self._number + 1, self._taken_drops()
         seat = Seat(
             id=session.id,
