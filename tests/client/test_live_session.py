@@ -393,6 +393,99 @@ def test_what_is_no_step_of_the_table_is_taken_here(model, wide, x) -> None:
     bitwise([*mine.parameters()], [*theirs.parameters()])
 
 
+def test_steps_in_several_places(model, wide, there, x) -> None:
+    """Here, in the session of one model and in that of another; numbers changed by hand."""
+    there.add("other", wide_net())
+    other, local = weft.Model("other", remote=there.url), weft.Model(wide)
+
+    def traced(where: Any) -> Any:
+        def forward(low: Low) -> None:
+            with where.trace(x):
+                where[1].output = low(where[1].output)
+                where.output.square().sum().backward()
+
+        return forward
+
+    def by_hand(low: Low) -> None:
+        wide[2](low(wide[1](wide[0](x)).detach())).square().sum().backward()
+
+    def run(first: Any, second: Any, third: Any) -> Low:
+        low = Low()
+        optimizer = torch.optim.SGD(low.parameters(), lr=0.01, momentum=0.9)
+        for forward in (first, second, third, first, first):
+            optimizer.zero_grad()
+            forward(low)
+            optimizer.step()
+        low.up.data = low.up.data * 0.5
+        with torch.no_grad():
+            low.down.mul_(2)
+        optimizer.zero_grad()
+        first(low)
+        third(low)
+        optimizer.step()
+        return low
+
+    try:
+        with model.session() as session:
+            mine = run(traced(model), traced(local), traced(other))
+            assert len(session._rooms) == 2
+    finally:
+        there.remove("other")
+    theirs = run(by_hand, by_hand, by_hand)
+    wide.zero_grad()
+    bitwise([*mine.parameters()], [*theirs.parameters()])
+
+
+def test_an_input_that_is_trained(model, wide, x) -> None:
+    """It is read for each trace; its gradient and its steps are there all the same."""
+    mine, theirs = nn.Parameter(x.clone()), nn.Parameter(x.clone())
+    with model.session():
+        optimizer = torch.optim.SGD([mine], lr=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            with model.trace(mine):
+                model.output.square().sum().backward()
+            optimizer.step()
+    optimizer = torch.optim.SGD([theirs], lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        wide(theirs).square().sum().backward()
+        optimizer.step()
+    wide.zero_grad()
+    bitwise(mine, theirs)
+    moves(mine, x)
+
+
+def test_schedules_and_saved_states(model, wide, x) -> None:
+    def run(forward: Any) -> tuple[Low, list[Any]]:
+        low, seen = Low(), []
+        optimizer = torch.optim.AdamW(low.parameters(), lr=0.01)
+        schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+        for step in range(4):
+            optimizer.zero_grad()
+            forward(low)
+            optimizer.step()
+            schedule.step()
+            if step == 1:
+                seen = [one.clone() for one in low.state_dict().values()]
+        return low, seen
+
+    def there(low: Low) -> None:
+        with model.trace(x):
+            model[1].output = low(model[1].output)
+            model.output.square().sum().backward()
+
+    def here(low: Low) -> None:
+        wide[2](low(wide[1](wide[0](x)).detach())).square().sum().backward()
+
+    with model.session():
+        mine, seen = run(there)
+    theirs, expected = run(here)
+    wide.zero_grad()
+    bitwise([*mine.parameters()], [*theirs.parameters()])
+    bitwise(seen, expected)
+
+
 def test_gradients_add_up_until_they_are_cleared(model, wide, x) -> None:
     v = torch.zeros(WIDE, requires_grad=True)
     v.grad = torch.ones(WIDE)

@@ -121,6 +121,7 @@ class SessionBackend(RemoteBackend):
         hello = yield from talk.hello()
         model = yield from chosen(talk, wanted)
         session = yield from self._opened(talk, model.id, wanted.fingerprint)
+        assert all(one.space is self for one in request.uses.values()), "a value of another place"
         number, drops = self._number + 1, self._taken_drops()
         seat = Seat(
             id=session.id,
@@ -168,7 +169,10 @@ class SessionBackend(RemoteBackend):
         """Remembers the request with the smallest inputs, for those that need no input."""
         size = _inputs(request)
         if self._first is None or size < _inputs(self._first):
-            self._first = request
+            with torch._C.DisableTorchFunction():  # whatever the user does with his own
+                args = tuple([_copy(one) for one in request.args])
+                kwargs = {name: _copy(one) for name, one in request.kwargs.items()}
+            self._first = Request(Graph(()), {}, args, kwargs, device=request.device)
 
     # -- values ------------------------------------------------------------------------------
 
@@ -292,6 +296,10 @@ def _inputs(request: Request) -> int:
     """Bytes of the first call of the model."""
     given = [*request.args, *request.kwargs.values()]
     return sum([one.nbytes for one in given if isinstance(one, torch.Tensor)])
+
+
+def _copy(given: Any) -> Any:
+    return given.detach().clone() if isinstance(given, torch.Tensor) else given
 
 
 def brings(request: Request) -> bool:

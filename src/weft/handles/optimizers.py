@@ -96,6 +96,8 @@ class Steps:
 
     def _step(self, optimizer: Optimizer, room: SessionBackend, groups: list[Group]) -> None:
         states = self._states_of(optimizer)
+        if any(one.space is not room for state in states.values() for one in state.values()):
+            self._state_home(optimizer)  # the last step was taken somewhere else
         built = _Built(self._trained)
         for group in groups:
             built.add(group, optimizer, states)

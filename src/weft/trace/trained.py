@@ -112,7 +112,7 @@ class Trained:
             for (key, (tensor, _)), real in zip(mine.items(), fetched, strict=True):
                 with torch._C.DisableTorchFunction(), torch.no_grad():
                     tensor.data.copy_(real)  # nobody counts that as a change
-                del self._there[key]
+                self._there.pop(key, None)
 
     def grads_home(self, *tensors: torch.Tensor) -> None:
         """Gives tensors (none: all) their gradients as their own."""
