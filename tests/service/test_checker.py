@@ -233,6 +233,18 @@ def test_jobs_and_questions_of_a_running_checker_are_done(shop: Shop) -> None:
     assert not thread.is_alive()
 
 
+def test_many_questions_do_not_keep_jobs_waiting(shop: Shop) -> None:
+    made = checker(shop)
+    for number in range(6):
+        query = encode(TokensQuery(model=MODEL, texts=("a",)))
+        shop.ledger.ask(Question(f"q{number}", "TokensQuery", "eve", query, created=float(number)))
+    jobs = [shop.received(reads("last")) for _ in range(2)]
+    for _ in range(4):
+        assert made.turn()
+    assert [shop.job(job).state for job in jobs] == ["queued", "queued"]
+    assert sum(shop.ledger.take_answer(f"q{number}") is not None for number in range(6)) == 2
+
+
 # -- models that cannot be served ----------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ from weft.service.jobs.fair import OVERHEAD
 from weft.service.jobs.life import Job
 from weft.service.jobs.usage import Usage
 from weft.service.store.database import Database
-from weft.service.store.interface import Ledger, LostClaimError
+from weft.service.store.interface import Ledger, LostClaimError, Question
 from weft.service.store.memory import MemoryLedger
 from weft.service.store.sqlite import open_ledger
 from weft.service.store.tables import MIGRATIONS
@@ -136,6 +136,14 @@ def test_the_checker_takes_turns_by_the_size_of_graphs(ledger) -> None:
     taken = [ledger.claim("received", ["tiny"], "c", 300.0 + n, 1e6) for n in range(22)]
     names = [one.owner for one in taken if one]
     assert (names.count("ann"), names.count("bob")) == (2, 20)
+
+
+def test_owners_who_ask_take_turns(ledger) -> None:
+    for number, owner in enumerate(["ann"] * 5 + ["bob"] * 2 + ["eve"]):
+        ledger.ask(Question(f"q{number}", "TokensQuery", owner, b"", created=float(number)))
+    taken = [one.id for _ in range(8) if (one := ledger.next_question()) is not None]
+    assert taken == ["q0", "q5", "q7", "q1", "q6", "q2", "q3", "q4"]
+    assert ledger.next_question() is None
 
 
 def test_jobs_of_models_that_are_not_there_hold_up_nobody_and_are_not_lost(ledger) -> None:

@@ -17,8 +17,9 @@ import weft
 from tests.run.graphs import Builder
 from weft.engine.leaving import SEEN, TOUCHED, WEIGHTS, Leaving, Marks
 from weft.errors import LimitError
+from weft.service.fleet.keys import add_key
 from weft.service.fleet.models import Deployment
-from weft.service.jobs.usage import day_of
+from weft.service.jobs.usage import Usage, day_of
 from weft.settings import Settings
 from weft.testing import tiny_path
 from weft.testing.service import Server, serve
@@ -162,6 +163,17 @@ def test_activations_of_embeddings_of_ones_own_count(keeper, server, wide) -> No
     assert told(server) - before == h.nbytes > 0
 
 
+def test_what_a_session_keeps_counts_when_it_comes_back(keeper, server) -> None:
+    before = told(server)
+    with keeper.session():
+        with keeper.trace(PROMPT):
+            rows = keeper.lm_head.weight[:2] * 1.0
+        assert told(server) == before  # it has not left
+        with keeper.trace(PROMPT):
+            brought = (rows + 0.0).save()
+    assert told(server) - before == brought.nbytes > 0
+
+
 def test_operations_inside_forwards_count(keeper, server) -> None:
     before = told(server)
     with keeper.trace(PROMPT):
@@ -222,6 +234,21 @@ def test_where_weights_may_leave_nothing_is_refused_or_counted() -> None:
     leaving = Leaving(True, most=0)
     leaving.check(built.graph(), [(1, 64)], 1000)
     assert leaving.told == 0
+
+
+# -- what a user reads of a limit ------------------------------------------------------------------
+
+
+def test_a_users_error_names_the_limit_and_when_to_come_back(server, monkeypatch) -> None:
+    key = add_key(server.ledger, "late", time.time(), limits={"run_seconds_per_day": 2})
+    today = day_of(time.time())
+    server.ledger.add_usage([Usage(owner="late", day=today, model="tiny", seconds=3.0)])
+    monkeypatch.setenv("WEFT_KEY", key)
+    model = weft.LanguageModel("tiny", remote=server.url)
+    refused = pytest.raises(LimitError, match="the limit run_seconds_per_day is 2")
+    with refused as found, model.trace(PROMPT):
+        model.lm_head.output.save()
+    assert "there is room" in (found.value.fix or "")
 
 
 # -- the rule, by hand -----------------------------------------------------------------------------

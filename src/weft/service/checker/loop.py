@@ -118,6 +118,7 @@ class Checker:
         self._lock = threading.RLock()
         self._models: dict[str, Model] = {}
         self._stopping = False
+        self._replied = False  # the last thing that was done
         for id, known in models.items():
             self.add(id, known)
 
@@ -211,17 +212,27 @@ class Checker:
         self._bells.checker.ring()
 
     def turn(self) -> bool:
-        """Does one thing, if there is one. Questions come first: somebody waits with his line."""
+        """Does one thing, if there is one. Questions come first, as somebody waits with his line;
+        but after one a job does, so that many questions do not keep all jobs waiting."""
+        kinds = (self._check_next, self._reply_next)
+        done = any(act() for act in (kinds if self._replied else kinds[::-1]))
+        if done:
+            self._publish_news()
+        return done
+
+    def _reply_next(self) -> bool:
         question = self._ledger.next_question()
         if question is not None:
             self.reply(question)
-        else:
-            job = self._claim()
-            if job is None:
-                return False
+            self._replied = True
+        return question is not None
+
+    def _check_next(self) -> bool:
+        job = self._claim()
+        if job is not None:
             self.check(job)
-        self._publish_news()
-        return True
+            self._replied = False
+        return job is not None
 
     def _claim(self) -> Job | None:
         with self._lock:

@@ -21,7 +21,7 @@ from .bodies import answer, read, taken
 from .errors import Refused
 from .models import not_ready
 from .seats import find, refuse_over, request_id
-from .state import Gateway, Visit
+from .state import Gateway, Visit, limits_for
 
 RETRY_SECONDS = 5
 """What Retry-After says where as many sessions are open as may be."""
@@ -53,7 +53,7 @@ def _open(gateway: Gateway, owner: str, data: bytes, form: str, key: Key) -> Ses
         until=now + gateway.settings.session_seconds,
     )
     try:
-        return gateway.ledger.open_session(session, gateway.settings.sessions)
+        return gateway.ledger.open_session(session, limits_for(gateway, key).sessions)
     except SessionsFullError as error:
         raise Refused(error, 429, {"Retry-After": str(RETRY_SECONDS)}) from None
 

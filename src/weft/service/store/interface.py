@@ -224,7 +224,10 @@ class Ledger(ModelRows, KeptRows, SessionRows, UsageRows, Protocol):
     def ask(self, question: Question) -> None: ...
 
     def next_question(self) -> Question | None:
-        """The oldest question that nobody has taken, which is then taken."""
+        """The next question that nobody has taken, which is then taken.
+
+        Owners take turns: it is the oldest of the one whose turn was longest ago.
+        """
         ...
 
     def reopen_questions(self) -> None:

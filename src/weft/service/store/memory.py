@@ -54,6 +54,7 @@ class MemoryLedger(MemoryModels, MemorySessions, MemoryUsage):
         self._keys: dict[str, Key] = {}
         self._questions: dict[str, Question] = {}
         self._taken: dict[str, int] = {}  # how often; free those where that is even
+        self._turns: dict[str, int] = {}  # of owners who ask, by number
         self._cards: dict[str, Card] = {}
         self._lines = Lines()
         self._gone: dict[str, Gone] = {}
@@ -278,8 +279,11 @@ class MemoryLedger(MemoryModels, MemorySessions, MemoryUsage):
         with self._lock:
             free = [q for q in self._questions.values() if self._taken.get(q.id, 0) % 2 == 0]
             if not free:
+                self._turns.clear()
                 return None
-            question = min(free, key=lambda question: question.created)
+            turns = self._turns
+            question = min(free, key=lambda one: (turns.get(one.owner, 0), one.created))
+            turns[question.owner] = max(turns.values(), default=0) + 1
             self._taken[question.id] = self._taken.get(question.id, 0) + 1
             return question
 

@@ -238,13 +238,17 @@ class SqliteLedger(SqliteModels, SqliteSessions, SqliteUsage):
             )
 
     def next_question(self) -> Question | None:
-        free = f"SELECT id FROM question WHERE taken IN {_FREE} ORDER BY created, rowid LIMIT 1"
+        free = f"""SELECT id FROM question LEFT JOIN share
+            ON share.queue = 'ask' AND share.owner = question.owner WHERE taken IN {_FREE}
+            ORDER BY coalesce(share.since, 0.0), question.created, question.rowid LIMIT 1"""
         with self._database.read() as rows:
             if rows.execute(free).fetchone() is None:
                 return None
         take = f"UPDATE question SET taken = taken + 1 WHERE id = ({free}) RETURNING {_QUESTION}"
         with self._database.write(durable=False) as rows:
-            return _question(rows.execute(take).fetchone())
+            taken = _question(rows.execute(take).fetchone())
+            fair.asked(rows, taken and taken.owner)
+            return taken
 
     def reopen_questions(self) -> None:
         with self._database.write(durable=False) as rows:

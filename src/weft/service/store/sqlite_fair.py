@@ -204,6 +204,18 @@ def _set_clock(rows: sqlite3.Connection, queue: str, clock: float) -> None:
     rows.execute("INSERT OR REPLACE INTO queue (name, clock) VALUES (?, ?)", (queue, clock))
 
 
+def asked(rows: sqlite3.Connection, owner: str | None) -> None:
+    """An owner's question was taken: others' come first now. None: nobody asks any more."""
+    if owner is None:
+        rows.execute("DELETE FROM share WHERE queue = 'ask'")
+        return
+    rows.execute(
+        """INSERT OR REPLACE INTO share (queue, owner, tag, since)
+            SELECT 'ask', ?, 0.0, coalesce(max(since), 0.0) + 1.0 FROM share WHERE queue = 'ask'""",
+        (owner,),
+    )
+
+
 # -- what comes before -----------------------------------------------------------------------------
 
 _AHEAD = """WITH place AS MATERIALIZED (
