@@ -49,10 +49,11 @@ from weft.wire.messages import (
 from . import constants, events, jobs, models, pages, questions, results, sessions, usage
 from .auth import check_protocol, check_scope, key_of
 from .bodies import query_of
-from .entry import Entry
+from .entry import BODY, Entry
 from .errors import Refused
 from .front import Front, Passage
 from .limits import check_door
+from .openai.table import ROUTES as OPENAI
 from .state import THREADS, Gateway, Visit
 from .threads import Threads
 from .watch import Watch
@@ -62,12 +63,6 @@ _NOT_JOB = {404: "there is no such job of yours"}
 _NOT_SESSION = {404: "there is no such session of yours"}
 _OTHER = {409: "the server's model is not the one recorded on"}
 _REFUSED = {422: "the checker refuses it"}
-_BODY = {
-    400: "the body cannot be read",
-    408: "the body stopped coming",
-    413: "the body is longer than the limit",
-    415: "a Content-Type or Content-Encoding that is not taken",
-}
 _CARD = {"If-None-Match": "an ETag that the client has"}
 _RANGES = {
     "Range": "one range of bytes",
@@ -166,7 +161,7 @@ ROUTES: tuple[Entry, ...] = (
         text="What the model's sites look like for one call.",
         takes=SignatureQuery,
         gives=Tables,
-        statuses=_BODY | _NOT_MODEL | _OTHER | _REFUSED,
+        statuses=BODY | _NOT_MODEL | _OTHER | _REFUSED,
     ),
     Entry(
         method="POST",
@@ -175,7 +170,7 @@ ROUTES: tuple[Entry, ...] = (
         text="What a module's forward is, and the operations in it.",
         takes=SourceQuery,
         gives=SourceText,
-        statuses=_BODY | _NOT_MODEL | _OTHER | _REFUSED,
+        statuses=BODY | _NOT_MODEL | _OTHER | _REFUSED,
     ),
     Entry(
         method="POST",
@@ -184,7 +179,7 @@ ROUTES: tuple[Entry, ...] = (
         text="What one of the model's modules gives for some arguments.",
         takes=ApplyQuery,
         gives=Applied,
-        statuses=_BODY | _NOT_MODEL | _OTHER | _REFUSED,
+        statuses=BODY | _NOT_MODEL | _OTHER | _REFUSED,
     ),
     Entry(
         method="POST",
@@ -193,7 +188,7 @@ ROUTES: tuple[Entry, ...] = (
         text="Token ids of texts or chats, made by the model's own tokenizer.",
         takes=TokensQuery,
         gives=Tokens,
-        statuses=_BODY | _NOT_MODEL | _REFUSED,
+        statuses=BODY | _NOT_MODEL | _REFUSED,
     ),
     Entry(
         method="POST",
@@ -202,7 +197,7 @@ ROUTES: tuple[Entry, ...] = (
         text="Which of these constants you have not uploaded yet.",
         takes=MissingQuery,
         gives=Missing,
-        statuses=_BODY,
+        statuses=BODY,
     ),
     Entry(
         method="PUT",
@@ -211,7 +206,7 @@ ROUTES: tuple[Entry, ...] = (
         text="Uploads a constant: a safetensors file with one tensor, `x`.",
         takes=constants.MEDIA,
         gives=Missing,
-        statuses={201: "it is there now", **_BODY},
+        statuses={201: "it is there now", **BODY},
     ),
     Entry(
         method="POST",
@@ -223,7 +218,7 @@ ROUTES: tuple[Entry, ...] = (
         status=201,
         statuses={
             200: "the same request was there before; or the events follow",
-            **_BODY,
+            **BODY,
             404: "the server has no such model",
             409: "another model; constants are missing; or the request id was used for another",
             422: "the graph is not well formed",
@@ -334,6 +329,7 @@ ROUTES: tuple[Entry, ...] = (
         },
         scope="read",
     ),
+    *OPENAI,
 )
 
 
@@ -343,7 +339,7 @@ class App:
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
         paths = dict.fromkeys(entry.path for entry in ROUTES)
-        places = [Route(path, _Place(gateway, path)) for path in paths]
+        places = [Route(_pattern(path), _Place(gateway, path)) for path in paths]
         router = Router(places, redirect_slashes=False, default=_nothing)
         self._front = Front(router, gateway)
 
@@ -363,6 +359,11 @@ class App:
         self.gateway.threads.close()
         self.gateway.meter.flush()
         await send({"type": "lifespan.shutdown.complete"})
+
+
+def _pattern(path: str) -> str:
+    """A path as the router has it: the id of a model may have a `/` in it."""
+    return path.replace("{model}", "{model:path}")
 
 
 class _Place:
