@@ -147,18 +147,15 @@ CHAT: list[Any] = [
 def test_a_chat_goes_through_the_models_template(
     client: openai.OpenAI, net: Any, tokenizer: Any
 ) -> None:
-    ids = model.tokenizer(
-        "system one user two x answer", return_tensors="pt", add_special_tokens=False
-    )
-    made = model.module.generate(ids["input_ids"], max_new_tokens=8, do_sample=False)[0]
-    answer = made[ids["input_ids"].shape[1] :]
+    text = "system one user two x answer"
+    ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
+    made = net.generate(ids, max_new_tokens=8, do_sample=False)[0]
+    answer = tokenizer.decode(made[ids.shape[1] :], skip_special_tokens=True)
     asked: Any = {"model": "tiny", "messages": CHAT, "temperature": 0, "max_completion_tokens": 8}
     reply = client.chat.completions.create(**asked)
     said = reply.choices[0].message
     assert said.role == "assistant"
-    assert (said.content or "").strip() == model.tokenizer.decode(
-        answer, skip_special_tokens=True
-    ).strip()
+    assert (said.content or "").strip() == answer.strip()
     pieces = list(client.chat.completions.create(**asked, stream=True))
     assert pieces[0].choices[0].delta.role == "assistant"
     assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == said.content

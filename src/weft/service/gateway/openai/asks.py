@@ -281,10 +281,10 @@ def _graph_of(
             odd("weft.graph", f"weft.graph is no graph: {error}")
     try:
         graph, sent, how = decode_experiment(base64.b64decode(value, validate=True))
-    except (binascii.Error, ValueError):
-        odd("weft.graph", "weft.graph is a graph in JSON, or a graph file (.weft) in base64")
     except (GraphError, MessageError) as error:
         odd("weft.graph", error.message, error.fix)
+    except (binascii.Error, ValueError):
+        odd("weft.graph", "weft.graph is a graph in JSON, or a graph file (.weft) in base64")
     if len(how) > 1:
         odd("weft.graph", "the graph is one of several inputs", "record it with one prompt")
     return graph, sent, how[0] if how else None

@@ -73,7 +73,7 @@ def _token(data: bytes, stream: int, told: int) -> tuple[int, list[int]]:
     return event.number, list(_numbers(frame.data))
 
 
-def _numbers(data: bytes) -> Iterator[int]:
+def _numbers(data: bytes | memoryview) -> Iterator[int]:
     return (number for (number,) in struct.iter_unpack("<q", data))
 
 
