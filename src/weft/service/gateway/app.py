@@ -282,7 +282,7 @@ ROUTES: tuple[Entry, ...] = (
         status=201,
         statuses={
             429: "as many sessions of this key are open as may be",
-            **_BODY,
+            **BODY,
             **_NOT_MODEL,
             **_OTHER,
         },

@@ -250,12 +250,15 @@ def _message(value: Any, name: str) -> ChatMessage:
 def _content(value: Any, name: str) -> str:
     if isinstance(value, str):
         return value
-    parts = value if isinstance(value, list) else [None]
-    for part in parts:
-        well = isinstance(part, dict) and part.keys() == {"type", "text"}
-        if not well or part["type"] != "text" or not isinstance(part["text"], str):
-            odd(name, "the content of a message is text, or parts of the type 'text'")
+    parts = value if isinstance(value, list) else [value]
+    if not all(_is_text(part) for part in parts):
+        odd(name, "the content of a message is text, or parts of the type 'text'")
     return "".join([part["text"] for part in parts])
+
+
+def _is_text(part: Any) -> bool:
+    well = isinstance(part, dict) and part.keys() == {"type", "text"}
+    return well and part["type"] == "text" and isinstance(part["text"], str)
 
 
 # -- the extension --------------------------------------------------------------------------------
