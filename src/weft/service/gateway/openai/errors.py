@@ -1,4 +1,7 @@
-"""Errors in the form that OpenAI's clients read: `{"error": {message, type, param, code}}`."""
+"""Errors in the form that OpenAI's clients read: `{"error": {message, type, param, code}}`.
+
+Beside `error` stand the fields of our own `ErrorReport`, so that a client of Weft reads it as well.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,8 @@ def error_of(report: ErrorReport, status: int, param: str | None = None) -> dict
     if report.request_id:
         message += f" (request {report.request_id})"
     code = CODES.get(report.code, report.code)
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    error = {"message": message, "type": kind, "param": param, "code": code}
+    return {**msgspec.to_builtins(report), "error": error}
 
 
 def refusal(refused: Refused, request_id: str) -> Response:
