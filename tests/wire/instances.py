@@ -587,6 +587,8 @@ INSTANCES: dict[str, Struct] = {
     "UsageList": m.UsageList(
         usage=(USED,), limits={"queued_jobs": 100.0}, weight=2.0, expires=1_800_000_000.5
     ),
+    "EditInfo": m.EditInfo(name="upside-down", bytes=1632),
+    "EditList": m.EditList(edits=(m.EditInfo(name="upside-down", bytes=1632),)),
     "ServerStatus": m.ServerStatus(
         version="0.2.0",
         seconds=12.5,

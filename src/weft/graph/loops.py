@@ -118,7 +118,7 @@ class _Unrolling:
                 return outer[ref.node] if is_outer else Ref(base + ref.node, ref.out)
 
             for node in loop.body:
-                self._nodes.append(_at_step(renumbered(node, inner), step))
+                self._nodes.append(at_step(renumbered(node, inner), step))
             given += [inner(ref) for ref in loop.gives]
 
     def _beside(self, ref: Ref, turn: int) -> Ref:
@@ -126,7 +126,7 @@ class _Unrolling:
         return self._gives[ref.node][turn * len(loop.gives) + ref.out]
 
 
-def _at_step(node: Any, step: int) -> AnyNode:
+def at_step(node: Any, step: int) -> AnyNode:
     """A node of a body in one of the steps."""
     if isinstance(node, (Read, Write, Fill, Skip)):
         return replace(node, site=replace(node.site, step=step))

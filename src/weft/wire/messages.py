@@ -508,6 +508,17 @@ class UsageList(Tell, frozen=True):
     expires: float | None = None
 
 
+class EditInfo(Tell, frozen=True):
+    """A saved edit: its name, and the size of its file."""
+
+    name: str
+    bytes: int
+
+
+class EditList(Tell, frozen=True):
+    edits: tuple[EditInfo, ...]
+
+
 class ServerStatus(Tell, frozen=True):
     version: str
     seconds: float

@@ -48,7 +48,11 @@ RETRY_SECONDS = 5
 
 def accept(gateway: Gateway, key: Key, data: bytes, form: str) -> tuple[Job, bool]:
     """The job of a request, and whether it is new. Raises `WeftError` or `Refused`."""
-    submit = seats.whole(gateway, key.owner, submit_of(data, form))
+    return accept_submit(gateway, key, seats.whole(gateway, key.owner, submit_of(data, form)))
+
+
+def accept_submit(gateway: Gateway, key: Key, submit: Submit) -> tuple[Job, bool]:
+    """The same of a message that was read."""
     try:
         return _accept(gateway, key, submit)
     except (WeftError, Refused):

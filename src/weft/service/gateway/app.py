@@ -64,10 +64,11 @@ from . import (
 )
 from .auth import check_protocol, check_scope, key_of
 from .bodies import query_of
-from .entry import Entry
+from .entry import BODY, Entry
 from .errors import Refused
 from .front import Front, Passage
 from .limits import check_door
+from .openai.table import ROUTES as OPENAI
 from .state import THREADS, Gateway, Visit
 from .threads import Threads
 from .watch import Watch
@@ -77,12 +78,6 @@ _NOT_JOB = {404: "there is no such job of yours", 410: "it was there, and has ex
 _NOT_SESSION = {404: "there is no such session of yours"}
 _OTHER = {409: "the server's model is not the one recorded on"}
 _REFUSED = {422: "the checker refuses it"}
-_BODY = {
-    400: "the body cannot be read",
-    408: "the body stopped coming",
-    413: "the body is longer than the limit",
-    415: "a Content-Type or Content-Encoding that is not taken",
-}
 _CARD = {"If-None-Match": "an ETag that the client has"}
 _RANGES = {
     "Range": "one range of bytes",
@@ -211,7 +206,7 @@ ROUTES: tuple[Entry, ...] = (
         text="What the model's sites look like for one call.",
         takes=SignatureQuery,
         gives=Tables,
-        statuses=_BODY | _NOT_MODEL | _OTHER | _REFUSED,
+        statuses=BODY | _NOT_MODEL | _OTHER | _REFUSED,
     ),
     Entry(
         method="POST",
@@ -220,7 +215,7 @@ ROUTES: tuple[Entry, ...] = (
         text="What a module's forward is, and the operations in it.",
         takes=SourceQuery,
         gives=SourceText,
-        statuses=_BODY | _NOT_MODEL | _OTHER | _REFUSED,
+        statuses=BODY | _NOT_MODEL | _OTHER | _REFUSED,
     ),
     Entry(
         method="POST",
@@ -229,7 +224,7 @@ ROUTES: tuple[Entry, ...] = (
         text="What one of the model's modules gives for some arguments.",
         takes=ApplyQuery,
         gives=Applied,
-        statuses=_BODY | _NOT_MODEL | _OTHER | _REFUSED,
+        statuses=BODY | _NOT_MODEL | _OTHER | _REFUSED,
     ),
     Entry(
         method="POST",
@@ -238,7 +233,7 @@ ROUTES: tuple[Entry, ...] = (
         text="Token ids of texts or chats, made by the model's own tokenizer.",
         takes=TokensQuery,
         gives=Tokens,
-        statuses=_BODY | _NOT_MODEL | _REFUSED,
+        statuses=BODY | _NOT_MODEL | _REFUSED,
     ),
     Entry(
         method="POST",
@@ -247,7 +242,7 @@ ROUTES: tuple[Entry, ...] = (
         text="Which of these constants you have not uploaded yet.",
         takes=MissingQuery,
         gives=Missing,
-        statuses=_BODY,
+        statuses=BODY,
     ),
     Entry(
         method="PUT",
@@ -256,7 +251,7 @@ ROUTES: tuple[Entry, ...] = (
         text="Uploads a constant: a safetensors file with one tensor, `x`.",
         takes=constants.MEDIA,
         gives=Missing,
-        statuses={201: "it is there now", **_BODY},
+        statuses={201: "it is there now", **BODY},
     ),
     Entry(
         method="POST",
@@ -268,7 +263,7 @@ ROUTES: tuple[Entry, ...] = (
         status=201,
         statuses={
             200: "the same request was there before; or the events follow",
-            **_BODY,
+            **BODY,
             404: "the server has no such model",
             409: "another model; constants are missing; or the request id was used for another",
             422: "the graph is not well formed",
@@ -341,7 +336,7 @@ ROUTES: tuple[Entry, ...] = (
         status=201,
         statuses={
             429: "as many sessions of this key are open as may be",
-            **_BODY,
+            **BODY,
             **_NOT_MODEL,
             **_OTHER,
         },
@@ -388,6 +383,7 @@ ROUTES: tuple[Entry, ...] = (
         },
         scope="read",
     ),
+    *OPENAI,
 )
 
 
@@ -397,7 +393,7 @@ class App:
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
         paths = dict.fromkeys(entry.path for entry in ROUTES)
-        places = [Route(path, _Place(gateway, path)) for path in paths]
+        places = [Route(_pattern(path), _Place(gateway, path)) for path in paths]
         router = Router(places, redirect_slashes=False, default=_nothing)
         self._front = Front(router, gateway)
 
@@ -417,6 +413,11 @@ class App:
         self.gateway.threads.close()
         self.gateway.meter.flush()
         await send({"type": "lifespan.shutdown.complete"})
+
+
+def _pattern(path: str) -> str:
+    """A path as the router has it: the id of a model may have a `/` in it."""
+    return path.replace("{model}", "{model:path}")
 
 
 class _Place:

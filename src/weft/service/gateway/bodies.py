@@ -129,22 +129,28 @@ def read(data: bytes, kind: Any, form: str) -> Any:
     """
     message = decode(data, kind, form)
     if form == "json":
-        _refuse_twins(data)
+        read_pairs(data)
     return message
 
 
-def _refuse_twins(data: bytes) -> None:
+def read_pairs(data: bytes) -> Any:
+    """Any JSON, as plain data. Raises `MessageError`, also for a name that stands twice."""
     try:
-        json.loads(data, object_pairs_hook=_pairs)
+        return json.loads(data, object_pairs_hook=_pairs, parse_constant=_constant)
     except (ValueError, RecursionError) as error:
         raise MessageError(f"this is not JSON that can be read: {str(error)[:200]}") from None
 
 
-def _pairs(pairs: list[tuple[str, Any]]) -> None:
-    names = {name for name, _ in pairs}
-    if len(names) != len(pairs):
-        twin = next(name for name in names if sum(name == other for other, _ in pairs) > 1)
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twin = next(name for name in found if sum(name == other for other, _ in pairs) > 1)
         raise ValueError(f"{twin[:60]!r} stands twice in one object")
+    return found
+
+
+def _constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number")
 
 
 @cache

@@ -39,3 +39,12 @@ class Entry(Struct, frozen=True, kw_only=True):
     key: bool = True
     protocol: bool = True
     scope: str = "run"
+
+
+BODY = {
+    400: "the body cannot be read",
+    408: "the body stopped coming",
+    413: "the body is longer than the limit",
+    415: "a Content-Type or Content-Encoding that is not taken",
+}
+"""What may be wrong with a body."""

@@ -48,7 +48,8 @@ STATUS: dict[type[WeftError], int] = {
 
 
 class Refused(Exception):
-    """An answer that is an error. `missing` lists digests of constants that are not there."""
+    """An answer that is an error. `missing` lists digests of constants that are not there; `param`
+    is the field that is to blame, for the routes in OpenAI's form."""
 
     def __init__(
         self,
@@ -56,12 +57,14 @@ class Refused(Exception):
         status: int | None = None,
         headers: Mapping[str, str] | None = None,
         missing: tuple[str, ...] = (),
+        param: str | None = None,
     ) -> None:
         super().__init__(str(error))
         self.error = error
         self.status = status_of(error) if status is None else status
         self.headers = dict(headers or {})
         self.missing = missing
+        self.param = param
 
     def report(self, request_id: str) -> ErrorReport:
         return replace(report_of(self.error, request_id), missing=self.missing)

@@ -20,6 +20,7 @@ from weft.errors import MessageError, WeftError
 from .auth import check_host, check_origin
 from .bodies import answer
 from .errors import Refused, mistake
+from .openai.errors import refusal
 from .state import Gateway
 
 LOG = logging.getLogger("weft.gateway")
@@ -115,6 +116,8 @@ class Passage:
 
     def _add(self, headers: MutableHeaders) -> None:
         headers["Weft-Request-Id"] = self.id
+        if self._scope["path"].startswith("/v1/"):
+            headers["X-Request-Id"] = self.id  # where OpenAI's clients look for it
         for name, value in ALWAYS.items():
             headers.setdefault(name, value)
         if self._unread:  # what is still on its way is not waited for
@@ -130,7 +133,10 @@ class Passage:
             return
         refused = error if isinstance(error, Refused) else Refused(error)
         request = Request(self._scope)
-        response = answer(request, refused.report(self.id), refused.status, refused.headers)
+        if self._scope["path"].startswith("/v1/"):
+            response = refusal(refused, self.id)
+        else:
+            response = answer(request, refused.report(self.id), refused.status, refused.headers)
         await response(self._scope, self.receive, self.send)
 
     def fields(self) -> dict[str, str | int | float]:

@@ -8,13 +8,15 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from weft.wire.messages import PROTOCOL, Digest, ErrorReport, Event, Id, JobInfo, Submit
+from weft.wire.messages import PROTOCOL, Digest, ErrorReport, Event, Id, JobInfo, ModelId, Submit
 
 from .entry import Entry
 
 _REF = "#/components/schemas/{name}"
 IN_PATH: dict[str, tuple[Any, str]] = {
     "id": (Id, "the id of a job of yours"),
+    "name": (Id, "the name of an edit of yours"),
+    "model": (ModelId, "the id of a model"),
     "digest": (Digest, "the SHA-256 of a tensor: of its dtype, its shape and its bytes"),
 }
 _EVERYWHERE = {

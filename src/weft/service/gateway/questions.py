@@ -61,6 +61,11 @@ async def tokens(gateway: Gateway, visit: Visit) -> Response:
 async def asked(gateway: Gateway, visit: Visit, kind: type[Struct]) -> Response:
     """Reads the question, has it answered, and gives the answer or its error."""
     id = await taken(gateway, visit, ask, kind, visit.key)
+    return answer(visit.request, await answered(gateway, id, kind))
+
+
+async def answered(gateway: Gateway, id: str, kind: type[Struct]) -> Any:
+    """The answer to a question of this kind that was written down; the error that it is, raised."""
     found = await until_answered(gateway, id)
     if found is None:
         await gateway.off(gateway.ledger.drop_questions, gateway.clock() - KEPT_SECONDS)
@@ -69,18 +74,22 @@ async def asked(gateway: Gateway, visit: Visit, kind: type[Struct]) -> Response:
             "the limit price_seconds"
         )
         raise Refused(error, 503, {"Retry-After": str(RETRY_SECONDS)})
-    return answer(visit.request, said(found, ANSWERS[kind]))
+    return said(found, ANSWERS[kind])
 
 
 def ask(
     gateway: Gateway, owner: str, data: bytes, form: str, kind: type[Struct], key: Key | None
 ) -> str:
     """Writes the question down; its id. Blocks."""
-    query: Any = read(data, kind, form)
+    return put(gateway, owner, read(data, kind, form), key)
+
+
+def put(gateway: Gateway, owner: str, query: Any, key: Key | None) -> str:
+    """The same of a question that was read. Blocks."""
     if check_model(gateway, key, query.model, getattr(query, "fingerprint", None)) is None:
         raise not_ready(f"{query.model} is still being loaded")
     now = gateway.clock()
-    question = Question(new_id(now), kind.__name__, owner, encode(query), created=now)
+    question = Question(new_id(now), type(query).__name__, owner, encode(query), created=now)
     gateway.ledger.ask(question)
     gateway.bells.ring("checker")
     return question.id

@@ -63,6 +63,8 @@ class Gateway:
     large: asyncio.Lock = field(default_factory=asyncio.Lock)  # for reading what is large
     threads: Threads = field(default_factory=lambda: Threads(THREADS))
     graphs: Graphs = field(default_factory=Graphs)  # of sessions
+    born: float = field(default_factory=time.time)
+    speakers: dict[str, tuple[str, Any]] = field(default_factory=dict)  # tokenizers, by model
 
     def __post_init__(self) -> None:
         self.meter = Meter(self.ledger, lambda: self.clock())
