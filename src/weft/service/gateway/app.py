@@ -158,7 +158,7 @@ ROUTES: tuple[Entry, ...] = (
         status=201,
         statuses={
             200: "it was there, and is pinned as asked, or tried anew if it had failed",
-            **_BODY,
+            **BODY,
             409: "the name is that of another model",
             422: "there is no model with safetensors there",
         },
@@ -172,7 +172,7 @@ ROUTES: tuple[Entry, ...] = (
         takes=Evict,
         gives=ModelInfo,
         statuses={
-            **_BODY,
+            **BODY,
             404: "the server has no such model",
             409: "it is pinned, or of the server's own configuration",
         },
@@ -316,7 +316,7 @@ ROUTES: tuple[Entry, ...] = (
         text="Keeps a job for a time of its own after its end.",
         takes=Keep,
         gives=JobInfo,
-        statuses=_NOT_JOB | _BODY,
+        statuses=_NOT_JOB | BODY,
     ),
     Entry(
         method="DELETE",
