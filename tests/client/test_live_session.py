@@ -656,6 +656,20 @@ def test_values_that_cannot_be_made_again_are_lost_by_name(model, there, x) -> N
     assert saved.shape == (3, 2)
 
 
+def test_parameters_that_cannot_come_home(model, there, x) -> None:
+    low = Low()
+    before = [one.detach().clone() for one in low.parameters()]
+    with pytest.raises(SessionLostError) as caught, model.session() as session:
+        optimizer = torch.optim.SGD(low.parameters(), lr=0.1)
+        with model.trace(x):
+            model[1].output = low(model[1].output)
+            model.output.square().sum().backward()
+        optimizer.step()
+        there.ledger.end_session(room_of(session)._info.id, 0.0)
+    assert "2 tensors" in "".join(caught.value.__notes__)
+    bitwise([*low.parameters()], before)
+
+
 def test_a_session_that_was_ended_from_elsewhere(model, there, x) -> None:
     with model.session() as session:
         with model.trace(x):

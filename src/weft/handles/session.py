@@ -102,9 +102,18 @@ class Session:
             error.add_note(f"and when the session ended: {failures[0]}")
 
     def _home(self) -> None:
-        if self.trained is not None and self._steps is not None:
+        if self.trained is None or self._steps is None:
+            return
+        try:
             self.trained.all_home()
             self._steps.all_home()
+        except BaseException as failure:
+            if left := len(self.trained):
+                failure.add_note(
+                    f"{left} tensors that were trained on the server keep the numbers that they "
+                    "had here last"
+                )
+            raise
 
     def room(self, handle: Handle, place: Place) -> SessionBackend:
         """The part of the session that a model of a server has."""
