@@ -68,13 +68,19 @@ def _subject(place: Place, name: str, dtype: torch.dtype) -> Subject:
     return Subject(net, model, paths, ids, baseline, tokenizer)
 
 
+def _names(metafunc: pytest.Metafunc, argument: str) -> bool:
+    """Whether a test says itself what an argument is to be."""
+    marks = metafunc.definition.iter_markers("parametrize")
+    return any(argument in str(mark.args[0]) for mark in marks)
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Each test runs in both places."""
     module: Any = metafunc.module
     local = f"{module.__name__.rpartition('.')[2]}::{metafunc.function.__name__}"
     there = pytest.param(places.THERE, marks=_ANNOUNCED)
     here = local in LOCAL_ONLY or hasattr(module, "LOCAL_ONLY")  # with the reason
-    if "remote" in metafunc.fixturenames:  # where a session is to run
+    if "remote" in metafunc.fixturenames and not _names(metafunc, "remote"):  # of a session
         each = [(places.HERE, False), (places.HERE, "local")]
         each += [] if here else [pytest.param(places.THERE, None, marks=_ANNOUNCED)]
         ids = ["here", "loopback", "server"][: len(each)]

@@ -125,8 +125,8 @@ def test_an_edit_takes_values_and_outlives_the_session(model, net, ids, remote):
     bitwise(after, expected)
 
 
-def test_names_of_ones_own_in_a_session(net, ids, remote):
-    model = weft.LanguageModel(net, rename={"transformer.h": "layers", "lm_head": "unembed"})
+def test_names_of_ones_own_in_a_session(net, ids, place, remote):
+    model = place.language(net, rename={"transformer.h": "layers", "lm_head": "unembed"})
     with model.session(remote=remote):
         with model.trace(other_of(ids)):
             h = model.layers[1].output

@@ -144,13 +144,23 @@ class Decode:
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
-            self.close()
             meant = understood(error)
+            if len(self._tickets) == 1 and not getattr(meant, "retire", False):
+                self._its_own(meant)  # nobody else's rows were in the step
+                return True
+            self.close()
             if isinstance(meant, LostDeviceError) or getattr(meant, "retire", False):
                 raise meant from None
             raise LoopLostError from error
         self._collect()
         return going
+
+    def _its_own(self, error: BaseException) -> None:
+        """A step of the only job in the loop failed."""
+        (ticket,) = self._tickets.values()
+        self.close()
+        ticket.found = error
+        self._left.append(ticket)
 
     def left(self) -> list[Ticket]:
         """Those that came to their end since this was asked last."""

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import torch
 
-from weft.graph.node import Fill
+from weft.graph.node import Fill, Skip
 from weft.graph.site import Leaf, Site
 
 from .hooks import Drive, find
@@ -263,6 +263,8 @@ def is_mixed(plan: Plan) -> bool:
         kinds: dict[Leaf, Any] = {}
         for index in there.effects:
             step: Any = plan.steps[index]
+            if step.kind is Skip:
+                continue
             if kinds.setdefault(step.node.leaf, step.kind) is not step.kind:
                 return True
     return False

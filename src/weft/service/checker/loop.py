@@ -327,7 +327,10 @@ class Checker:
     def _leaving(self, job: Job, submit: Submit, opened: Opened) -> Leaving:
         """What may leave of the job's model, and what has left to its owner today."""
         with self._lock:
-            leave, most = self._models[job.model].weights
+            model = self._models.get(job.model)
+        if model is None:
+            raise WrongModelError(f"this server has no model {job.model!r} any more")
+        leave, most = model.weights
         used, today = 0, day_of(self._clock())
         if not leave:
             rows = self._ledger.usage(job.owner, today, today)
