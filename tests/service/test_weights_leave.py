@@ -17,6 +17,7 @@ import weft
 from tests.run.graphs import Builder
 from weft.engine.leaving import SEEN, TOUCHED, WEIGHTS, Leaving, Marks
 from weft.errors import LimitError
+from weft.graph.node import Guard
 from weft.service.fleet.keys import add_key
 from weft.service.fleet.models import Deployment
 from weft.service.jobs.usage import Usage, day_of
@@ -202,6 +203,16 @@ def test_what_is_made_with_weights_counts_as_it_comes_back(keeper, server) -> No
         h = keeper.model.layers[0].output[:, -1]
         (h @ keeper.lm_head.weight.t()).argmax(-1).save("token")
     assert told(server) - before == 8  # the number that comes back
+
+
+def test_a_guard_that_would_tell_a_weight_is_refused() -> None:
+    """One that does not hold says in its error what the value is."""
+    built = Builder()
+    built.add(Guard, value=built.param("last.weight", torch.zeros(2, 8)), expected=0.5)
+    built.save("h", built.read("first", (3, 8)))
+    sizes = [(1, 64), (3, 96)]
+    with pytest.raises(LimitError, match="looked at is made of the model's weights alone"):
+        Leaving(False, most=1000).check(built.graph(), sizes, 1000)
 
 
 # -- the budget ----------------------------------------------------------------------------------
