@@ -262,6 +262,21 @@ def test_a_users_error_names_the_limit_and_when_to_come_back(server, monkeypatch
     assert "there is room" in (found.value.fix or "")
 
 
+def test_a_pass_is_charged_for_its_length(server, keeper) -> None:
+    def cost(prompt: str) -> float:
+        def now() -> float:
+            return sum(row.cost for row in server.ledger.usage("local"))
+
+        before = now()
+        with keeper.trace(prompt):
+            h = keeper.model.layers[0].output.save()
+        parameters = sum(one.numel() for one in weft.LanguageModel(tiny_path()).parameters())
+        assert now() - before == pytest.approx(2 * parameters * h.shape[1])
+        return now() - before
+
+    assert cost("one " * 20) > 4 * cost("one")
+
+
 # -- the rule, by hand -----------------------------------------------------------------------------
 
 
