@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.run.graphs import Builder
-from tests.service.shop import MODEL, Shop, reads
+from tests.service.shop import MODEL, Shop, X, reads
 from weft.client.travel import pack_inputs
 from weft.engine.admit import admit
 from weft.engine.opened import open_submit
@@ -111,7 +111,8 @@ def test_the_price_is_that_of_the_engine(shop: Shop) -> None:
     assert price == expected
     assert price.flops >= 2 * 3 * 8 * 1000
     assert price.saved_bytes == 4 * 3 * 1000
-    assert shop.job(job).cost == float(price.flops)
+    parameters = sum(one.numel() for one in shop.net.parameters())
+    assert shop.job(job).cost == float(price.flops) + 2 * parameters * len(X)
 
 
 def _submit_again(shop: Shop, job: Job) -> Any:

@@ -324,7 +324,7 @@ def test_a_step_that_fails_counts_nothing(ledger) -> None:
 # -- a heavy user and a light one ------------------------------------------------------------------
 
 
-def test_a_light_user_beside_a_thousand_jobs_waits_two_passes(make) -> None:
+def test_a_light_user_beside_hundreds_of_jobs_waits_two_passes(make) -> None:
     """A worker that takes 0.4 seconds for each job, on a clock of numbers, over a real store."""
     ledger, now, seconds = make(), 1000.0, 0.4
     for number in range(200):  # more than the worker can do in the time

@@ -17,6 +17,7 @@ import weft
 from tests.run.graphs import Builder
 from weft.engine.leaving import SEEN, TOUCHED, WEIGHTS, Leaving, Marks
 from weft.errors import LimitError
+from weft.graph.node import Guard
 from weft.service.fleet.keys import add_key
 from weft.service.fleet.models import Deployment
 from weft.service.jobs.usage import Usage, day_of
@@ -204,6 +205,16 @@ def test_what_is_made_with_weights_counts_as_it_comes_back(keeper, server) -> No
     assert told(server) - before == 8  # the number that comes back
 
 
+def test_a_guard_that_would_tell_a_weight_is_refused() -> None:
+    """One that does not hold says in its error what the value is."""
+    built = Builder()
+    built.add(Guard, value=built.param("last.weight", torch.zeros(2, 8)), expected=0.5)
+    built.save("h", built.read("first", (3, 8)))
+    sizes = [(1, 64), (3, 96)]
+    with pytest.raises(LimitError, match="looked at is made of the model's weights alone"):
+        Leaving(False, most=1000).check(built.graph(), sizes, 1000)
+
+
 # -- the budget ----------------------------------------------------------------------------------
 
 
@@ -249,6 +260,21 @@ def test_a_users_error_names_the_limit_and_when_to_come_back(server, monkeypatch
     with refused as found, model.trace(PROMPT):
         model.lm_head.output.save()
     assert "there is room" in (found.value.fix or "")
+
+
+def test_a_pass_is_charged_for_its_length(server, keeper) -> None:
+    def cost(prompt: str) -> float:
+        def now() -> float:
+            return sum(row.cost for row in server.ledger.usage("local"))
+
+        before = now()
+        with keeper.trace(prompt):
+            h = keeper.model.layers[0].output.save()
+        parameters = sum(one.numel() for one in weft.LanguageModel(tiny_path()).parameters())
+        assert now() - before == pytest.approx(2 * parameters * h.shape[1])
+        return now() - before
+
+    assert cost("one " * 20) > 4 * cost("one")
 
 
 # -- the rule, by hand -----------------------------------------------------------------------------

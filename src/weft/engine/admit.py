@@ -224,6 +224,9 @@ class Admission(Play):
         elif step.kind is Guard:
             expected, _ = lower(node.expected, (), [])
             check_look(node.look, expected, avals[0].shape, self.line(step))
+            shape = node.look == "shape"
+            told = 8 * len(avals[0].shape) if shape else avals[0].nbytes
+            self._logged.append((step.index, told))
         else:
             self._check_memory(step, max([aval.nbytes for aval in avals], default=0))
             self._logged.append((step.index, sum([aval.nbytes for aval in avals])))
@@ -405,7 +408,7 @@ class Admission(Play):
         )
 
     def leaves(self) -> list[tuple[int, int]]:
-        """Bytes of saves and logs, by node."""
+        """Bytes of saves, logs and guards, by node."""
         return [*[(step.index, size) for size, step in self._saves], *self._logged]
 
     # The model's own pass

@@ -20,6 +20,7 @@ from weft.families.encoded import generation_of
 from weft.families.sampling import OPTION_NAMES, Sampling, sampling_of
 from weft.graph.node import Backward, Graph
 from weft.graph.site import RESULT
+from weft.run.structure import tensors
 from weft.wire.messages import Generation, Limits, Submit
 
 from .known import Known
@@ -96,6 +97,19 @@ def pass_cost(known: Known, calls: Sequence[ModelCall], sampling: Samplings) -> 
     each = zip(calls, sampling, strict=True)
     rows = sum([(call.batch or 1) * (steps_of(call, how) - 1) for call, how in each])
     return 2.0 * tree_of(known).size("") * rows
+
+
+def prompt_cost(known: Known, calls: Sequence[ModelCall]) -> float:
+    """Operations of the model's own passes over its inputs, nearly: each parameter meets each
+    position, or each row where there are none. A pass that ends early counts whole."""
+    return 2.0 * tree_of(known).size("") * sum([_positions(call) for call in calls])
+
+
+def _positions(call: ModelCall) -> int:
+    if call.length:
+        return (call.batch or 1) * call.length
+    given = [one for one in tensors((call.args, dict(call.kwargs))) if one.numel()]
+    return max([one.numel() // (one.shape[-1] if one.dim() else 1) for one in given], default=1)
 
 
 def decoders(

@@ -17,11 +17,12 @@ from. It follows values through the graph; a value that shares storage with anot
   module whose input is an identity matrix computes its weight.
 - **Free**: activations and tokens of passes over token ids in which nothing was edited, constants.
 
-Counted are the bytes of saves and streams as they are, of logs as text. The rule bounds how much
-may leave, it does not know what does. It does not cover what unedited passes tell: the embedding of
-each token is an activation, and many logits give the last layer away. It does not cover how a job
-ends: whether a guard held or a stop came, and the number in the message of an index that was out of
-range. Nor modules that are given weights as arguments (parametrizations).
+Guards are judged as saves are: one that does not hold says what the value is. Counted are the bytes
+of saves, streams and guards as they are, of logs as text. The rule bounds how much may leave, it
+does not know what does. It does not cover what unedited passes tell: the embedding of each token is
+an activation, and many logits give the last layer away. It does not cover how a job ends: whether a
+stop came, and the number in the message of an index that was out of range. Nor modules that are
+given weights as arguments (parametrizations).
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from weft.graph.node import (
     Fill,
     Grad,
     Graph,
+    Guard,
     Log,
     Param,
     Read,
@@ -77,8 +79,8 @@ class Leaving:
     told: int = field(default=0, init=False)
 
     def check(self, graph: Graph, sizes: Iterable[tuple[int, int]], text: int) -> None:
-        """Judges an unrolled graph. `sizes` are the bytes of saves and logs by node; `text` is the
-        most that logs may have.
+        """Judges an unrolled graph. `sizes` are the bytes of saves, logs and guards by node; `text`
+        is the most that logs may have.
 
         Raises `LimitError` with the user's line.
         """
@@ -169,6 +171,8 @@ def _is_text(node: AnyNode) -> bool:
 def _called(node: AnyNode) -> str:
     if isinstance(node, Save):
         return f"the save {text_of(node.name)}"
+    if isinstance(node, Guard):
+        return "what the recording looked at"
     return "what is logged" if _is_text(node) else "what is streamed"
 
 

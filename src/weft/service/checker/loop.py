@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any
 
 from weft.engine.admit import admit
-from weft.engine.generation import pass_cost
+from weft.engine.generation import pass_cost, prompt_cost
 from weft.engine.known import Known
 from weft.engine.lanes import lane_of
 from weft.engine.leaving import Leaving
@@ -302,7 +302,9 @@ class Checker:
             leaving,
         )
         runs = price.sites or sampling is not None or submit.seat is None
-        cost = price.flops + (pass_cost(known, opened.calls, sampling) if runs else 0.0)
+        cost = float(price.flops)
+        if runs:
+            cost += prompt_cost(known, opened.calls) + pass_cost(known, opened.calls, sampling)
         lane = lane_of(known, opened, price)._asdict()
         if job.session:
             lane["lane"] = ""  # what it leaves behind is its session's
@@ -311,7 +313,7 @@ class Checker:
         self._check_space(job.model, lane["peak"])
         return Priced(
             price=encode(price, "json"),
-            cost=float(cost),
+            cost=cost,
             names=_saves(opened),
             weights=leaving.told,
             **lane,

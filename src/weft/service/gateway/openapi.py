@@ -124,6 +124,7 @@ def _responses(entry: Entry) -> dict[str, Any]:
     said = {entry.status: "what was asked for"} | _EVERYWHERE | entry.statuses
     if entry.key:
         said[401] = "no valid key"
+        said.setdefault(429, "a limit of the key; Retry-After says when to come back")
     return {str(status): _response(entry, status, said[status], good) for status in sorted(said)}
 
 

@@ -1,10 +1,10 @@
 """What a key may do: its scopes, and which of them a route is content with. Pure.
 
-run      submit jobs, cancel and delete them, upload constants, ask what recording needs
-read     one's own jobs and results, the models
-deploy   load models and put them away
-metrics  what the server counts of itself
-admin    everything, for everybody's jobs and keys
+- `run`: submit jobs, cancel and delete them, upload constants, ask what recording needs
+- `read`: one's own jobs and results, the models
+- `deploy`: load models and put them away
+- `metrics`: what the server counts of itself
+- `admin`: all of these, and everybody's usage
 
 allows(("run",), "read")               # True: who may run may read what it ran
 """
