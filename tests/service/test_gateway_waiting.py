@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import httpx
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from tests.service.gate import ANN, BOB, MODEL, House, bearer, live, submit_of
 from tests.service.jobs import job as a_job
 from weft.client.events import Message, Parser
+from weft.service.gateway.watch import POLL_SECONDS
 from weft.service.jobs.pace import seconds_each
 from weft.service.store.models import WorkerMemory
 from weft.settings import Settings
@@ -106,6 +108,27 @@ def test_followers_of_a_waiting_job_see_the_load_and_then_the_rest(house: House)
     assert numbered == list(range(1, len(numbered) + 1))
     assert [n for n, message in seen if message.event == "progress"] == [None, None]
     assert seen[-1][1].event == "end"
+
+
+def test_a_load_that_begins_when_the_job_is_queued_is_seen_too(house: House) -> None:
+    """The follower has waited in vain for more before, and hears nothing new of the job itself."""
+    house.ledger.put_memory(WorkerMemory(model=MODEL, state="ready", weights=100))
+    id = house.job()
+    seen: list[Message] = []
+    parser = Parser()
+    with live(house) as url:
+        path = f"{url}/api/jobs/{id}/events"
+        with httpx.stream("GET", path, headers=bearer(), timeout=5) as reply:
+            for piece in reply.iter_bytes():
+                seen += parser.feed(piece)
+                if len(seen) == 1:
+                    time.sleep(4 * POLL_SECONDS)
+                    house.ledger.put_memory(WorkerMemory(model=MODEL, state="cold", weights=100))
+                    house.price()
+                    house.bells.gateway.ring()
+                if seen[-1].event == "progress":
+                    break
+    assert [message.event for message in seen] == ["state", "state", "progress"]
 
 
 def goes_on(house: House, seen: ProgressEvent) -> None:

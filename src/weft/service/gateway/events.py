@@ -17,12 +17,12 @@ from starlette.requests import Request
 from weft.errors import MessageError
 from weft.service.jobs.life import FINAL, Job
 from weft.service.store.interface import Note
-from weft.wire.messages import EndEvent, JobInfo, decode, encode
+from weft.wire.messages import EndEvent, JobInfo, StateEvent, decode, encode
 
 from .bodies import Stream
 from .errors import trusted
 from .state import Gateway
-from .waiting import Waiting
+from .waiting import WAITS, Waiting
 
 MEDIA = "text/event-stream"
 BEAT_SECONDS = 10.0
@@ -89,7 +89,8 @@ def _changed(data: bytes, before: bytes) -> bytes:
 class News(NamedTuple):
     """Events, the number of the last of them, whether it was the last of all, or more are there.
 
-    With `loads` they say how far the load of the model is, which is no note of the job.
+    With `loads` the job may wait for its model: how far the load is, which is no note of the job,
+    will be looked at in a moment.
     """
 
     data: bytes
@@ -138,7 +139,16 @@ def _with_result(gateway: Gateway, id: str, notes: list[Note], inline: int) -> l
 def told(notes: Sequence[Note]) -> News:
     data = b"".join([message(note.kind, note.data, note.seq) for note in notes])
     last = notes[-1]
-    return News(data, last.seq, over=last.kind == "end", more=len(notes) == PAGE)
+    over, more = last.kind == "end", len(notes) == PAGE
+    return News(data, last.seq, over=over, more=more, loads=_waits(last))
+
+
+def _waits(last: Note) -> bool:
+    """Whether the job waited when it said so: then it may wait for its model."""
+    if last.kind != "state":
+        return False
+    with trusted():
+        return decode(last.data, StateEvent, "json").state in WAITS
 
 
 def info(gateway: Gateway, job: Job) -> JobInfo:
