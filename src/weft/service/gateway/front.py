@@ -71,10 +71,7 @@ class Front:
     async def _count(self, passage: Passage) -> None:
         """Puts a request to its owner's account."""
         gateway, refused = self._gateway, passage.status in REFUSALS
-        route = ("route", passage.route or "none"), ("method", passage.method)
-        due = gateway.tallies.add(
-            "weft_http_requests_total", *route, ("status", str(passage.status))
-        )
+        due = gateway.tallies.add("weft_http_requests_total", *passage.labels)
         if passage.limit:
             gateway.tallies.add("weft_refusals_total", ("limit", passage.limit))
         if due:
@@ -153,10 +150,11 @@ class Passage:
         await response(self._scope, self.receive, self.send)
 
     @property
-    def method(self) -> str:
-        """One of a few: what a stranger makes up is no name of a count."""
+    def labels(self) -> tuple[tuple[str, str], ...]:
+        """What it is counted under: of a few words, none of them made up by a stranger."""
         given = self._scope["method"]
-        return given if given in METHODS else "other"
+        method = given if given in METHODS else "other"
+        return ("route", self.route or "none"), ("method", method), ("status", str(self.status))
 
     def fields(self) -> dict[str, str | int | float]:
         """What the log says of it."""

@@ -24,7 +24,7 @@ from .models import serves
 from .state import Gateway, Visit
 
 LOG = logging.getLogger("weft.gateway")
-KEPT_SECONDS = 1.0
+KEPT_SECONDS = 0.5
 LEAST_FREE = 64 << 20
 """Bytes that the disk must have left."""
 SILENT_SECONDS = 10.0
