@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import json
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,7 @@ from weft.service.gateway import health
 from weft.service.gateway.metrics import METRICS
 from weft.service.jobs.tally import Count, tallied
 from weft.service.store.interface import Ledger
+from weft.service.store.logs import JsonLines, TextLines
 from weft.service.store.memory import MemoryLedger
 from weft.service.store.sqlite import open_ledger
 from weft.settings import Settings
@@ -148,6 +151,35 @@ def test_the_document_has_every_metric(house: House) -> None:
     ]
     assert rows == told
     assert set(families(house)) == set(METRICS)
+
+
+# -- the log --------------------------------------------------------------------------------------
+
+
+def test_requests_and_jobs_have_a_line_each(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    said = house.submit(submit_of())
+    house.do()
+    lines = [json.loads(JsonLines("gateway").format(record)) for record in caplog.records]
+    (request,) = [line for line in lines if line["message"] == "request"]
+    assert request["request"] == said.headers["weft-request-id"]
+    assert (request["owner"], request["status"]) == ("ann", 201)
+    jobs = [line for line in lines if line["message"] == "job"]
+    assert [line["state"] for line in jobs] == ["received", "queued", "running", "done"]
+    assert {line["job"] for line in jobs} == {request["job"]} == {said.json()["id"]}
+    assert {(line["owner"], line["model"]) for line in jobs} == {("ann", "tiny")}
+    assert all("seconds" in line for line in jobs[1:])
+    text = "\n".join(TextLines().format(record) for record in caplog.records)
+    for secret in (ANN, "mine.py", "h.save()"):
+        assert secret not in text
+
+
+def test_a_line_of_text_cannot_be_forged() -> None:
+    record = logging.LogRecord("weft.gateway", logging.INFO, "", 0, "request", (), None)
+    record.path = "/a\n12:00:00 info job state=done"
+    line = TextLines().format(record)
+    assert "\n" not in line
+    assert 'path="' in line
 
 
 # -- health ---------------------------------------------------------------------------------------

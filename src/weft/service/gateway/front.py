@@ -102,6 +102,7 @@ class Passage:
         self.origin: str | None = None
         self.status = 0
         self.route = ""  # as the table has it
+        self.job = ""  # that it submitted
         self.limit = ""  # that was met
         self.up = self.down = 0  # bytes of bodies
         self._scope, self._receive, self._send = scope, receive, send
@@ -164,6 +165,7 @@ class Passage:
             "method": self._scope["method"],
             "path": self._scope["path"],
             "status": self.status,
+            **({"job": self.job} if self.job else {}),
             "ms": round((time.perf_counter() - self._begun) * 1000, 2),
         }
 
