@@ -1,6 +1,6 @@
 """Lines of the log, of every process of a server: as JSON for programs, or as text for people.
 
-One line for each request (`request`, under the id that the client has in `Weft-Request-Id`), and one
+One line for each request (`request`, the id that the client has in `Weft-Request-Id`), and one
 for each state of a job. They name owners of keys, jobs and models; never a key, or anything that a
 user wrote or computed.
 """
