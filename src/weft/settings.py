@@ -56,6 +56,8 @@ class Settings:
     models_device_bytes: int = 0
     model_roots: str = ""
     model_hub: str = ""
+    metrics: str = "key"
+    log_format: str = "json"
 
     # Limits of one request, which the server enforces and publishes
     body_bytes: int = 64 << 20
@@ -116,6 +118,8 @@ TEXTS: dict[str, str] = {
     "models_device_bytes": "the same of the accelerator; 0: nine tenths of what it has",
     "model_roots": "folders below which models may be deployed by key, with commas",
     "model_hub": "hub ids that may be deployed by key, with commas and * for any text",
+    "metrics": "who may ask for /metrics: key (scope metrics), loopback (this machine, too)",
+    "log_format": "lines of the log: json, or text for people",
     "body_bytes": "bytes of one request's body, constants apart",
     "constant_bytes": "bytes of one uploaded constant",
     "result_bytes": "bytes of all that one job saves",

@@ -19,7 +19,7 @@ from tests.service.hostile import (
     post,
     refused,
 )
-from weft.service.gateway.server import JsonLines
+from weft.service.store.logs import JsonLines
 from weft.wire import frames
 from weft.wire.messages import TokensQuery, encode
 

@@ -39,6 +39,7 @@ from weft.service.jobs.life import Event, Failed, IllegalStepError, Job, Priced,
 from weft.service.jobs.usage import day_of
 from weft.service.store.bells import Bells
 from weft.service.store.interface import Card, Ledger, LostClaimError, Objects, Question
+from weft.service.store.life_signs import Sign
 from weft.service.store.requests import constant_type, limits_of, submit_of
 from weft.service.store.said import check_space, still_held
 from weft.settings import Settings
@@ -202,7 +203,9 @@ class Checker:
     def run(self) -> None:
         """Does what there is to do, and waits for more. Returns when a bound was met, too: then
         the process is to be replaced."""
+        sign = Sign(self._ledger, "checker", self._clock)
         while not (self._stopping or self._bounds.tripped):
+            sign.give()
             if not self.turn():
                 self._bells.checker.wait(POLL)
 

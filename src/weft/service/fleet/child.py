@@ -22,6 +22,7 @@ from weft.service.sandbox.confine import Confined
 from weft.service.store.bells import Bells
 from weft.service.store.folder import FolderObjects
 from weft.service.store.interface import Ledger, Objects
+from weft.service.store.logs import log_to_stderr
 from weft.service.store.shell import Shell
 from weft.service.store.sqlite import open_ledger
 from weft.service.worker.loop import Worker
@@ -67,9 +68,9 @@ class Store:
 def run(spec: Spec, given: Given) -> int:
     """Is that process, until it is told to end; returns its exit status."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the fleet decides
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     given.bells.only(spec.role, spec.model)
     settings, data = settings_of(spec), Path(spec.data)
+    log_to_stderr(settings.log_format, spec.name, ("", logging.INFO))
     objects = FolderObjects(objects_of(data))
     ledger = open_ledger(ledger_of(data), settings, Shell(given.bells, objects))
     tempfile.tempdir = str(objects.drafts)

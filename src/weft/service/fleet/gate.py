@@ -5,16 +5,18 @@ python -m weft.service.fleet.gate FD PARENT
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
 from pathlib import Path
 
 from weft.service.gateway.app import make_app
-from weft.service.gateway.server import Server, log_to_stderr
+from weft.service.gateway.server import Server
 from weft.service.sandbox.means import short
 from weft.service.store.bells import Bell
 from weft.service.store.folder import FolderObjects
+from weft.service.store.logs import log_to_stderr
 from weft.service.store.shell import Shell
 from weft.service.store.sqlite import open_ledger
 
@@ -28,8 +30,10 @@ def main(argv: list[str]) -> int:
     """Is the gateway until it is told to end."""
     die_with(int(argv[1]))
     spec, given = alone(argv)
-    log_to_stderr()
     settings, data = settings_of(spec), Path(spec.data)
+    info, warning = logging.INFO, logging.WARNING
+    names = ("weft.gateway", info), ("weft.jobs", info), ("uvicorn", warning)
+    log_to_stderr(settings.log_format, spec.name, *names)
     objects = FolderObjects(objects_of(data))
     ledger = open_ledger(ledger_of(data), settings, Shell(given.bells, objects))
     app = make_app(

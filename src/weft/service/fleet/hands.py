@@ -232,7 +232,8 @@ class _Log:
         if not data and self._rest:
             lines, self._rest = [self._rest], b""
         for line in lines:
-            self._write(f"[{self._name}] {line.decode(errors='replace')}")
+            told = line.decode(errors="replace")
+            self._write(told if told.startswith('{"time"') else f"[{self._name}] {told}")
         return bool(data)
 
 

@@ -52,6 +52,8 @@ def serve(
             "there is no model to serve",
             fix="name one: weft serve MODEL; or say with model_roots which may be deployed",
         )
+    check_choice("metrics", settings.metrics, ("key", "loopback"))
+    check_choice("log_format", settings.log_format, ("json", "text"))
     logging.basicConfig(level=logging.INFO, format="[fleet] %(message)s")
     data = data_folder(settings)
     with ExitStack() as stack:
@@ -82,6 +84,12 @@ def serve(
         reason = fleet.run()
     if reason is not None:
         raise ServerError(reason)
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raises `SettingError` for a word that a setting has not."""
+    if value not in choices:
+        raise SettingError(f"{name} is one of {', '.join(choices)}, not {value!r}")
 
 
 @contextmanager

@@ -54,7 +54,9 @@ from . import (
     constants,
     deploy,
     events,
+    health,
     jobs,
+    metrics,
     models,
     pages,
     questions,
@@ -89,12 +91,40 @@ ROUTES: tuple[Entry, ...] = (
     Entry(
         method="GET",
         path="/health",
-        handler=models.health,
+        handler=health.ready,
         text="Whether the server works: all parts are there and every model is loaded.",
         gives=Health,
         statuses={503: "it does not; the body says which part"},
         key=False,
         protocol=False,
+    ),
+    Entry(
+        method="GET",
+        path="/health/live",
+        handler=health.live,
+        text="That this process answers.",
+        gives=Health,
+        key=False,
+        protocol=False,
+    ),
+    Entry(
+        method="GET",
+        path="/health/ready",
+        handler=health.ready,
+        text="The same as `/health`.",
+        gives=Health,
+        statuses={503: "it does not; the body says which part"},
+        key=False,
+        protocol=False,
+    ),
+    Entry(
+        method="GET",
+        path="/metrics",
+        handler=metrics.metrics,
+        text="What the server counts of itself, for Prometheus.",
+        gives="text/plain",
+        protocol=False,
+        scope="metrics",
     ),
     Entry(
         method="GET",
@@ -412,6 +442,7 @@ class App:
         self.gateway.close()
         self.gateway.threads.close()
         self.gateway.meter.flush()
+        self.gateway.tallies.flush()
         await send({"type": "lifespan.shutdown.complete"})
 
 
@@ -425,9 +456,11 @@ class _Place:
 
     def __init__(self, gateway: Gateway, path: str) -> None:
         self._gateway = gateway
+        self._path = path
         self._entries = {entry.method: entry for entry in ROUTES if entry.path == path}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["weft"].route = self._path
         entry = self._entries.get(scope["method"])
         if entry is None:
             allowed = ", ".join(sorted(self._entries))
@@ -452,7 +485,7 @@ def _checked(gateway: Gateway, entry: Entry, request: Request) -> Visit:
     """What every handler may rely on. Blocks."""
     passage: Passage = request.scope["weft"]
     key = None
-    if entry.key:
+    if entry.key and not (entry.scope == "metrics" and metrics.is_open(gateway, request)):
         key = key_of(gateway, request)
         passage.owner = key.owner
         check_scope(key, entry.scope)

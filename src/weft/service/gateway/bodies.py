@@ -65,7 +65,7 @@ def check_length(request: Request, bound: Bound) -> None:
 
 def _too_large(size: str, bound: Bound) -> NoReturn:
     text = f"the body has {size} bytes; the limit {bound.name} is {bound.limit}"
-    raise Refused(LimitError(text, fix=bound.fix), 413)
+    raise Refused(LimitError(text, fix=bound.fix), 413, limit=bound.name)
 
 
 def check_plain(request: Request) -> None:

@@ -49,7 +49,9 @@ STATUS: dict[type[WeftError], int] = {
 
 class Refused(Exception):
     """An answer that is an error. `missing` lists digests of constants that are not there; `param`
-    is the field that is to blame, for the routes in OpenAI's form."""
+    is the field that is to blame, for the routes in OpenAI's form; `limit` is the setting that
+    was met.
+    """
 
     def __init__(
         self,
@@ -58,6 +60,7 @@ class Refused(Exception):
         headers: Mapping[str, str] | None = None,
         missing: tuple[str, ...] = (),
         param: str | None = None,
+        limit: str = "",
     ) -> None:
         super().__init__(str(error))
         self.error = error
@@ -65,6 +68,7 @@ class Refused(Exception):
         self.headers = dict(headers or {})
         self.missing = missing
         self.param = param
+        self.limit = limit
 
     def report(self, request_id: str) -> ErrorReport:
         return replace(report_of(self.error, request_id), missing=self.missing)

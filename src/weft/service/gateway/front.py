@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from weft.errors import MessageError, WeftError
+from weft.errors import LimitError, MessageError, WeftError
 
 from .auth import check_host, check_origin
 from .bodies import answer
@@ -27,6 +27,7 @@ LOG = logging.getLogger("weft.gateway")
 CLOSED_EARLY = 499
 REFUSALS = frozenset({403, 413, 429})
 """Statuses that say that a key may not do something, or has used up what it may."""
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
 ALWAYS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -70,6 +71,11 @@ class Front:
     async def _count(self, passage: Passage) -> None:
         """Puts a request to its owner's account."""
         gateway, refused = self._gateway, passage.status in REFUSALS
+        due = gateway.tallies.add("weft_http_requests_total", *passage.labels)
+        if passage.limit:
+            gateway.tallies.add("weft_refusals_total", ("limit", passage.limit))
+        if due:
+            await gateway.off(gateway.tallies.flush)
         if passage.owner and gateway.meter.count(
             passage.owner, up=passage.up, down=passage.down, refusals=refused
         ):
@@ -95,6 +101,9 @@ class Passage:
         self.owner = ""
         self.origin: str | None = None
         self.status = 0
+        self.route = ""  # as the table has it
+        self.job = ""  # that it submitted
+        self.limit = ""  # that was met
         self.up = self.down = 0  # bytes of bodies
         self._scope, self._receive, self._send = scope, receive, send
         self._unread = _has_long_body(Headers(scope=scope))
@@ -132,12 +141,21 @@ class Passage:
         if self.status:
             return
         refused = error if isinstance(error, Refused) else Refused(error)
+        if isinstance(refused.error, LimitError):
+            self.limit = refused.limit or "other"
         request = Request(self._scope)
         if self._scope["path"].startswith("/v1/"):
             response = refusal(refused, self.id)
         else:
             response = answer(request, refused.report(self.id), refused.status, refused.headers)
         await response(self._scope, self.receive, self.send)
+
+    @property
+    def labels(self) -> tuple[tuple[str, str], ...]:
+        """What it is counted under: of a few words, none of them made up by a stranger."""
+        given = self._scope["method"]
+        method = given if given in METHODS else "other"
+        return ("route", self.route or "none"), ("method", method), ("status", str(self.status))
 
     def fields(self) -> dict[str, str | int | float]:
         """What the log says of it."""
@@ -147,6 +165,7 @@ class Passage:
             "method": self._scope["method"],
             "path": self._scope["path"],
             "status": self.status,
+            **({"job": self.job} if self.job else {}),
             "ms": round((time.perf_counter() - self._begun) * 1000, 2),
         }
 

@@ -82,6 +82,7 @@ async def submit(gateway: Gateway, visit: Visit) -> Response:
         raise not_ready("the server is about to stop and takes no new jobs")
     request = visit.request
     told, new = await taken(gateway, visit, _accepted, visit.key)
+    request.scope["weft"].job = told.id
     place = {"Location": f"/api/jobs/{told.id}"}
     if wants_events(request):
         first = message("accepted", encode(told, "json"))

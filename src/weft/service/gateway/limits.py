@@ -41,7 +41,7 @@ def over(
     again = max(1, math.ceil(seconds))
     when = f"{fix}; in {in_words(again)} there is room"
     error = kind(f"{what}; the limit {name} is {value:.15g}", fix=when)
-    return Refused(error, 429, {"Retry-After": str(again)})
+    return Refused(error, 429, {"Retry-After": str(again)}, limit=name)
 
 
 def in_words(seconds: int) -> str:
@@ -129,4 +129,5 @@ def queue_full(gateway: Gateway, model: str, error: LimitError) -> Refused:
     """Too many jobs wait: there is room when one of them has run."""
     times = [job.stages.get("run", 0.0) for job in gateway.ledger.recent(model, 20)]
     seconds = sum(times) / len(times) if times else 1.0
-    return Refused(error, 429, {"Retry-After": str(max(1, min(60, math.ceil(seconds))))})
+    again = max(1, min(60, math.ceil(seconds)))
+    return Refused(error, 429, {"Retry-After": str(again)}, limit="queued_jobs")

@@ -15,7 +15,6 @@ from weft.service.store.interface import Card
 from weft.service.store.models import WorkerMemory
 from weft.wire.messages import (
     PROTOCOL,
-    Health,
     Hello,
     ModelCard,
     ModelInfo,
@@ -61,28 +60,6 @@ def hello(gateway: Gateway, visit: Visit) -> Response:
     return answer(visit.request, said)
 
 
-def health(gateway: Gateway, visit: Visit) -> Response:
-    """Without a key, so without names: how many models there are is no secret, which is one."""
-    try:
-        cards = gateway.ledger.cards()
-        store = "ok"
-    except Exception:
-        LOG.exception("the store cannot be read", extra={"request": visit.id})
-        cards, store = [], "failing"
-    ready = sum(_serves(gateway, card) and card.model in gateway.models for card in cards)
-    parts = {
-        "gateway": "draining" if gateway.draining else "ok",
-        "store": store,
-        "models": f"{ready} of {len(gateway.models)} ready",
-    }
-    if gateway.sandbox is not None:
-        parts["sandbox"] = gateway.sandbox
-    well = not gateway.draining and store == "ok" and ready == len(gateway.models)
-    headers = {} if well else {"Retry-After": str(RETRY_SECONDS)}
-    said = Health(live=True, ready=well, parts=parts)
-    return answer(visit.request, said, 200 if well else 503, headers)
-
-
 def status(gateway: Gateway, visit: Visit) -> Response:
     return answer(visit.request, _status(gateway, visit))
 
@@ -118,7 +95,7 @@ def listing(gateway: Gateway, visit: Visit) -> Response:
     return answer(visit.request, ModelList(models=models))
 
 
-def _serves(gateway: Gateway, card: Card) -> bool:
+def serves(gateway: Gateway, card: Card) -> bool:
     """Whether jobs of the model are taken and will run; one that is loaded on demand need not be
     there."""
     if card.state in ("ready", "cold"):

@@ -149,7 +149,7 @@ def _reply_headers(status: int) -> dict[str, Any]:
 
 def _unwell(entry: Entry, status: int) -> Any:
     """A server that is not well says so in the message that was asked for."""
-    return entry.gives if entry.path == "/health" and status == 503 else ErrorReport
+    return entry.gives if entry.path.startswith("/health") and status == 503 else ErrorReport
 
 
 # -- parameters ------------------------------------------------------------------------------------

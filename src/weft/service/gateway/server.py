@@ -10,11 +10,7 @@ lets go of those who follow jobs (they resume elsewhere), and answers what it ha
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
 import socket
-import sys
-import time
 from collections.abc import Callable
 from types import FrameType
 
@@ -81,31 +77,3 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.finish()
-
-
-class JsonLines(logging.Formatter):
-    """A log record as one line of JSON: nothing in a path or a name can forge a line."""
-
-    EXTRA = ("request", "owner", "method", "path", "status", "ms")
-
-    def format(self, record: logging.LogRecord) -> str:
-        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        fields = {
-            "time": f"{moment}.{int(record.msecs):03d}Z",
-            "level": record.levelname.lower(),
-            "message": record.getMessage(),
-            **{name: getattr(record, name) for name in self.EXTRA if hasattr(record, name)},
-        }
-        if record.exc_info:
-            fields["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(fields)
-
-
-def log_to_stderr() -> None:
-    """The gateway's and uvicorn's log as JSON lines on stderr."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
-    for name, level in (("weft.gateway", logging.INFO), ("uvicorn", logging.WARNING)):
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(level)

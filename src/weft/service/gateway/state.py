@@ -8,6 +8,7 @@ a plain function is called there, whole; one that waits is `async` and goes ther
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from weft.wire.messages import Limits
 
 from .graphs import Graphs
 from .meter import Meter, Stored
+from .tallies import Tallies
 from .threads import Threads
 from .watch import Watch
 
@@ -63,12 +65,15 @@ class Gateway:
     large: asyncio.Lock = field(default_factory=asyncio.Lock)  # for reading what is large
     threads: Threads = field(default_factory=lambda: Threads(THREADS))
     graphs: Graphs = field(default_factory=Graphs)  # of sessions
+    looking: threading.Lock = field(default_factory=threading.Lock)
+    looked: tuple[float, dict[str, str]] = (-1e9, {})  # when health was looked at, what was found
     born: float = field(default_factory=time.time)
     speakers: dict[str, tuple[str, Any]] = field(default_factory=dict)  # tokenizers, by model
 
     def __post_init__(self) -> None:
         self.meter = Meter(self.ledger, lambda: self.clock())
         self.store = Stored(self.objects)
+        self.tallies = Tallies(self.ledger)
 
     async def off(self, work: Callable[..., T], *args: Any, **options: Any) -> T:
         """Does blocking work on a thread."""

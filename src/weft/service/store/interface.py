@@ -30,6 +30,7 @@ from weft.service.jobs.scopes import USUAL
 from weft.service.store.kept import KeptRows
 from weft.service.store.models import ModelRows
 from weft.service.store.sessions import SessionRows
+from weft.service.store.tallies import TallyRows
 from weft.service.store.usage import UsageRows
 
 Carry = Callable[[Job, tuple[Command, ...]], None]
@@ -94,7 +95,7 @@ class Card(Struct, frozen=True):
     reason: str | None = None
 
 
-class Ledger(ModelRows, KeptRows, SessionRows, UsageRows, Protocol):
+class Ledger(ModelRows, KeptRows, SessionRows, UsageRows, TallyRows, Protocol):
     """Rows. Those of models and memory stand in `models`, those of jobs that are over in `kept`,
     of sessions in `sessions`, of what was used in `usage`."""
 

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from weft.errors import NoSuchError
 from weft.service.jobs import life
 from weft.service.jobs.life import FINAL, Job, Leased
+from weft.service.jobs.tally import tallied
 from weft.service.jobs.usage import spent
 from weft.service.store.ids import new_token
 from weft.service.store.interface import Card, Carry, Key, Note, Question
@@ -28,6 +29,7 @@ from weft.service.store.memory_usage import MemoryUsage
 from weft.service.store.names import checked, checked_prefix, checked_range
 from weft.service.store.said import Asked, check_claim, check_over, entries_of, expires, full, lost
 from weft.service.store.session_rows import MemorySessions
+from weft.service.store.tallies import MemoryTallies
 from weft.settings import Settings
 
 PIECE = 1 << 20
@@ -43,7 +45,7 @@ class _Row:
         return len(self.notes)
 
 
-class MemoryLedger(MemoryModels, MemorySessions, MemoryUsage):
+class MemoryLedger(MemoryModels, MemorySessions, MemoryUsage, MemoryTallies):
     """`interface.Ledger` in memory."""
 
     def __init__(self, settings: Settings | None = None, carry: Carry | None = None) -> None:
@@ -60,6 +62,7 @@ class MemoryLedger(MemoryModels, MemorySessions, MemoryUsage):
         self._gone: dict[str, Gone] = {}
         MemoryModels.__init__(self)
         MemoryUsage.__init__(self)
+        MemoryTallies.__init__(self)
         MemorySessions.__init__(self)
 
     # -- jobs --------------------------------------------------------------------------------
@@ -212,6 +215,7 @@ class MemoryLedger(MemoryModels, MemorySessions, MemoryUsage):
         used = spent(row.job, change.job, now)
         if used is not None:
             self.spend(used)
+        self.tally(tallied(row.job, change.job))
         row.job = change.job
         self._lines.arrive(change.job, self._jobs(), now)
         self._note(row, change.commands)

@@ -1,4 +1,5 @@
-"""Carries out what the life of a job commands: wakes who has something to do, drops what is over.
+"""Carries out what the life of a job commands: wakes who has something to do, drops what is over,
+and tells the log.
 
 ledger = open_ledger(path, settings, carry=Shell(bells, objects))
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 from weft.service.jobs.life import Command, DropSubmit, Job, Ring
 from weft.service.store.bells import Bells
 from weft.service.store.interface import Objects
+from weft.service.store.logs import tell
 
 
 class Shell:
@@ -18,6 +20,7 @@ class Shell:
         self._objects = objects
 
     def __call__(self, job: Job, commands: tuple[Command, ...]) -> None:
+        tell(job, commands)
         for command in commands:
             if isinstance(command, Ring):
                 self._bells.ring(command.who, job.model)

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from weft.errors import NoSuchError
 from weft.service.jobs import life
 from weft.service.jobs.life import Job, Leased
+from weft.service.jobs.tally import tallied
 from weft.service.jobs.usage import spent
 from weft.service.store import sqlite_fair as fair
 from weft.service.store.database import Database
@@ -26,6 +27,7 @@ from weft.service.store.interface import Card, Carry, Key, Note, Question
 from weft.service.store.said import Asked, check_claim, check_over, entries_of, full, lost
 from weft.service.store.session_rows import SqliteSessions
 from weft.service.store.sqlite_models import SqliteModels, use
+from weft.service.store.sqlite_tallies import SqliteTallies, tally
 from weft.service.store.sqlite_usage import SqliteUsage, add
 from weft.service.store.tables import KEY, MIGRATIONS, key_of, row_of
 from weft.settings import Settings
@@ -45,7 +47,7 @@ def open_ledger(
     return SqliteLedger(path, settings or Settings(), carry or (lambda job, commands: None))
 
 
-class SqliteLedger(SqliteModels, SqliteSessions, SqliteUsage):
+class SqliteLedger(SqliteModels, SqliteSessions, SqliteUsage, SqliteTallies):
     """`interface.Ledger` in an SQLite file."""
 
     def __init__(self, path: Path, settings: Settings, carry: Carry) -> None:
@@ -169,6 +171,7 @@ class SqliteLedger(SqliteModels, SqliteSessions, SqliteUsage):
         used = spent(job, change.job, now)
         if used is not None:
             add(rows, used)
+        tally(rows, tallied(job, change.job))
         if "running" in (job.state, change.job.state):
             use(rows, job.model, now)
         self._note_all(rows, change.job, change.commands)

@@ -13,6 +13,7 @@ from weft.service.store.interface import Key
 from weft.service.store.session_rows import TABLES as SESSION_TABLES
 from weft.service.store.sqlite_fair import TABLES as FAIR_TABLES
 from weft.service.store.sqlite_models import TABLES as MODEL_TABLES
+from weft.service.store.sqlite_tallies import TABLES as TALLY_TABLES
 from weft.service.store.sqlite_usage import SPACE_TABLES
 from weft.service.store.sqlite_usage import TABLES as USAGE_TABLES
 
@@ -59,6 +60,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     USAGE_TABLES,
     SESSION_TABLES,
     SPACE_TABLES,
+    TALLY_TABLES,
 )
 """What leads from each version of the tables to the next. Never change one: add one."""
 

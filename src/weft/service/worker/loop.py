@@ -38,6 +38,7 @@ from weft.service.jobs.life import Event, Failed, Finished, IllegalStepError, Jo
 from weft.service.jobs.usage import settings_for
 from weft.service.store.bells import Bells
 from weft.service.store.interface import Ledger, LostClaimError, Objects
+from weft.service.store.life_signs import Sign
 from weft.service.store.requests import constant, limits_of, submit_of
 from weft.service.store.said import lost, still_held
 from weft.settings import Settings
@@ -92,6 +93,7 @@ class Worker:
         self._spaces = Spaces(ledger, model_id, device, clock=clock)
         self._spaces.now()
         self._claims = Claims(ledger, model_id, holder, settings, clock, time.sleep, self._spaces)
+        self._sign = Sign(ledger, f"worker {model_id}", clock)
         self._stopping = False
         self.spoilt = False
         """A job has changed the model: whoever runs this has to load it anew."""
@@ -112,6 +114,7 @@ class Worker:
         Kept.of(self._net).stays = self._die is not None  # in a process of its own
         try:
             while not self.spoilt and (len(self._underway) or not self._stopping):
+                self._sign.give()
                 self._rooms.sweep(self._clock())
                 if not self._turn():
                     self._bell.wait(POLL)

@@ -82,6 +82,7 @@ async def _answered(gateway: Gateway, visit: Visit, reading: Callable[[bytes], A
     text = Text(speaker.decode, ids, asked.stop)
     reply = Reply(asked, sent, card.info.fingerprint)
     headers = {"Weft-Job": sent.job.id}
+    visit.request.scope["weft"].job = sent.job.id
     if asked.stream:
         return stream(_streamed(gateway, visit, asked, sent, text, reply), headers)
     return await _whole(gateway, visit, asked, sent, text, reply, headers)
