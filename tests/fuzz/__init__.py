@@ -1,1 +1,1 @@
-"""Strangers by the thousand: graphs that are admitted, bytes that are none. `python -m tests.fuzz`."""
+"""Strangers by the thousand: graphs that are admitted, and bytes that are none."""

@@ -30,7 +30,7 @@ LIMITS = {"memory_bytes": 50_000_000, "flops": 10**9, "result_bytes": 20_000_000
 
 
 class Counting(nn.Module):
-    """What is easily spoilt: statistics, a weight with two names, a weight that is read at a site, a
+    """What is easily spoilt: statistics, a weight with two names, one that is read at a site, and a
     buffer that forwards change."""
 
     def __init__(self) -> None:
@@ -83,7 +83,15 @@ class Target:
 
     def admitted(self, graph: Graph, frames: dict[str, Frame]) -> Opened:
         """What gateway, checker and worker make of it. Raises `WeftError` where they refuse."""
-        opened = open_submit(self._decoded(graph, frames), _nothing, self.known)
+        return self._admitted(self._decoded(graph, frames))
+
+    def admitted_text(self, graph: bytes, frames: dict[str, Frame]) -> Opened:
+        """The same of a graph's JSON, whatever that is."""
+        message = self.message(Graph(nodes=()), frames) | {"graph": msgspec.Raw(graph)}
+        return self._admitted(decode(msgspec.json.encode(message), Submit, "json"))
+
+    def _admitted(self, submit: Submit) -> Opened:
+        opened = open_submit(submit, _nothing, self.known)
         admit(opened.graph, opened.call, self.known, limits(**LIMITS))
         return opened
 
