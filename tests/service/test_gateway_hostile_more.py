@@ -139,7 +139,7 @@ def test_a_flood_of_ranges_is_one_file(ranges: str) -> None:
     assert len(reply.content) <= len(data)
 
 
-# -- what is meant for the tokenizer, its template, and the sampler ----------------------------------
+# -- what is meant for the tokenizer, its template, and the sampler --------------------------------
 
 TOKENS: dict[str, dict[str, Any]] = {
     "more texts than anybody has": {"texts": ["a"] * 70_000},
@@ -196,7 +196,7 @@ def test_no_route_lets_anybody_in_without_a_key(house: House, path: str) -> None
     for entry in (entry for entry in ROUTES if entry.path == path):
         place = re.sub(r"\{\w+\}", "x", path)
         for key in (None, "", "weft_nobody", "weft_old", "' OR 1=1 --", "weft_ann " * 500):
-            reply = house.ask(entry.method, place, None if not key else key)
+            reply = house.ask(entry.method, place, key or None)
             assert reply.status_code == 401, (entry.method, path, key, reply.text)
             refused(house, reply, 401)
 

@@ -1,9 +1,9 @@
 """Two people with keys at one gateway: what is one's is, for the other, not there.
 
-Every route that names something by an id or a digest is tried, also those that are added later: the
-answer about somebody else's must be the answer about nothing, and leave it as it is. What has no
-name in its path is tried by hand below. A question's answer, a merged forward and a decode loop have
-no id that could be asked for; their neighbours are in `tests/run` and `tests/engine`.
+Every route that names something by an id or a digest is tried, also those that are added later:
+the answer about somebody else's must be the answer about nothing, and leave it as it is. What has
+no name in its path is tried by hand below. A question's answer, a merged forward and a decode loop
+have no id that could be asked for; their neighbours are in `tests/run` and `tests/engine`.
 """
 
 from __future__ import annotations
