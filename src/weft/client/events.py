@@ -9,12 +9,15 @@ nothing of connections: see `jobs.events` for what happens when one breaks.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from weft.errors import MessageError
 
 LONGEST = 64 << 20
-"""Bytes of one line: the end of a job says what it saved, by name."""
+"""Bytes of one line, and of one event: the end of a job says what it saved, by name."""
+
+_NUMBER = re.compile(r"[0-9]{1,18}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,7 @@ class Parser:
         self._event = ""
         self._id: int | None = None
         self._data: list[str] = []
+        self._size = 0
 
     def feed(self, piece: bytes) -> list[Message]:
         """The messages that are whole now."""
@@ -49,16 +53,19 @@ class Parser:
         name, _, value = line.decode("utf-8", "replace").partition(":")
         value = value.removeprefix(" ")
         if name == "data":
+            self._size += len(line)
+            if self._size > LONGEST:
+                raise MessageError("an event of the server is too long")
             self._data.append(value)
         elif name == "event":
             self._event = value
-        elif name == "id" and value.isascii() and value.isdigit():
+        elif name == "id" and _NUMBER.fullmatch(value):
             self._id = int(value)
         return None
 
     def _whole(self) -> Message | None:
         event, data, number = self._event or "message", self._data, self._id
-        self._event, self._data, self._id = "", [], None
+        self._event, self._data, self._id, self._size = "", [], None, 0
         return Message(event, "\n".join(data), number) if data else None
 
 

@@ -202,6 +202,8 @@ def _convert(value: Any, kind: Any, what: str) -> Any:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
         raise _bad(f"{what}: {str(error)[:200]}") from None
+    except UnicodeError:
+        raise _bad(f"{what} has half a character") from None
 
 
 def _true_dtypes(metadata: dict[str, str]) -> dict[str, str]:
