@@ -6,11 +6,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from weft.commands import deploy, jobs, keys, local, serve
+from weft.commands import deploy, jobs, keys, local, serve, watch
 from weft.commands.options import Strict
 from weft.errors import WeftError
 
-GROUPS = (serve, deploy, jobs, keys, local)
+GROUPS = (serve, deploy, jobs, watch, keys, local)
 """Whose commands there are, as `weft --help` tells them."""
 
 

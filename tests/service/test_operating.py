@@ -6,6 +6,8 @@ import errno
 import json
 import logging
 import re
+import socket
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from msgspec.structs import replace
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.service.gate import ANN, House, card_of, submit_of
+from weft.cli import main
+from weft.service.fleet.places import ledger_of
 from weft.service.gateway import health
 from weft.service.gateway.metrics import METRICS
 from weft.service.jobs.tally import Count, tallied
@@ -23,6 +27,8 @@ from weft.service.store.logs import JsonLines, TextLines
 from weft.service.store.memory import MemoryLedger
 from weft.service.store.sqlite import open_ledger
 from weft.settings import Settings
+from weft.testing import tiny_path
+from weft.testing.service import serve
 
 OPERATING = Path(__file__).parents[2] / "docs" / "operating.md"
 
@@ -257,3 +263,51 @@ def test_health_is_not_looked_at_for_each_request(house: House) -> None:
         house.ask("GET", "/health", None)
     found = families(house)["weft_health_checks"]
     assert value(found, "weft_health_checks_total") < 20
+
+
+# -- weft doctor and weft status -------------------------------------------------------------------
+
+
+def findings(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any]]:
+    status = main(["doctor", "--json", "--port", "0", *words])
+    return status, {one["what"]: one for one in json.loads(capsys.readouterr().out)}
+
+
+def test_the_doctor_finds_a_machine_well(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    open_ledger(ledger_of(tmp_path)).close()
+    status, found = findings(capsys, "--data", str(tmp_path), str(tiny_path()))
+    bad = [one for one in found.values() if one["word"] == "bad" and one["what"] != "disk"]
+    assert not bad
+    assert found["model"]["word"] == found["port"]["word"] == found["torch"]["word"] == "ok"
+    assert status == int(found["disk"]["word"] == "bad")
+
+
+def test_the_doctor_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ledger = ledger_of(tmp_path)
+    open_ledger(ledger).close()
+    with sqlite3.connect(ledger) as rows:
+        rows.execute("PRAGMA user_version = 999")
+    rows.close()
+    empty = tmp_path / "nothing"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        far = "http://127.0.0.1:1"
+        words = ("--data", str(tmp_path), "--port", port, "--server", far, str(empty))
+        status, found = findings(capsys, *words)
+    assert status == 1
+    for what in ("database", "port", "model", "server"):
+        assert found[what]["word"] == "bad", what
+    assert "999" in found["database"]["said"]
+
+
+def test_the_status_of_a_server(capsys: pytest.CaptureFixture[str]) -> None:
+    with serve({}) as server:
+        assert main(["status", "--server", server.url]) == 0
+        assert "up for" in capsys.readouterr().out
+        assert main(["status", "--json", "--server", server.url]) == 0
+        assert json.loads(capsys.readouterr().out)["jobs"] == []
+        assert main(["doctor", "--json", "--port", "0", "--server", server.url]) in (0, 1)
+        found = {one["what"]: one for one in json.loads(capsys.readouterr().out)}
+        assert found["server"]["word"] == found["key"]["word"] == "ok"

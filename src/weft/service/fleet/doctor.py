@@ -1,0 +1,167 @@
+"""`weft doctor`: what a server would need of this machine, looked at without starting one.
+
+    for finding in examine(settings, ["./models/tiny"], None): print(finding.said, finding.fix)
+
+Nothing is changed but a file that is written into the data folder and removed again.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import shutil
+import socket
+import sqlite3
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from weft.errors import WeftError
+from weft.service.sandbox.means import told
+from weft.service.store.tables import MIGRATIONS
+from weft.settings import Settings, data_folder
+
+from .places import ledger_of
+
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "starlette", "uvicorn", "msgspec")
+ENOUGH = 1 << 30
+PYTHON = (3, 11)
+
+
+class Finding(NamedTuple):
+    """`word` is `ok`, `note` or `bad`; `fix` says what to do."""
+
+    word: str
+    what: str
+    said: str
+    fix: str = ""
+
+
+def examine(
+    settings: Settings,
+    models: Sequence[str],
+    server: str | None = None,
+    ask: Callable[[str], int] | None = None,
+) -> list[Finding]:
+    """Everything that was looked at; a look that fails is a finding as well.
+
+    ask: of a server's address gives how many models the configured key lets one use.
+    """
+    looks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
+        ("Python", _python),
+        ("packages", _packages),
+        ("data folder", lambda: _folder(data_folder(settings))),
+        ("port", lambda: _port(settings)),
+        ("sandbox", lambda: iter([Finding("ok", "sandbox", told(settings.sandbox))])),
+    ]
+    looks += [("model", lambda path=path: _model(Path(path))) for path in models]
+    if server is not None:
+        looks.append(("server", lambda: _server(server.rstrip("/"), ask)))
+    found: list[Finding] = []
+    for what, look in looks:
+        try:
+            found += look()
+        except (OSError, WeftError, sqlite3.Error, ValueError) as error:
+            said = error.message if isinstance(error, WeftError) else str(error)
+            fix = (error.fix or "") if isinstance(error, WeftError) else ""
+            found.append(Finding("bad", what, said, fix))
+    return found
+
+
+def _python() -> Iterator[Finding]:
+    version = ".".join(map(str, sys.version_info[:3]))
+    well = sys.version_info[:2] >= PYTHON
+    fix = "" if well else "install 3.11 or newer"
+    yield Finding("ok" if well else "bad", "Python", version, fix)
+
+
+def _packages() -> Iterator[Finding]:
+    for name in PACKAGES:
+        try:
+            yield Finding("ok", name, importlib.metadata.version(name))
+        except importlib.metadata.PackageNotFoundError:
+            fix = 'pip install "weft[hf,serve]"'
+            yield Finding("bad", name, "it is not installed", fix)
+
+
+def _folder(data: Path) -> Iterator[Finding]:
+    there = data
+    while not there.exists():
+        there = there.parent
+    with tempfile.TemporaryFile(dir=there) as file:
+        file.write(b"x")
+    yield Finding("ok", "data folder", f"{data} can be written")
+    if data.exists() and data.stat().st_mode & 0o077:
+        fix = f"chmod 700 {data}"
+        yield Finding("note", "data folder", "others may look into it", fix)
+    free = shutil.disk_usage(there).free
+    well = free >= ENOUGH
+    fix = "" if well else "make room: results and uploaded constants are kept there"
+    yield Finding("ok" if well else "bad", "disk", f"{free / 2**30:.1f} GiB are free", fix)
+    ledger = ledger_of(data)
+    if ledger.exists():
+        yield _schema(ledger)
+
+
+def _schema(ledger: Path) -> Finding:
+    connection = sqlite3.connect(f"{ledger.as_uri()}?mode=ro", uri=True)
+    try:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        (health,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    finally:
+        connection.close()
+    if health != "ok":
+        return Finding("bad", "database", str(health), "restore the data folder from a copy")
+    if version > len(MIGRATIONS):
+        said = f"it is of version {version}; this Weft knows {len(MIGRATIONS)}"
+        return Finding("bad", "database", said, "install the version of Weft that made it")
+    if version < len(MIGRATIONS):
+        said = f"it is of version {version} and will be led to {len(MIGRATIONS)}"
+        return Finding("note", "database", said, "copy the data folder before the first start")
+    return Finding("ok", "database", f"it is whole, of version {version}")
+
+
+def _port(settings: Settings) -> Iterator[Finding]:
+    where = f"{settings.bind}:{settings.port}"
+    try:
+        with socket.create_server((settings.bind, settings.port)):
+            pass
+    except OSError as error:
+        fix = "choose another with --port; perhaps a server runs: weft status"
+        yield Finding("bad", "port", f"{where} cannot be listened at: {error.strerror}", fix)
+        return
+    yield Finding("ok", "port", f"{where} is free")
+
+
+def _model(path: Path) -> Iterator[Finding]:
+    if not path.is_dir():
+        fix = "name a folder; an id on the hub is loaded when the server starts"
+        yield Finding("bad", "model", f"{path} is no folder", fix)
+        return
+    json.loads((path / "config.json").read_bytes())
+    weights = sorted(path.glob("*.safetensors"))
+    if not weights:
+        fix = "save it with save_pretrained(..., safe_serialization=True)"
+        yield Finding("bad", "model", f"{path} has no safetensors", fix)
+        return
+    size = sum(file.stat().st_size for file in weights)
+    yield Finding("ok", "model", f"{path}: {len(weights)} files, {size / 2**20:.0f} MiB")
+
+
+def _server(url: str, ask: Callable[[str], int] | None) -> Iterator[Finding]:
+    try:
+        with urllib.request.urlopen(f"{url}/health/ready", timeout=5) as reply:
+            parts = json.loads(reply.read())["parts"]
+    except urllib.error.HTTPError as error:
+        parts = json.loads(error.read()).get("parts", {})
+        said = ", ".join(f"{name}: {word}" for name, word in parts.items())
+        fix = "docs/operating.md says what to do when"
+        yield Finding("bad", "server", f"{url} is not ready: {said}", fix)
+        return
+    yield Finding("ok", "server", f"{url} is ready ({parts.get('models', '')})")
+    if ask is not None:
+        yield Finding("ok", "key", f"it is let in; models: {ask(url)}")
