@@ -139,6 +139,8 @@ def known_ids(town: Town, entry: Entry) -> list[str | None]:
     waits = entry.path in ("/api/jobs/{id}", "/api/jobs/{id}/events") and entry.method == "GET"
     if "sessions" in entry.path:
         return [None, town.house.session(), "0" * 26]
+    if "{id}" not in entry.path:
+        return [None]
     if entry.method == "DELETE":
         return [None, town.house.job(request_id="to-be-deleted"), town.jobs["running"]]
     states = ("done", "cancelled", "bob's") if waits else tuple(town.jobs)
