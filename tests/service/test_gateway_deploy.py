@@ -12,6 +12,7 @@ import pytest
 
 from tests.service.gate import ANN, MODEL, OPS, PRINT, House, card_of
 from weft.errors import AccessError, InputError
+from weft.service.gateway import health
 from weft.service.gateway.sources import may_deploy, source_of
 from weft.service.store.interface import Card, Key
 from weft.service.store.models import WorkerMemory
@@ -264,8 +265,9 @@ def test_measures_and_the_last_use_are_told(house: House) -> None:
 
 @pytest.mark.parametrize("state", ["cold", "loading"])
 def test_a_model_on_demand_is_taken_as_well_and_a_pinned_one_is_not(
-    house: House, state: str
+    house: House, state: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(health, "KEPT_SECONDS", 0.0)
     card = card_of()
     for model in (MODEL, "other"):
         house.ledger.put_card(Card(model, state, card.fingerprint, card.card, card.tables))

@@ -24,6 +24,8 @@ from typing import Any
 
 from torch import nn
 
+from weft.sources.parse import parsed
+
 _BY_NAME = ("torch", "transformers.modeling_utils")
 _SAID: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
 
@@ -117,7 +119,7 @@ class _File:
 def _file(name: str) -> _File | None:
     lines = linecache.getlines(name)
     try:
-        return _File(ast.parse("".join(lines))) if lines else None
+        return _File(parsed("".join(lines))) if lines else None
     except SyntaxError:  # a notebook's cell with commands that are not Python
         return None
 

@@ -158,18 +158,20 @@ class _Watch:
         """An operation inside a forward."""
         self.events.append(_Event(path, port, call, structure))
 
-    def _enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def _enter(self, module: nn.Module, args: tuple, *rest: Any) -> None:
         if threading.get_ident() != self._thread:
-            return
+            return  # it may come without keywords: the hooks are just being removed
+        (kwargs,) = rest
         path = self._paths[id(module)]
         call = self._calls.get(path, 0)
         self._calls[path] = call + 1
         self._open.append((path, call))
         self.events.append(_Event(path, "inputs", call, (args, kwargs)))
 
-    def _leave(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+    def _leave(self, module: nn.Module, args: tuple, *rest: Any) -> None:
         if threading.get_ident() != self._thread:
             return
+        output = rest[-1]
         path = self._paths[id(module)]
         opened = self._open.pop()
         while opened[0] != path:  # a forward that was left by an exception the model caught

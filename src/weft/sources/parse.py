@@ -10,6 +10,7 @@ from, such as `super`.
 from __future__ import annotations
 
 import ast
+import threading
 from collections import Counter
 
 from .listing import Operation
@@ -24,9 +25,19 @@ _MOST = 200
 """Characters of a name; a longer one is not offered."""
 
 
+_PARSING = threading.Lock()
+
+
+def parsed(text: str) -> ast.Module:
+    """As `ast.parse`, one thread at a time: CPython 3.11 counts the depth of all of them together,
+    and raises a `SystemError` where that does not come out even. Raises `SyntaxError`."""
+    with _PARSING:
+        return ast.parse(text)
+
+
 def function_in(text: str) -> ast.FunctionDef:
     """The function that a text defines. Raises `ValueError` where it defines none."""
-    body = ast.parse(f"if True:\n{text}" if text[:1].isspace() else text).body
+    body = parsed(f"if True:\n{text}" if text[:1].isspace() else text).body
     first = body[0].body[0] if isinstance(body[0], ast.If) else body[0]
     if not isinstance(first, ast.FunctionDef):
         raise ValueError("it is no plain function")

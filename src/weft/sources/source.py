@@ -28,7 +28,7 @@ from weakref import WeakKeyDictionary
 from weft.errors import SourceError
 
 from .listing import Listing
-from .parse import HOOK, function_in, told
+from .parse import HOOK, function_in, parsed, told
 
 Hook = Callable[..., Any]
 """`hook(name, function, *args, **kwargs)`, in the place of `function(*args, **kwargs)`."""
@@ -163,7 +163,7 @@ def _compiled(tree: ast.FunctionDef, function: FunctionType, first: int) -> Code
             arg.annotation = None
     ast.increment_lineno(tree, first - 1)
     free = [name for name in function.__code__.co_freevars if name != "__class__"]
-    around = ast.parse(f"def weft({', '.join([*free, HOOK])}):\n  class {_class_of(function)}: 0")
+    around = parsed(f"def weft({', '.join([*free, HOOK])}):\n  class {_class_of(function)}: 0")
     around.body[0].body[0].body = [tree]  # type: ignore[attr-defined]
     flags = function.__code__.co_flags & _FLAGS
     made = compile(around, function.__code__.co_filename, "exec", flags, dont_inherit=True)

@@ -143,13 +143,14 @@ class Server:
         One of this name that it had before is gone. Raises what loading the model raises.
         """
         if id in self._workers:
-            self.remove(id)
+            self._end_worker(id)  # the checker knows the model all the while
         net, known = _loaded(id, model, tokenizer)
         self.bells.workers[id] = Bell.pair()
         worker = Worker(self.ledger, self.objects, self.bells, id, net, known, self.settings)
         running = _Running(worker, threading.Thread(target=self._work, args=(id, worker)))
         self._workers[id] = running
-        self._app.gateway.models = (*self._app.gateway.models, id)
+        if id not in self._app.gateway.models:
+            self._app.gateway.models = (*self._app.gateway.models, id)
         running.thread.start()
         self.checker.mark(id, "ready")
         self.checker.add(id, known)
@@ -161,9 +162,12 @@ class Server:
 
     def remove(self, id: str) -> None:
         """Has it no longer. Its jobs that wait go on waiting."""
-        running = self._workers.pop(id)
         self._app.gateway.models = tuple(one for one in self._app.gateway.models if one != id)
         self.checker.remove(id)
+        self._end_worker(id)
+
+    def _end_worker(self, id: str) -> None:
+        running = self._workers.pop(id)
         _end(running.thread, running.worker.stop)
         self.bells.workers.pop(id).close()
 
