@@ -64,7 +64,7 @@ def test_every_route_names_a_scope_that_there_is() -> None:
 def test_a_key_without_the_scope_is_refused_by_its_name(house: House, entry: Entry) -> None:
     others = tuple(one for one in SCOPES if not allows((one,), entry.scope))
     few, fit = with_key(house, "few", scopes=others), with_key(house, "fit", scopes=(entry.scope,))
-    path = entry.path.format(id="A" * 26, digest="d" * 64)
+    path = entry.path.format(id="A" * 26, digest="d" * 64, name="mine", model="tiny")
     said = house.ask(entry.method, path, few)
     assert said.status_code == 403
     assert f"'{entry.scope}'" in said.json()["message"]
