@@ -140,7 +140,8 @@ def test_the_log_and_the_greeting_say_what_is_up(server: Running) -> None:
     said = server.said()
     assert f"(sandbox of checker and workers: {means()})" in said
     for name in ("worker tiny", "checker"):
-        assert re.search(rf"\[{name}\] sandbox of process \d+: {re.escape(str(means()))}", said)
+        line = rf'"part": "{name}", "message": "sandbox of process \d+: {re.escape(str(means()))}"'
+        assert re.search(line, said)
 
 
 def test_health_says_it_in_a_word(server: Running) -> None:
