@@ -34,8 +34,8 @@ which [the end of this page](#by-name) lists with the part of the bound that was
 | `FAILED` | other numbers, or another error |
 
 Every cell has one of these: none is left out. `tests/conformance/must_work.txt` lists cells that
-must not be refused; at most 5 % of all may be. A server does not merge requests yet: in case 7
-those of strangers are served before and after. What one forward for all does is in the lane beside.
+must not be refused; at most 5 % of all may be. In case 7 requests of strangers are served before
+and after; what one forward for all does is in the lane beside.
 """
 _LANES = {
     "local": "Local",
