@@ -44,7 +44,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"),
 ]
 
-KILLS = int(os.environ.get("WEFT_TEST_KILLS", "50"))
+KILLS = int(os.environ.get("WEFT_TEST_KILLS", "20"))
 SERVERS = 3
 """So many of them are of the whole server."""
 NURSERIES = 1
