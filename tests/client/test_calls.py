@@ -158,8 +158,8 @@ def test_models_print_as_a_table(server: Any) -> None:
     found = weft.models(server)
     assert [model.id for model in found] == ["net"]
     head, row = repr(found).splitlines()
-    assert head.split()[:5] == ["id", "class", "dtype", "parameters", "state"]
-    assert row.split()[:5] == ["net", "Sequential", "float32", "58", "ready"]
+    assert head.split() == ["id", "class", "dtype", "parameters", "state", "memory", "last", "use"]
+    assert row.split() == ["net", "Sequential", "float32", "58", "ready"]
 
 
 def test_a_model_that_failed_to_load_says_why(model: Any, script: Scripted, x: Any) -> None:
