@@ -12,6 +12,7 @@ import torch
 
 from .generation import generation_rows
 from .library import Row, all_rows
+from .merging import merging_rows
 from .recording import memory_slope, operation_times
 from .service import service_rows
 from .sweep import ROUNDS, sweep_rows
@@ -118,6 +119,18 @@ def _generation(rounds: int) -> Lines:
         yield (f"| {row.name} | {times} | {row.over:+.0f} | {row.ratio:.2f} | {row.budget} |",)
 
 
+def _merging(rounds: int) -> Lines:
+    yield (
+        f"{_when(rounds)} Milliseconds; medians.",
+        "",
+        "| requests of different users | beside | that | shared | x | budget |",
+        "|---|---|---|---|---|---|",
+    )
+    for row in merging_rows(rounds):
+        times = f"{row.other.median / 1e3:.1f} | {row.ours.median / 1e3:.1f}"
+        yield (f"| {row.name} | {row.way} | {times} | {row.ratio:.2f} | {row.budget} |",)
+
+
 def _when(rounds: int) -> str:
     return (
         f"Measured {date.today()}, torch {torch.__version__}, Python {platform.python_version()}, "
@@ -136,6 +149,7 @@ PARTS: dict[str, Callable[[int], Lines]] = {
     "service": _service,
     "sweep": _sweep,
     "generation": _generation,
+    "merging": _merging,
 }
 
 
