@@ -209,7 +209,7 @@ def test_a_job_that_is_cancelled_while_it_is_priced_stays_so(shop: Shop, monkeyp
 def test_a_job_that_is_cancelled_before_it_is_read_is_no_mistake(shop: Shop, caplog) -> None:
     job = shop.received(reads("last"))
     made = checker(shop)
-    claimed = made._claim()
+    (claimed,) = made._claim()
     report = encode(ErrorReport(code="cancelled", message="no more"), "json")
     shop.ledger.step(job.id, Cancel(report), shop.clock())  # and its request is gone
     assert claimed is not None

@@ -232,6 +232,53 @@ def test_a_batch_takes_jobs_in_fair_order(ledger) -> None:
     assert [one and one.lane for one in after] == ["b", "b", "b"]
 
 
+def test_a_batch_claimed_at_once_is_what_it_is_one_by_one(tmp_path) -> None:
+    """The same jobs in the same order, and what they take together fits."""
+    drawn = random.Random(7)
+    ledgers: list[Ledger] = [MemoryLedger(SETTINGS), open_ledger(tmp_path / "w.sqlite", SETTINGS)]
+    one_by_one = MemoryLedger(SETTINGS)
+    for number in range(60):
+        made = job(100.0 + number, owner=drawn.choice("abcde"), weight=drawn.choice([1.0, 2.0]))
+        tokens, peak = drawn.randrange(1, 40), drawn.randrange(1, 900)
+        priced = replace(PRICED, cost=UNIT, lane=drawn.choice("xy"), tokens=tokens, peak=peak)
+        for ledger in (*ledgers, one_by_one):
+            ledger.submit(made, 1000)
+            ledger.step(made.id, priced, 200.0)
+    for lane in ("x", "y", "x"):
+        room = {"tokens": 100, "peak": 4000}
+        expected: list[str] = []
+        while len(expected) < 7 and min(room.values()) > 0:
+            one = next_one(one_by_one, 300.0, lane=lane, **room)
+            if one is None:
+                break
+            expected.append(one.id)
+            room = {"tokens": room["tokens"] - one.tokens, "peak": room["peak"] - one.peak}
+        for ledger in ledgers:
+            found = ledger.claim_all(
+                "queued", ["tiny"], "w", 300.0, 900.0, 7, lane=lane, tokens=100, peak=4000
+            )
+            assert [one.id for one in found] == expected
+            assert sum(one.tokens for one in found) <= 100
+            assert {one.state for one in found} <= {"running"}
+    ledgers[1].close()
+
+
+def test_who_was_lost_before_is_the_last_of_a_batch(ledger) -> None:
+    """What ended one checker is not claimed before others: they would be lost with it again."""
+    for number in range(3):
+        ledger.submit(job(100.0 + number, owner=f"u{number}"), 10)
+    (first,) = ledger.claim_all("received", ["tiny"], "c", 150.0, 900.0, 1)
+    ledger.release("c", 160.0)
+    ledger.submit(job(170.0, owner="u9"), 10)
+    batches = [
+        [one.id for one in ledger.claim_all("received", ["tiny"], "c", 200.0, 900.0, 8)]
+        for _ in range(3)
+    ]
+    assert sorted(map(len, batches))[0] == 0 and sum(map(len, batches)) == 4
+    (mine,) = [batch for batch in batches if first.id in batch]
+    assert mine[-1] == first.id
+
+
 def test_what_is_beyond_a_size_can_be_asked_for(ledger) -> None:
     queued(ledger, "ann", 100.0, peak=5)
     queued(ledger, "bob", 101.0, peak=50)

@@ -184,6 +184,30 @@ def test_who_was_given_up_for_dead_can_change_nothing(ledger):
     assert ledger.job(new.id) == new
 
 
+def test_of_several_steps_at_once_each_is_for_itself(make):
+    carried: list[str] = []
+    ledger = make(carry=lambda job, commands: carried.append(job.id))
+    good, other, over = running(ledger), running(ledger), running(ledger)
+    ledger.step(over.id, FINISHED, 150.0, over.token)
+    carried.clear()
+    found = ledger.step_all(
+        [
+            (good.id, FINISHED, good.token),
+            (other.id, FINISHED, "another's"),
+            (over.id, FINISHED, None),
+            ("nobody", FINISHED, None),
+            (other.id, FAILED, other.token),
+        ],
+        160.0,
+    )
+    kinds = [getattr(one, "state", type(one).__name__) for one in found]
+    assert kinds == ["done", "LostClaimError", "IllegalStepError", "NoSuchError", "failed"]
+    assert carried == [good.id, other.id]
+    assert [ledger.job(one.id).state for one in (good, other, over)] == ["done", "failed", "done"]
+    assert [note.kind for note in ledger.notes(good.id)].count("end") == 1
+    assert ledger.step_all([], 170.0) == []
+
+
 def test_who_is_done_has_no_claim_any_more(ledger):
     begun = running(ledger)
     ledger.step(begun.id, FINISHED, 105.0, begun.token)

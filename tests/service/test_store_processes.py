@@ -6,6 +6,8 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -13,8 +15,10 @@ import pytest
 
 from tests.service.children import content
 from tests.service.jobs import job
+from tests.service.processes import until
 from weft.errors import ServerError
 from weft.service.jobs.life import FINAL, Job
+from weft.service.store.database import Database
 from weft.service.store.folder import NEW, FolderObjects
 from weft.service.store.lock import lock_folder
 from weft.service.store.sqlite import MIGRATIONS, open_ledger
@@ -184,6 +188,69 @@ def test_writes_wait_for_the_disk_where_they_must(tmp_path):
             assert rows.execute("PRAGMA journal_mode").fetchone() == ("wal",)
             assert rows.execute("PRAGMA foreign_keys").fetchone() == (1,)
     ledger.close()
+
+
+def test_threads_that_write_at_once_share_a_flush(tmp_path):
+    """Each is one transaction all the same: one that fails takes nobody with it."""
+    database = Database(tmp_path / "x", [["CREATE TABLE t (n INTEGER)"]])
+    first, commits = threading.Event(), []
+
+    def traced(statement: str) -> None:
+        if statement == "COMMIT":
+            commits.append(statement)
+
+    def write(number: int) -> None:
+        with database.write() as rows:
+            rows.set_trace_callback(traced)
+            if number == 0:
+                first.set()
+                until(lambda: database._queue == 20)
+            rows.execute("INSERT INTO t VALUES (?)", (number,))
+            if number == 7:
+                raise LookupError("seven")
+
+    with ThreadPoolExecutor(21) as pool:
+        done = [pool.submit(write, 0)]
+        assert first.wait(60)
+        done += [pool.submit(write, number) for number in range(1, 21)]
+        failed = [one for one in done if one.exception() is not None]
+    assert [type(one.exception()) for one in failed] == [LookupError]
+    with database.read() as rows:
+        found = [n for (n,) in rows.execute("SELECT n FROM t ORDER BY n")]
+    assert found == [n for n in range(21) if n != 7]
+    assert len(commits) == 1
+    database.close()
+
+
+def test_a_flush_that_fails_is_told_to_all_who_waited_for_it(tmp_path):
+    database = Database(tmp_path / "x", [["CREATE TABLE t (n INTEGER)"]])
+    first, found = threading.Event(), []
+
+    def write(number: int) -> None:
+        try:
+            with database.write() as rows:
+                if number == 0:
+                    first.set()
+                    until(lambda: database._queue == 4)
+                    rows.execute("PRAGMA defer_foreign_keys = ON")
+                    rows.execute("CREATE TABLE a (n INTEGER PRIMARY KEY)")
+                    rows.execute("CREATE TABLE b (n INTEGER REFERENCES a (n))")
+                    rows.execute("INSERT INTO b VALUES (1)")  # refused at the end, not here
+                rows.execute("INSERT INTO t VALUES (?)", (number,))
+        except sqlite3.IntegrityError as error:
+            found.append(str(error))
+
+    with ThreadPoolExecutor(5) as pool:
+        pool.submit(write, 0)
+        assert first.wait(60)
+        for number in range(1, 5):
+            pool.submit(write, number)
+    assert len(found) == 5
+    with database.read() as rows:
+        assert rows.execute("SELECT count(*) FROM t").fetchone() == (0,)
+    with database.write() as rows:  # and it goes on
+        rows.execute("INSERT INTO t VALUES (1)")
+    database.close()
 
 
 def test_what_a_newer_weft_wrote_is_left_alone(tmp_path):

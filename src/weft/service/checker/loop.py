@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -59,6 +60,8 @@ from .bounds import Bounds, Unbounded
 
 POLL = 0.5
 """How long a lost ring may cost."""
+CLAIMS = 8
+"""So many jobs are claimed at once."""
 QUERIES: dict[str, type] = {
     kind.__name__: kind for kind in (SignatureQuery, SourceQuery, ApplyQuery, TokensQuery)
 }
@@ -120,6 +123,7 @@ class Checker:
         self._models: dict[str, Model] = {}
         self._stopping = False
         self._replied = False  # the last thing that was done
+        self._claimed: deque[Job] = deque()
         for id, known in models.items():
             self.add(id, known)
 
@@ -231,23 +235,28 @@ class Checker:
         return question is not None
 
     def _check_next(self) -> bool:
-        job = self._claim()
-        if job is not None:
-            self.check(job)
-            self._replied = False
-        return job is not None
+        if not self._claimed:
+            self._claimed.extend(self._claim())
+        if not self._claimed:
+            return False
+        self.check(self._claimed.popleft())
+        self._replied = False
+        return True
 
-    def _claim(self) -> Job | None:
+    def _claim(self) -> list[Job]:
+        """The next jobs. One that was lost with a checker before comes last, as it may be what that
+        died of."""
         with self._lock:
             known = [id for id, m in self._models.items() if m.known and m.state != "failed"]
             failed = [id for id, model in self._models.items() if model.state == "failed"]
         now = self._clock()
-        until = now + 3 * self._settings.price_seconds + self._settings.lease_seconds
+        until = now + (2 + CLAIMS) * self._settings.price_seconds + self._settings.lease_seconds
         for stage, models in (("received", known + failed), ("queued", failed)):
-            job = self._ledger.claim(stage, models, self._holder, now, until) if models else None
-            if job is not None:
-                return job
-        return None
+            if models:
+                jobs = self._ledger.claim_all(stage, models, self._holder, now, until, CLAIMS)
+                if jobs:
+                    return jobs
+        return []
 
     # -- jobs ------------------------------------------------------------------------------------
 

@@ -7,8 +7,8 @@
         rows.execute("SELECT ...")
 
 Writes are of two kinds. After a durable one everything written so far survives a power cut (one
-flush of the disk, about 0.4 ms). Any other survives the death of every process at once, and a
-power cut from the next durable one on (0.02 ms).
+flush of the disk, about 0.4 ms; threads that write at the same time share it). Any other survives
+the death of every process at once, and a power cut from the next durable one on (0.02 ms).
 
 A connection serves one thread at a time and goes back to a pool. They must not cross a `fork`.
 """
@@ -29,6 +29,22 @@ BUSY_TIMES = 6
 """How long, and how often, to wait for another process that writes; each write takes about 1 ms."""
 
 
+GROUP = 64
+"""So many durable writes of different threads share one flush at most."""
+OVERDUE = 0.05
+"""Seconds after which a group that nobody has closed is closed by one of those in it."""
+
+
+class _Group:
+    """Durable writes that are one transaction; `failed` is why it came to nothing."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.connection = connection
+        self.size = 0
+        self.over = threading.Event()
+        self.failed: BaseException | None = None
+
+
 class Database:
     """Connections to one file. `migrations[n]` leads from version n to n + 1."""
 
@@ -37,6 +53,8 @@ class Database:
         self._idle: dict[bool, list[sqlite3.Connection]] = {True: [], False: []}
         self._pool = threading.Lock()
         self._writer = threading.Lock()  # threads queue here; SQLite itself would have them poll
+        self._queue = 0  # so many do
+        self._group: _Group | None = None  # open; belongs to who has `_writer`
         self._closed = False
         _make_private(path)
         try:
@@ -59,8 +77,16 @@ class Database:
 
     @contextmanager
     def write(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
-        """One transaction: all of it when the block ends, nothing of it when it raises."""
-        with self._writer, self._connection(durable) as connection:
+        """One transaction: all of it when the block ends, nothing of it when it raises.
+
+        Where other threads wait for their turn, a durable one is kept open for those that come
+        next, each a part of it that can fail by itself, and the flush is waited for together.
+        """
+        if durable:
+            yield from self._together()
+            return
+        with self._turn(), self._connection(durable=False) as connection:
+            self._close_group()
             _patiently(connection, "BEGIN IMMEDIATE")
             try:
                 yield connection
@@ -68,6 +94,71 @@ class Database:
             finally:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """While nobody else of this process writes."""
+        with self._pool:
+            self._queue += 1
+        try:
+            self._writer.acquire()
+        except BaseException:  # somebody may have left a group open for us
+            if self._writer.acquire(timeout=OVERDUE):
+                self._close_group()
+                self._writer.release()
+            raise
+        finally:
+            with self._pool:
+                self._queue -= 1
+        try:
+            yield
+        finally:
+            self._writer.release()
+
+    def _together(self) -> Iterator[sqlite3.Connection]:
+        with self._turn():
+            group = self._joined()
+            try:
+                with one_of_many(group.connection):
+                    yield group.connection
+            finally:
+                if not self._queue or group.size >= GROUP:
+                    self._close_group()
+        while not group.over.wait(OVERDUE):
+            with self._turn():
+                if self._group is group:
+                    self._close_group()
+        if group.failed is not None:
+            raise group.failed
+
+    def _joined(self) -> _Group:
+        """The open group, or a new one."""
+        if self._group is None:
+            connection = self._taken(durable=True)
+            try:
+                _patiently(connection, "BEGIN IMMEDIATE")
+            except BaseException:
+                self._take_back(connection, durable=True)
+                raise
+            self._group = _Group(connection)
+        self._group.size += 1
+        return self._group
+
+    def _close_group(self) -> None:
+        """Commits what is open, and lets those go on who wait for that."""
+        group, self._group = self._group, None
+        if group is None:
+            return
+        connection = group.connection
+        try:
+            connection.execute("COMMIT")
+        except BaseException as error:  # noqa: BLE001 - each of those in it raises it
+            group.failed = error
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+        finally:
+            group.over.set()
+            self._take_back(connection, durable=True)
 
     def close(self) -> None:
         """Closes what is idle now, and the rest when it comes back."""
@@ -80,16 +171,19 @@ class Database:
 
     @contextmanager
     def _connection(self, durable: bool) -> Iterator[sqlite3.Connection]:
+        connection = self._taken(durable)
+        try:
+            yield connection
+        finally:
+            self._take_back(connection, durable)
+
+    def _taken(self, durable: bool) -> sqlite3.Connection:
         with self._pool:
             if self._closed:
                 raise ServerError(f"{self._path} is closed")
             pool = self._idle[durable]
             connection = pool.pop() if pool else None
-        connection = connection or _connect(self._path, durable)
-        try:
-            yield connection
-        finally:
-            self._take_back(connection, durable)
+        return connection or _connect(self._path, durable)
 
     def _take_back(self, connection: sqlite3.Connection, durable: bool) -> None:
         with self._pool:
@@ -110,6 +204,19 @@ class Database:
             for statement in (s for step in migrations[version:] for s in step):
                 rows.execute(statement)
             rows.execute(f"PRAGMA user_version = {len(migrations)}")
+
+
+@contextmanager
+def one_of_many(rows: sqlite3.Connection) -> Iterator[None]:
+    """A part of a transaction: when it raises nothing of it happened, and the rest goes on."""
+    rows.execute("SAVEPOINT one")
+    try:
+        yield
+    except BaseException:
+        rows.execute("ROLLBACK TO one")
+        raise
+    finally:
+        rows.execute("RELEASE one")
 
 
 def _make_private(path: Path) -> None:

@@ -3,8 +3,9 @@
 Two halves: `Ledger` holds rows (jobs, events, keys, questions, cards), `Objects` holds bytes
 (graphs, constants, results). Each call is one transaction: it happened or it did not, whoever is
 killed when, and what it wrote outlives every process. Submissions, steps, keys and objects outlive
-a power cut too, from the moment that the call returns; claims, renewals, notes and questions from
-the next of those on, as they are worth nothing without the processes that such a cut ends.
+a power cut too, from the moment that the call returns; claims, renewals, notes, questions and
+prices from the next of those on, as they are worth nothing without the processes that such a cut
+ends, or are found out once more.
 
 Several processes share one store: the gateway submits and reads, the checker claims jobs in
 `received`, workers claim jobs in `queued`. Who has a claim holds a token; a step under a token that
@@ -130,6 +131,13 @@ class Ledger(ModelRows, KeptRows, SessionRows, UsageRows, TallyRows, Protocol):
         """
         ...
 
+    def step_all(
+        self, steps: Iterable[tuple[str, LifeEvent, str | None]], now: float
+    ) -> list[Job | Exception]:
+        """As `step`, for several jobs (id, event, token) at once: what it returns or raises of
+        each. One that cannot be done is no matter to the others."""
+        ...
+
     def claim(
         self,
         stage: str,
@@ -151,6 +159,26 @@ class Ledger(ModelRows, KeptRows, SessionRows, UsageRows, TallyRows, Protocol):
         of whom `running_jobs` run already are passed over. A queued job becomes `running`; a
         received one stays so, and is the holder's until `until`. A queued job that comes `after`
         another one is not given before that one is over.
+        """
+        ...
+
+    def claim_all(
+        self,
+        stage: str,
+        models: Iterable[str],
+        holder: str,
+        now: float,
+        until: float,
+        most: int,
+        *,
+        lane: str | None = None,
+        tokens: int | None = None,
+        peak: int | None = None,
+    ) -> list[Job]:
+        """As `claim`, at most so many times at once; `tokens` and `peak` are for all together.
+
+        One that was lost before is the last of them: whoever holds it should have done the others,
+        which it may be the end of.
         """
         ...
 

@@ -21,13 +21,22 @@ from weft.service.jobs.life import FINAL, Job, Leased
 from weft.service.jobs.tally import tallied
 from weft.service.jobs.usage import spent
 from weft.service.store.ids import new_token
-from weft.service.store.interface import Card, Carry, Key, Note, Question
+from weft.service.store.interface import Card, Carry, Key, LostClaimError, Note, Question
 from weft.service.store.kept import Gone
 from weft.service.store.memory_fair import Lines
 from weft.service.store.memory_models import MemoryModels
 from weft.service.store.memory_usage import MemoryUsage
 from weft.service.store.names import checked, checked_prefix, checked_range
-from weft.service.store.said import Asked, check_claim, check_over, entries_of, expires, full, lost
+from weft.service.store.said import (
+    Asked,
+    check_claim,
+    check_over,
+    entries_of,
+    expires,
+    full,
+    lost,
+    was_lost,
+)
 from weft.service.store.session_rows import MemorySessions
 from weft.service.store.tallies import MemoryTallies
 from weft.settings import Settings
@@ -107,6 +116,17 @@ class MemoryLedger(MemoryModels, MemorySessions, MemoryUsage, MemoryTallies):
         self._carry(*change)
         return change[0]
 
+    def step_all(
+        self, steps: Iterable[tuple[str, life.Event, str | None]], now: float
+    ) -> list[Job | Exception]:
+        found: list[Job | Exception] = []
+        for id, event, token in steps:
+            try:
+                found.append(self.step(id, event, now, token))
+            except (LostClaimError, NoSuchError, life.IllegalStepError) as error:
+                found.append(error)
+        return found
+
     def claim(
         self,
         stage: str,
@@ -120,15 +140,43 @@ class MemoryLedger(MemoryModels, MemorySessions, MemoryUsage, MemoryTallies):
         peak: int | None = None,
         beyond: int | None = None,
     ) -> Job | None:
+        most = self._settings.running_jobs
+        asked = Asked(stage, tuple(models), lane, tokens, peak, beyond, most)
+        found = self._claim(asked, holder, now, until, 1)
+        return found[0] if found else None
+
+    def claim_all(
+        self,
+        stage: str,
+        models: Iterable[str],
+        holder: str,
+        now: float,
+        until: float,
+        most: int,
+        *,
+        lane: str | None = None,
+        tokens: int | None = None,
+        peak: int | None = None,
+    ) -> list[Job]:
+        running = self._settings.running_jobs
+        asked = Asked(stage, tuple(models), lane, tokens, peak, None, running)
+        return self._claim(asked, holder, now, until, most)
+
+    def _claim(
+        self, asked: Asked | None, holder: str, now: float, until: float, most: int
+    ) -> list[Job]:
+        changes = []
         with self._lock:
-            most = self._settings.running_jobs
-            asked = Asked(stage, tuple(models), lane, tokens, peak, beyond, most)
-            job = self._lines.next_job(self._jobs(), asked, now)
-            if job is None:
-                return None
-            change = self._step(self._rows[job.id], Leased(holder, new_token(), until), now)
-        self._carry(*change)
-        return change[0]
+            while asked is not None and len(changes) < most:
+                job = self._lines.next_job(self._jobs(), asked, now)
+                if job is None:
+                    break
+                leased = Leased(holder, new_token(), until)
+                changes.append(self._step(self._rows[job.id], leased, now))
+                asked = None if was_lost(job) else asked.without(job)
+        for change in changes:
+            self._carry(*change)
+        return [job for job, _ in changes]
 
     def renew(self, id: str, token: str, until: float) -> bool:
         with self._lock:

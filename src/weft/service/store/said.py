@@ -138,9 +138,21 @@ class Asked(NamedTuple):
             and (self.beyond is None or job.peak > self.beyond)
         )
 
+    def without(self, job: Job) -> Asked | None:
+        """What may be claimed besides; None: nothing, as the room is used up."""
+        tokens = None if self.tokens is None else self.tokens - job.tokens
+        peak = None if self.peak is None else self.peak - job.peak
+        used_up = (tokens is not None and tokens <= 0) or (peak is not None and peak <= 0)
+        return None if used_up else self._replace(tokens=tokens, peak=peak)
+
     def most_running(self, job: Job) -> int:
         """How many jobs of its owner may run at once; 0: any number."""
         return int(job.limits.get("running_jobs", self.running_jobs))
+
+
+def was_lost(job: Job) -> bool:
+    """Whether whoever had it before came to an end over it, or beside it."""
+    return job.attempts > 0 if job.state == "queued" else job.pricings > 0
 
 
 def check_space(space: Space, peak: int) -> None:

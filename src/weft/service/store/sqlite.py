@@ -21,10 +21,18 @@ from weft.service.jobs.life import Job, Leased
 from weft.service.jobs.tally import tallied
 from weft.service.jobs.usage import spent
 from weft.service.store import sqlite_fair as fair
-from weft.service.store.database import Database
+from weft.service.store.database import Database, one_of_many
 from weft.service.store.ids import new_token
-from weft.service.store.interface import Card, Carry, Key, Note, Question
-from weft.service.store.said import Asked, check_claim, check_over, entries_of, full, lost
+from weft.service.store.interface import Card, Carry, Key, LostClaimError, Note, Question
+from weft.service.store.said import (
+    Asked,
+    check_claim,
+    check_over,
+    entries_of,
+    full,
+    lost,
+    was_lost,
+)
 from weft.service.store.session_rows import SqliteSessions
 from weft.service.store.sqlite_models import SqliteModels, use
 from weft.service.store.sqlite_tallies import SqliteTallies, tally
@@ -84,10 +92,26 @@ class SqliteLedger(SqliteModels, SqliteSessions, SqliteUsage, SqliteTallies):
             return _jobs(rows, older, owner, before, limit)
 
     def step(self, id: str, event: life.Event, now: float, token: str | None = None) -> Job:
-        with self._database.write() as rows:
+        with self._database.write(durable=not isinstance(event, life.Priced)) as rows:
             change = self._step(rows, _held(rows, id, token), event, now)
         self._carry(change.job, change.commands)
         return change.job
+
+    def step_all(
+        self, steps: Iterable[tuple[str, life.Event, str | None]], now: float
+    ) -> list[Job | Exception]:
+        done: list[life.Change | Exception] = []
+        with self._database.write() as rows:
+            for id, event, token in steps:
+                try:
+                    with one_of_many(rows):
+                        done.append(self._step(rows, _held(rows, id, token), event, now))
+                except (LostClaimError, NoSuchError, life.IllegalStepError) as error:
+                    done.append(error)
+        for change in done:
+            if isinstance(change, life.Change):
+                self._carry(change.job, change.commands)
+        return [change.job if isinstance(change, life.Change) else change for change in done]
 
     def claim(
         self,
@@ -104,16 +128,45 @@ class SqliteLedger(SqliteModels, SqliteSessions, SqliteUsage, SqliteTallies):
     ) -> Job | None:
         most = self._settings.running_jobs
         asked = Asked(stage, tuple(models), lane, tokens, peak, beyond, most)
+        found = self._claim(asked, holder, now, until, 1)
+        return found[0] if found else None
+
+    def claim_all(
+        self,
+        stage: str,
+        models: Iterable[str],
+        holder: str,
+        now: float,
+        until: float,
+        most: int,
+        *,
+        lane: str | None = None,
+        tokens: int | None = None,
+        peak: int | None = None,
+    ) -> list[Job]:
+        running = self._settings.running_jobs
+        asked = Asked(stage, tuple(models), lane, tokens, peak, None, running)
+        return self._claim(asked, holder, now, until, most)
+
+    def _claim(
+        self, asked: Asked | None, holder: str, now: float, until: float, most: int
+    ) -> list[Job]:
+        changes: list[life.Change] = []
         with self._database.read() as rows:
-            if not fair.anything(rows, asked):  # most calls end here, and wait for no writer
-                return None
+            if asked and not fair.anything(
+                rows, asked
+            ):  # most calls end here: no writer is waited for
+                return []
         with self._database.write(durable=False) as rows:
-            job = fair.next_job(rows, asked, now)
-            if job is None:
-                return None
-            change = self._step(rows, job, Leased(holder, new_token(), until), now)
-        self._carry(change.job, change.commands)
-        return change.job
+            while asked is not None and len(changes) < most:
+                job = fair.next_job(rows, asked, now)
+                if job is None:
+                    break
+                changes.append(self._step(rows, job, Leased(holder, new_token(), until), now))
+                asked = None if was_lost(job) else asked.without(job)
+        for change in changes:
+            self._carry(change.job, change.commands)
+        return [change.job for change in changes]
 
     def renew(self, id: str, token: str, until: float) -> bool:
         with self._database.write(durable=False) as rows:

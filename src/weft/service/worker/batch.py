@@ -69,16 +69,11 @@ class Claims:
 
     def _claimed(self, **fitting: str | int) -> Job | None:
         """`fitting` as in `Ledger.claim`."""
+        return self._ledger.claim("queued", *self._who(), **fitting)  # type: ignore[arg-type]
+
+    def _who(self) -> tuple[tuple[str, ...], str, float, float]:
         now = self._clock()
-        until = now + self._settings.lease_seconds
-        return self._ledger.claim(
-            "queued",
-            (self._model,),
-            self._holder,
-            now,
-            until,
-            **fitting,  # type: ignore[arg-type]
-        )
+        return (self._model,), self._holder, now, now + self._settings.lease_seconds
 
     def next(self) -> list[Job]:
         """The next job, and those that may share a forward with it.
@@ -100,16 +95,15 @@ class Claims:
 
     def _fill(self, jobs: list[Job]) -> None:
         settings, lane = self._settings, jobs[0].lane
-        while len(jobs) < settings.merge_jobs:
-            most = settings.merge_positions if lane == STEPS else settings.merge_tokens
-            tokens = most - sum([job.tokens for job in jobs])
-            peak = self._free() - sum([job.peak for job in jobs])
-            more = None
-            if tokens > 0 and peak > 0:
-                more = self._claimed(lane=lane, tokens=tokens, peak=peak)
-            if more is None:
-                return
-            jobs.append(more)
+        room = settings.merge_positions if lane == STEPS else settings.merge_tokens
+        tokens = room - sum([job.tokens for job in jobs])
+        peak = self._free() - sum([job.peak for job in jobs])
+        most = settings.merge_jobs - len(jobs)
+        if most > 0 and tokens > 0 and peak > 0:
+            who = self._who()
+            jobs += self._ledger.claim_all(
+                "queued", *who, most, lane=lane, tokens=tokens, peak=peak
+            )
 
 
 def groups(

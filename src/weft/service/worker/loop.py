@@ -34,10 +34,10 @@ from weft.engine.weights import refuse_other_weights
 from weft.errors import CancelledError, ServerError, WeftError
 from weft.graph.frame import Frame
 from weft.run.weights import weights_of
-from weft.service.jobs.life import Event, Failed, Finished, IllegalStepError, Job, Stopped
+from weft.service.jobs.life import Event, Failed, Finished, Job, Stopped
 from weft.service.jobs.usage import settings_for
 from weft.service.store.bells import Bells
-from weft.service.store.interface import Ledger, LostClaimError, Objects
+from weft.service.store.interface import Ledger, Objects
 from weft.service.store.life_signs import Sign
 from weft.service.store.requests import constant, limits_of, submit_of
 from weft.service.store.said import lost, still_held
@@ -48,7 +48,7 @@ from weft.wire.results import write_result
 
 from .batch import STEPS, Claims
 from .mates import Mate, draw_mates
-from .pulse import Pulse
+from .pulse import Beats, Pulse
 from .rolling import Underway
 from .rooms import Rooms
 from .space import Spaces
@@ -94,6 +94,7 @@ class Worker:
         self._spaces.now()
         self._claims = Claims(ledger, model_id, holder, settings, clock, time.sleep, self._spaces)
         self._sign = Sign(ledger, f"worker {model_id}", clock)
+        self._beats = Beats()
         self._stopping = False
         self.spoilt = False
         """A job has changed the model: whoever runs this has to load it anew."""
@@ -189,13 +190,19 @@ class Worker:
                 for mate in mates:
                     self.lost(mate.job, mate.pulse)
                 return
+            shared = [mate for mate in mates if mate.came is not None]
+            self._say_all([(mate.job, self._event_of(mate), mate.pulse) for mate in shared])
             for mate in mates:
-                if mate.came is not None:
-                    self.ended(mate.job, mate.pulse, mate.came, mate.batch, mate.seconds)
-                    continue
-                event = self._outcome(mate.job, mate.pulse, partial(self._by_itself, mate))
-                mate.pulse.end()
-                self._say(mate.job, event, mate.pulse)
+                if mate.came is None:
+                    event = self._outcome(mate.job, mate.pulse, partial(self._by_itself, mate))
+                    mate.pulse.end()
+                    self._say(mate.job, event, mate.pulse)
+
+    def _event_of(self, mate: Mate) -> Event | None:
+        assert mate.came is not None
+        event = self._end_of(mate.job, mate.pulse, mate.came, mate.batch, mate.seconds)
+        mate.pulse.end()
+        return event
 
     def _by_itself(self, mate: Mate) -> Finished:
         return self._drawn(mate.job, mate.pulse)
@@ -206,7 +213,13 @@ class Worker:
         self, job: Job, pulse: Pulse, came: Drawn | BaseException, batch: int, seconds: float
     ) -> None:
         """Says what came of a job that was drawn together with others."""
+        event = self._end_of(job, pulse, came, batch, seconds)
+        pulse.end()
+        self._say(job, event, pulse)
 
+    def _end_of(
+        self, job: Job, pulse: Pulse, came: Drawn | BaseException, batch: int, seconds: float
+    ) -> Event | None:
         def act() -> Finished:
             if isinstance(came, BaseException):
                 raise came
@@ -214,9 +227,8 @@ class Worker:
 
         event = self._outcome(job, pulse, act)
         if isinstance(event, (Finished, Failed)):
-            event = replace(event, batch=batch, seconds=seconds)
-        pulse.end()
-        self._say(job, event, pulse)
+            return replace(event, batch=batch, seconds=seconds)
+        return event
 
     def lost(self, job: Job, pulse: Pulse) -> None:
         """Gives a job back, as one of a worker that died: it begins again."""
@@ -227,17 +239,27 @@ class Worker:
         """What keeps the claim on a job while it is drawn, and tells its followers."""
         settings = settings_for(self._settings, job.limits)
         ring = self._bells.gateway.ring
-        return Pulse(self._ledger, job, settings, ring=ring, die=self._die, clock=self._clock)
+        die, clock, beats = self._die, self._clock, self._beats
+        return Pulse(self._ledger, job, settings, ring=ring, die=die, clock=clock, beats=beats)
 
     def _say(self, job: Job, event: Event | None, pulse: Pulse) -> None:
         """Says how a job ended, if it is still this worker's."""
-        if event is None or pulse.lost:
-            LOG.info("job %s is another worker's now", job.id)
+        self._say_all([(job, event, pulse)])
+
+    def _say_all(self, ended: Sequence[tuple[Job, Event | None, Pulse]]) -> None:
+        """The same of several jobs, at once."""
+        mine = []
+        for job, event, pulse in ended:
+            if event is None or pulse.lost:
+                LOG.info("job %s is another worker's now", job.id)
+            else:
+                mine.append((job.id, event, job.token))
+        if not mine:
             return
-        try:
-            self._ledger.step(job.id, event, self._clock(), job.token)
-        except (LostClaimError, IllegalStepError) as error:
-            LOG.info("job %s went on without this worker: %s", job.id, error)
+        said = self._ledger.step_all(mine, self._clock())
+        for (id, _, _), one in zip(mine, said, strict=True):
+            if isinstance(one, Exception):
+                LOG.info("job %s went on without this worker: %s", id, one)
 
     def _outcome(self, job: Job, pulse: Pulse, act: Callable[[], Finished]) -> Event | None:
         try:

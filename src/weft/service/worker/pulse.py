@@ -1,9 +1,10 @@
 """The pulse of one job while it is drawn: its claim is kept, its followers hear of it.
 
-A thread beside the one that draws. It renews the lease, learns that the job is to be cancelled or
-was given to another worker, writes down logs and progress, and is the watchdog: it fails a job that
-goes on far beyond its time, which only happens inside a single operation, and then ends the process
-(`die`), because a thread inside an operation cannot be stopped.
+A thread beside the one that draws (`Beats`, one for all jobs of a worker) renews the lease, learns
+that the job is to be cancelled or was given to another worker, writes down logs and progress. It is
+the watchdog, too: it fails a job that goes on far beyond its time, which only happens inside a
+single operation, and then ends the process (`die`), as a thread inside an operation cannot be
+stopped.
 
     with Pulse(ledger, job, settings, ring=bells.gateway.ring) as pulse:
         draw(..., on_log=pulse.log, on_value=pulse.value, cancelled=pulse.cancelled)
@@ -37,6 +38,56 @@ OVERTIME, GRACE = 1.5, 2.0
 LOG = logging.getLogger("weft.worker")
 
 
+class Beats:
+    """The thread that gives the pulses their beats. It is there while any of them is."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._pulses: set[Pulse] = set()
+        self._wake = threading.Event()
+        self._over = threading.Event()  # of the thread that is there
+        self._thread: threading.Thread | None = None
+
+    def wake(self) -> None:
+        """Gives the next beat soon."""
+        self._wake.set()
+
+    def join(self, pulse: Pulse) -> None:
+        with self._lock:
+            self._pulses.add(pulse)
+            if self._thread is None:
+                self._wake, self._over = threading.Event(), threading.Event()
+                own = self._wake, self._over
+                self._thread = threading.Thread(
+                    target=self._run, args=own, name="pulse", daemon=True
+                )
+                self._thread.start()
+
+    def leave(self, pulse: Pulse) -> None:
+        """With the last one the thread has ended, too."""
+        with self._lock:
+            self._pulses.discard(pulse)
+            if self._pulses or self._thread is None:
+                return
+            thread, self._thread = self._thread, None
+            self._over.set()
+            self._wake.set()
+        thread.join()
+
+    def _run(self, wake: threading.Event, over: threading.Event) -> None:
+        while True:
+            wake.wait(LOOK)
+            wake.clear()
+            if over.is_set():
+                return
+            with self._lock:
+                pulses = list(self._pulses)
+            for pulse in pulses:
+                pulse.beat()
+            if over.wait(GATHER):
+                return
+
+
 class Pulse:
     """See the module's text. `cancelling` and `lost` say why `cancelled()` is true."""
 
@@ -49,6 +100,7 @@ class Pulse:
         ring: Callable[[], None],
         die: Callable[[], None] | None = None,
         clock: Callable[[], float] = time.time,
+        beats: Beats | None = None,
     ) -> None:
         self.cancelling = False
         self.lost = False
@@ -65,9 +117,10 @@ class Pulse:
         self._said: list[str | ValueEvent] = []  # lines and values, in order
         self._progress: tuple[int, int] | None = None
         self._told = self._begun  # when progress was told last
-        self._wake = threading.Event()
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name=f"pulse {job.id}", daemon=True)
+        self._beats = beats or Beats()
+        self._beating = threading.Lock()
+        self._over = False
+        self._looked = time.monotonic()
 
     # -- what the drawing thread calls ---------------------------------------------------------
 
@@ -84,13 +137,13 @@ class Pulse:
     def _say(self, what: str | ValueEvent) -> None:
         with self._lock:
             self._said.append(what)
-        self._wake.set()
+        self._beats.wake()
 
     def progress(self, done: int, total: int) -> None:
         self._progress = done, total
 
     def __enter__(self) -> Pulse:
-        self._thread.start()
+        self._beats.join(self)
         return self
 
     def __exit__(
@@ -103,24 +156,26 @@ class Pulse:
 
     def end(self) -> None:
         """Ends it, if it has not ended: whatever was said is written down when this returns."""
-        self._over.set()
-        self._wake.set()
-        self._thread.join()
-        self._guarded(self._write_said)
+        with self._beating:
+            over, self._over = self._over, True
+        if not over:
+            self._beats.leave(self)
+            self._guarded(self._write_said)
 
     # -- the thread ----------------------------------------------------------------------------
 
-    def _beat(self) -> None:
-        while not self._over.is_set():
-            self._wake.wait(LOOK)
-            self._wake.clear()
-            if self._over.is_set():
+    def beat(self) -> None:
+        """Writes down what was said; every `LOOK` seconds it looks after the job as well."""
+        with self._beating:
+            if self._over:
                 return
             try:
-                self._guarded(self._turn)
+                self._guarded(self._write_said)
+                if time.monotonic() - self._looked >= LOOK:
+                    self._guarded(self._turn)
+                    self._looked = time.monotonic()
             except Exception:
                 LOG.exception("the pulse of job %s missed a beat", self._job.id)
-            self._over.wait(GATHER)
 
     def _guarded(self, act: Callable[[], None]) -> None:
         try:
@@ -131,7 +186,6 @@ class Pulse:
 
     def _turn(self) -> None:
         now = self._clock()
-        self._write_said()
         self._write_progress(now)
         self._keep_claim(now)
         if now - self._begun > self._latest:
