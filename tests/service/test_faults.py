@@ -16,7 +16,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,13 @@ from weft.client.servers import close as close_clients
 from weft.service.fleet.keys import LOCAL_FILE, LOCAL_OWNER, open_keys
 from weft.service.fleet.places import ledger_of, objects_of
 from weft.service.jobs.life import FINAL, Job
-from weft.service.store.folder import NEW, FolderObjects
+from weft.service.store.bells import Bells
+from weft.service.store.folder import NEW
+from weft.service.store.interface import Ledger, Objects
+from weft.service.store.shelf import open_store
 from weft.service.store.sweep import YOUNG, recover
 from weft.service.worker.loop import measure
+from weft.settings import Settings
 from weft.testing import tiny_path
 from weft.testing.process import Running, started
 from weft.testing.same import bounded
@@ -240,10 +244,18 @@ def check_results(load: Load, jobs: dict[str, Job], truth: dict[float, torch.Ten
             assert torch.allclose(saved["y"], torch.tensor(1 / MATRIX)), id
 
 
+@contextmanager
+def store_of(data: Path) -> Iterator[tuple[Ledger, Objects]]:
+    with Bells.of_models() as bells:
+        ledger, objects = open_store(ledger_of(data), objects_of(data), Settings(), bells)
+        yield ledger, objects
+        objects.close()
+        ledger.close()
+
+
 def check_jobs(data: Path, load: Load, jobs: dict[str, Job]) -> None:
     """Every job is over, once, and has the one result that its row says."""
-    objects = FolderObjects(objects_of(data))
-    with open_keys(data) as ledger:
+    with store_of(data) as (ledger, objects):
         for job in jobs.values():
             assert job.state in FINAL
             assert job.state == "done" or (job.state == "cancelled" and job.id in load.cancelled), (
@@ -254,17 +266,14 @@ def check_jobs(data: Path, load: Load, jobs: dict[str, Job]) -> None:
             if job.state == "done":
                 result = measure(objects, f"results/{job.id}")
                 assert result == (job.result_bytes, job.result_sha256)
-    objects.close()
 
 
 def check_files(data: Path, jobs: dict[str, Job]) -> None:
     """Nothing else is there, after what a server does in its first minute."""
-    objects = FolderObjects(objects_of(data))
-    with open_keys(data) as ledger:
-        recover(ledger, objects, time.time() + YOUNG + 1)
     done = sorted(f"results/{job.id}" for job in jobs.values() if job.state == "done")
-    assert objects.names("") == done
-    objects.close()
+    with store_of(data) as (ledger, objects):
+        recover(ledger, objects, time.time() + YOUNG + 1)
+        assert objects.names("") == done
     assert list((objects_of(data) / NEW).iterdir()) == []
     database = ledger_of(data).name
     known = {"lock", LOCAL_FILE, "objects", database, f"{database}-wal", f"{database}-shm"}

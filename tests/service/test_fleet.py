@@ -6,11 +6,13 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from tests.service.processes import PATIENCE, alive, all_gone, family, kill, one
 from weft.client.servers import close as close_clients
 from weft.errors import AccessError, ModelNotReadyError, WorkerLostError
 from weft.service.fleet.keys import add_key, open_keys, revoke_key
-from weft.service.fleet.places import objects_of
+from weft.service.fleet.places import ledger_of, objects_of
 from weft.service.store.folder import NEW
 from weft.settings import state_folder
 from weft.testing import tiny_path
@@ -290,9 +292,10 @@ def test_a_server_that_is_told_to_end_loses_nothing(model: Any, tmp_path: Path) 
         server.kill()  # and no process outlives one that is killed
         all_gone(below)
         assert left_files(server) == []
-    files = [path for path in objects_of(data).rglob("*") if path.is_file()]
-    assert {path.name for path in files} == {first.id, second.id}
-    assert {path.parent.name for path in files} == {"results"}
+    assert not [path for path in objects_of(data).rglob("*") if path.is_file()]
+    with closing(sqlite3.connect(ledger_of(data))) as rows:
+        names = {name for (name,) in rows.execute("SELECT name FROM object")}
+    assert names == {f"results/{first.id}", f"results/{second.id}"}
 
 
 def health_status(url: str) -> int:

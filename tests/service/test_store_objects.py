@@ -9,21 +9,43 @@ import io
 import os
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.service.jobs import together
+from weft.service.store import shelf
+from weft.service.store.bells import Bells
 from weft.service.store.folder import NEW, PIECE, FolderObjects
 from weft.service.store.interface import Objects
 from weft.service.store.memory import MemoryObjects
+from weft.settings import Settings
 
 
-@pytest.fixture(params=["memory", "folder"])
-def objects(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Objects]:
-    made = MemoryObjects() if request.param == "memory" else FolderObjects(tmp_path / "objects")
-    yield made
-    made.close()
+@pytest.fixture(params=["memory", "folder", "shelf", "shelf of large ones"])
+def objects(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch) -> Iterator[Objects]:
+    with ExitStack() as stack:
+        if request.param == "memory":
+            made: Objects = MemoryObjects()
+        elif request.param == "folder":
+            made = FolderObjects(tmp_path / "objects")
+        else:
+            if request.param != "shelf":
+                monkeypatch.setattr(shelf, "SMALL", -1)
+            made = stack.enter_context(opened(tmp_path))
+        stack.callback(made.close)
+        yield made
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[shelf.Shelf]:
+    """A shelf, with its ledger."""
+    with Bells.of_models() as bells:
+        ledger, made = shelf.open_store(path / "x", path / "objects", Settings(), bells)
+        yield made
+        made.close()
+        ledger.close()
 
 
 @pytest.fixture
@@ -304,3 +326,65 @@ def test_a_name_is_flushed_after_its_bytes(folder, monkeypatch):
     asked.clear()
     assert not folder.put("results/a", b"bytes")
     assert asked == ["flush results"], "who put it may not have come to that yet"
+
+
+# -- the shelf ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", [shelf.SMALL, shelf.SMALL + 1])
+@pytest.mark.parametrize("second", [shelf.SMALL, shelf.SMALL + 1])
+@pytest.mark.parametrize("kind", [bytes, io.BytesIO])
+def test_the_first_one_stays_whatever_their_sizes(tmp_path, first, second, kind):
+    with opened(tmp_path) as objects:
+        assert objects.put("results/a", kind(b"1" * first))
+        assert not objects.put("results/a", kind(b"2" * second))
+        assert objects.get("results/a") == b"1" * first
+        assert objects.size("results/a") == first
+        assert objects.names("results/") == objects.names("") == ["results/a"]
+        files = [path for path in (tmp_path / "objects").rglob("*") if path.is_file()]
+        assert len(files) == (first > shelf.SMALL)
+        objects.delete("results/a")
+        assert objects.names("") == [] and not any(path.exists() for path in files)
+
+
+def test_of_threads_with_objects_of_all_sizes_one_puts(tmp_path):
+    with opened(tmp_path) as objects:
+        for turn in range(20):
+            name, done = f"results/{turn}", []
+
+            def put(number: int, name: str = name, done: list = done) -> None:
+                data = bytes([number]) * (shelf.SMALL + number % 2)
+                if objects.put(name, data):
+                    done.append(data)
+
+            together(6, put)
+            assert len(done) == 1
+            assert objects.get(name) == done[0]
+            assert objects.names("results/").count(name) == 1
+
+
+def test_what_is_put_for_a_row_is_on_the_disk_with_it(tmp_path):
+    """A copy of the files as a power cut would leave them: what was flushed, and no more."""
+    with opened(tmp_path) as objects:
+        levels = []
+        write = objects._database.write
+
+        @contextmanager
+        def seen(**how):
+            with write(**how) as rows:
+                levels.append(rows.execute("PRAGMA synchronous").fetchone()[0])
+                yield rows
+
+        objects._database.write = seen
+        objects.put("submits/a", b"x", durable=False)
+        objects.put("constants/a", b"x")
+        assert levels == [1, 2]  # NORMAL, FULL
+
+
+def test_names_are_those_below_a_folder_only(tmp_path):
+    with opened(tmp_path) as objects:
+        for name in ("a/b", "a-b", "a0", "a/b/c", "ab/c", "a", "Z/z"):
+            objects.put(name, b"")
+        objects.put("a/large", bytes(shelf.SMALL + 1))
+        assert objects.names("a/") == ["a/b", "a/b/c", "a/large"]
+        assert len(objects.names("")) == 8

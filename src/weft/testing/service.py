@@ -37,11 +37,10 @@ from weft.service.gateway.app import App, make_app
 from weft.service.gateway.server import Server as Gateway
 from weft.service.jobs.scopes import SCOPES
 from weft.service.store.bells import Bell, Bells
-from weft.service.store.folder import FolderObjects
 from weft.service.store.interface import Ledger, Objects
 from weft.service.store.memory import MemoryLedger, MemoryObjects
+from weft.service.store.shelf import open_store
 from weft.service.store.shell import Shell
-from weft.service.store.sqlite import open_ledger
 from weft.service.worker.loop import Worker
 from weft.settings import Settings
 
@@ -114,9 +113,8 @@ class Server:
             self.objects = MemoryObjects()
             self.ledger = MemoryLedger(self.settings, Shell(self.bells, self.objects))
         else:
-            self.objects = FolderObjects(objects_of(self._data))
-            carry = Shell(self.bells, self.objects)
-            self.ledger = open_ledger(ledger_of(self._data), self.settings, carry)
+            places = ledger_of(self._data), objects_of(self._data)
+            self.ledger, self.objects = open_store(*places, self.settings, self.bells)
         stack.callback(self.ledger.close)
 
     def _make_app(self) -> App:

@@ -20,11 +20,9 @@ from weft.service.checker.bounds import ProcessBounds
 from weft.service.checker.loop import Checker
 from weft.service.sandbox.confine import Confined
 from weft.service.store.bells import Bells
-from weft.service.store.folder import FolderObjects
 from weft.service.store.interface import Ledger, Objects
 from weft.service.store.logs import log_to_stderr
-from weft.service.store.shell import Shell
-from weft.service.store.sqlite import open_ledger
+from weft.service.store.shelf import open_store
 from weft.service.worker.loop import Worker
 from weft.settings import Settings
 from weft.wire.reports import report_of
@@ -71,8 +69,7 @@ def run(spec: Spec, given: Given) -> int:
     given.bells.only(spec.role, spec.model)
     settings, data = settings_of(spec), Path(spec.data)
     log_to_stderr(settings.log_format, spec.name, ("", logging.INFO))
-    objects = FolderObjects(objects_of(data))
-    ledger = open_ledger(ledger_of(data), settings, Shell(given.bells, objects))
+    ledger, objects = open_store(ledger_of(data), objects_of(data), settings, given.bells)
     tempfile.tempdir = str(objects.drafts)
     begin = _checker if spec.role == "checker" else _worker
     try:

@@ -15,10 +15,8 @@ from weft.service.gateway.app import make_app
 from weft.service.gateway.server import Server
 from weft.service.sandbox.means import short
 from weft.service.store.bells import Bell
-from weft.service.store.folder import FolderObjects
 from weft.service.store.logs import log_to_stderr
-from weft.service.store.shell import Shell
-from weft.service.store.sqlite import open_ledger
+from weft.service.store.shelf import open_store
 
 from .channel import DoDrain, DoFinish, DoForget, DoServe, IsAsked, IsReady, Message, follow
 from .places import ledger_of, objects_of
@@ -34,8 +32,7 @@ def main(argv: list[str]) -> int:
     info, warning = logging.INFO, logging.WARNING
     names = ("weft.gateway", info), ("weft.jobs", info), ("uvicorn", warning)
     log_to_stderr(settings.log_format, spec.name, *names)
-    objects = FolderObjects(objects_of(data))
-    ledger = open_ledger(ledger_of(data), settings, Shell(given.bells, objects))
+    ledger, objects = open_store(ledger_of(data), objects_of(data), settings, given.bells)
     app = make_app(
         ledger,
         objects,

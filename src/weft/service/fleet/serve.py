@@ -17,10 +17,8 @@ from weft.service.gateway.sources import may_deploy
 from weft.service.sandbox.means import check as check_sandbox
 from weft.service.sandbox.means import told
 from weft.service.store.bells import Bell, Bells
-from weft.service.store.folder import FolderObjects
 from weft.service.store.lock import lock_folder
-from weft.service.store.shell import Shell
-from weft.service.store.sqlite import open_ledger
+from weft.service.store.shelf import open_store
 from weft.service.store.sweep import recover
 from weft.settings import Settings, data_folder
 
@@ -62,11 +60,10 @@ def serve(
         listening = stack.enter_context(listen(settings.bind, settings.port))
         url = url_of(listening)
         bells = stack.enter_context(Bells.of_models())
-        objects = FolderObjects(objects_of(data))
+        ledger, objects = open_store(ledger_of(data), objects_of(data), settings, bells)
+        stack.callback(ledger.close)
         stack.callback(objects.close)
         stack.callback(objects.clear)
-        ledger = open_ledger(ledger_of(data), settings, Shell(bells, objects))
-        stack.callback(ledger.close)
         recover(ledger, objects, time.time())
         ledger.drop_cards()
         residents = Residents(models, ledger, settings)

@@ -19,7 +19,7 @@ from weft.families.loading import Source
 from weft.service.sandbox.confine import Confined, Places
 from weft.service.sandbox.landlock import ADD, DRAFT, READ, REMOVE_DIR, REMOVE_FILE, WRITE
 from weft.service.sandbox.places import libraries, linked, network
-from weft.service.store.folder import FolderObjects
+from weft.service.store.shelf import Shelf
 
 from .models import Deployment
 from .places import ledger_of, objects_of
@@ -29,7 +29,7 @@ LARGEST_FILE = 1 << 36
 """Bytes that one file of the store may have at least, whatever one result may have."""
 
 
-def confined_for(spec: Spec, objects: FolderObjects) -> Confined:
+def confined_for(spec: Spec, objects: Shelf) -> Confined:
     """The walls of the process that `spec` describes. The ledger has been opened."""
     settings = settings_of(spec)
     models = [one for one in spec.models if spec.role == "checker" or one.id == spec.model]
@@ -42,7 +42,7 @@ def confined_for(spec: Spec, objects: FolderObjects) -> Confined:
     )
 
 
-def _places(spec: Spec, models: list[Deployment], objects: FolderObjects) -> Places:
+def _places(spec: Spec, models: list[Deployment], objects: Shelf) -> Places:
     always = {**libraries(), **_store(spec, objects)}
     loading: dict[Path, int] = {}
     for model in models:
@@ -56,7 +56,7 @@ def _places(spec: Spec, models: list[Deployment], objects: FolderObjects) -> Pla
     return Places(always, {**loading, **network()} if loading else None)
 
 
-def _store(spec: Spec, objects: FolderObjects) -> dict[Path, int]:
+def _store(spec: Spec, objects: Shelf) -> dict[Path, int]:
     """The parts of the data folder. SQLite's helper files are there: the fleet has it open."""
     data = Path(spec.data)
     ledger, folder = ledger_of(data), objects_of(data)

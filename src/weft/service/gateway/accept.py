@@ -275,7 +275,7 @@ def enter(gateway: Gateway, job: Job, stored: bytes) -> tuple[Job, bool]:
     """Writes the request, then the row that names it. The second of two equal ones finds the
     first one's job, and takes its own object away again."""
     name = f"submits/{job.id}"
-    gateway.objects.put(name, stored)
+    gateway.objects.put(name, stored, durable=False)  # the row that names it comes next
     entered = False
     try:
         most = settings_for(gateway.settings, job.limits).queued_jobs

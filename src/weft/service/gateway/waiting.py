@@ -11,6 +11,7 @@ took. Where there is nothing to measure yet there is no estimate.
 
 from __future__ import annotations
 
+import time
 from functools import cached_property
 
 from weft.service.jobs.life import Job
@@ -25,6 +26,8 @@ from .state import Gateway
 WAITS = ("received", "queued")
 LAST = 50
 """So many of the last jobs say how fast a model is."""
+PACE_SECONDS = 1.0
+"""For so long it is not asked again."""
 
 
 class Waiting:
@@ -32,7 +35,6 @@ class Waiting:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
-        self._paces: dict[str, float | None] = {}
 
     def info(self, job: Job) -> JobInfo:
         """A job as its owner sees it."""
@@ -71,9 +73,14 @@ class Waiting:
         return None if pace is None or load is None else ahead * pace + load
 
     def _pace(self, model: str) -> float | None:
-        if model not in self._paces:
-            self._paces[model] = seconds_each(self._gateway.ledger.recent(model, LAST))
-        return self._paces[model]
+        """As it was a moment ago: it is an estimate."""
+        now, paces = time.monotonic(), self._gateway.paces
+        until, pace = paces.get(model, (-1e9, None))
+        if until < now:
+            pace = seconds_each(self._gateway.ledger.recent(model, LAST))
+            if pace is not None:
+                paces[model] = now + PACE_SECONDS, pace
+        return pace
 
     def _load_seconds(self, model: str) -> float | None:
         row = self._rows.get(model)

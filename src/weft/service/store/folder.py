@@ -17,8 +17,9 @@ import shutil
 import time
 import weakref
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from weft.service.store.names import checked, checked_prefix, checked_range
 
@@ -27,6 +28,12 @@ PIECE = 1 << 20
 
 NEW = ".new"
 """Where files are written; no object's name begins with a dot."""
+
+
+class Readable(Protocol):
+    """What bytes are read from."""
+
+    def read(self, size: int, /) -> bytes: ...
 
 
 class FolderObjects:
@@ -55,19 +62,27 @@ class FolderObjects:
 
     # -- writing -----------------------------------------------------------------------------
 
-    def put(self, name: str, data: bytes | BinaryIO) -> bool:
-        place = self._place(name)
+    def put(self, name: str, data: bytes | BinaryIO, *, durable: bool = True) -> bool:
         if self.touch(name):
-            return self._there(place)
+            return self._there(self._place(name))
+        with self.draft(data) as draft:
+            return self.link(draft, name)
+
+    @contextmanager
+    def draft(self, data: bytes | Readable) -> Iterator[Path]:
+        """A file with these bytes, on the disk. It is gone when the block ends, if it was not
+        linked."""
         draft = self._new / secrets.token_hex(16)
         try:
             _write(draft, data)
-            self._folders(place.parent)
-            return self._link(draft, place)
+            yield draft
         finally:
             draft.unlink(missing_ok=True)
 
-    def _link(self, draft: Path, place: Path) -> bool:
+    def link(self, draft: Path, name: str) -> bool:
+        """Gives a draft its name. False: that was taken already."""
+        place = self._place(name)
+        self._folders(place.parent)
         try:
             place.hardlink_to(draft)
         except FileExistsError:
@@ -148,7 +163,7 @@ class FolderObjects:
         return self._path / checked(name)
 
 
-def _write(path: Path, data: bytes | BinaryIO) -> None:
+def _write(path: Path, data: bytes | Readable) -> None:
     """Writes a new file, its owner's alone, and flushes it to the disk."""
     fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     with os.fdopen(fd, "wb", buffering=0) as file:
@@ -157,7 +172,7 @@ def _write(path: Path, data: bytes | BinaryIO) -> None:
         os.fsync(fd)
 
 
-def _pieces_of(data: bytes | BinaryIO) -> Iterator[bytes]:
+def _pieces_of(data: bytes | Readable) -> Iterator[bytes]:
     if isinstance(data, (bytes, bytearray, memoryview)):
         yield data
         return

@@ -295,10 +295,11 @@ class Objects(Protocol):
     Names are made of `[A-Za-z0-9_-]+` parts with `/` between; anything else raises ValueError.
     """
 
-    def put(self, name: str, data: bytes | BinaryIO) -> bool:
+    def put(self, name: str, data: bytes | BinaryIO, *, durable: bool = True) -> bool:
         """Writes all of it or nothing, durable on return. False: it was there already.
 
-        A file is read from where it stands to its end, piece by piece.
+        With `durable=False` it may be durable only with what is written to the ledger next. A file
+        is read from where it stands to its end, piece by piece.
         """
         ...
 

@@ -13,6 +13,8 @@ import sys
 import time
 from typing import Any
 
+import msgspec
+
 from weft.service.jobs.life import STAGES, Command, Job, Note
 
 JOBS = logging.getLogger("weft.jobs")
@@ -37,6 +39,12 @@ def fields_of(record: logging.LogRecord, part: str = "") -> dict[str, Any]:
     return found | {name: getattr(record, name) for name in FIELDS if hasattr(record, name)}
 
 
+def _json(found: dict[str, Any]) -> str:
+    """ASCII only: a line goes through whatever reads it."""
+    text = msgspec.json.encode(found).decode()
+    return text if text.isascii() else json.dumps(found)
+
+
 class JsonLines(logging.Formatter):
     """A log record as one line of JSON: nothing in a path or a name can forge a line."""
 
@@ -48,7 +56,7 @@ class JsonLines(logging.Formatter):
         found = fields_of(record, self._part)
         if record.exc_info:
             found["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(found)
+        return _json(found)
 
 
 class TextLines(logging.Formatter):
@@ -72,6 +80,7 @@ def _quoted(value: Any) -> str:
 
 def log_to_stderr(form: str, part: str, *names: tuple[str, int]) -> None:
     """The logs of these names, from these levels on, as lines on stderr, and nowhere else."""
+    logging._srcfile = None  # type: ignore[attr-defined]  # no line of ours is looked for
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(TextLines() if form == "text" else JsonLines(part))
     for name, level in names:

@@ -399,7 +399,7 @@ class MemoryObjects:
         self._bytes: dict[str, bytes] = {}
         self._times: dict[str, float] = {}
 
-    def put(self, name: str, data: bytes | BinaryIO) -> bool:
+    def put(self, name: str, data: bytes | BinaryIO, *, durable: bool = True) -> bool:
         checked(name)
         whole = bytes(data) if isinstance(data, (bytes, bytearray, memoryview)) else data.read()
         with self._lock:

@@ -52,16 +52,17 @@ def open_ledger(
 ) -> SqliteLedger:
     """Opens the file, or makes it. Raises `ServerError` where it cannot be read."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return SqliteLedger(path, settings or Settings(), carry or (lambda job, commands: None))
+    database = Database(path, MIGRATIONS)
+    return SqliteLedger(database, settings or Settings(), carry or (lambda job, commands: None))
 
 
 class SqliteLedger(SqliteModels, SqliteSessions, SqliteUsage, SqliteTallies):
     """`interface.Ledger` in an SQLite file."""
 
-    def __init__(self, path: Path, settings: Settings, carry: Carry) -> None:
+    def __init__(self, database: Database, settings: Settings, carry: Carry) -> None:
         self._settings = settings
         self._carry = carry
-        self._database = Database(path, MIGRATIONS)
+        self._database = database
 
     # -- jobs --------------------------------------------------------------------------------
 

@@ -61,6 +61,11 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     SESSION_TABLES,
     SPACE_TABLES,
     TALLY_TABLES,
+    (
+        """CREATE TABLE object (
+            name TEXT PRIMARY KEY, data BLOB NOT NULL, touched REAL NOT NULL
+        ) STRICT""",
+    ),
 )
 """What leads from each version of the tables to the next. Never change one: add one."""
 

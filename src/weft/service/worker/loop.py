@@ -349,7 +349,7 @@ class Worker:
         with tempfile.SpooledTemporaryFile(IN_MEMORY) as file:
             size, digest = write_result(cast(BinaryIO, file), manifest, saved)
             file.seek(0)
-            if self._objects.put(name, cast(BinaryIO, file)):
+            if self._objects.put(name, cast(BinaryIO, file), durable=False):
                 return size, digest
         return measure(self._objects, name)
 
