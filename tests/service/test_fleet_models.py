@@ -125,6 +125,7 @@ def run(capsys: pytest.CaptureFixture[str], server: Running, *command: str) -> s
 def test_a_model_on_demand_is_there_before_it_is_loaded_and_loads_for_a_job(
     server: Running, plain: torch.Tensor
 ) -> None:
+    until(lambda: "loading" not in states(server).values(), "that the checker has looked at them")
     assert set(states(server).values()) <= {"cold", "warm"}
     assert pids(server.process.pid, "worker") == []
     model = weft.LanguageModel("a", remote=server.url)

@@ -140,7 +140,7 @@ def test_the_log_and_the_greeting_say_what_is_up(server: Running) -> None:
     said = server.said()
     assert f"(sandbox of checker and workers: {means()})" in said
     for name in ("worker tiny", "checker"):
-        line = rf'"part": "{name}", "message": "sandbox of process \d+: {re.escape(str(means()))}"'
+        line = rf'"part":"{name}","message":"sandbox of process \d+: {re.escape(str(means()))}"'
         assert re.search(line, said)
 
 
