@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import pytest
 
 from weft.service.gateway import watch as module
-from weft.service.gateway.watch import Watch
+from weft.service.gateway.watch import Follow, Watch
 from weft.service.store.bells import Bell
+
+Answer = tuple[Mapping[str, int], list[Any]]
 
 
 class Store:
@@ -20,12 +23,16 @@ class Store:
         self.asked = 0
         self.fails = False
 
-    async def latest(self, ids: Collection[str]) -> Mapping[str, int]:
+    async def ask(self, ids: Collection[str], follows: Sequence[Follow]) -> Answer:
         self.asked += 1
         await asyncio.sleep(0)
         if self.fails:
             raise OSError("the disk is away")
-        return {id: self.notes[id] for id in ids if id in self.notes}
+        late = [self.notes.get(one.job, 0) > one.after for one in follows]
+        news = [
+            f"{one} anew" if is_late else None for one, is_late in zip(follows, late, strict=True)
+        ]
+        return {id: self.notes[id] for id in ids if id in self.notes}, news
 
 
 @pytest.fixture
@@ -59,7 +66,7 @@ def test_only_those_with_news_look(store: Store) -> None:
         del store.notes["c"]
 
     with Bell.pair() as bell:
-        watch = Watch(bell, store.latest)
+        watch = Watch(bell, store.ask)
         found = asyncio.run(woken(watch, bell, ["a", "b", "b", "c", None], act))
         assert found == [False, True, True, True, True]  # a job that is gone is news
         assert watch.waiting == 0
@@ -70,7 +77,7 @@ def test_a_hundred_followers_cost_one_question(store: Store) -> None:
     store.notes = dict.fromkeys(jobs, 1)
     before = []
     with Bell.pair() as bell:
-        watch = Watch(bell, store.latest)
+        watch = Watch(bell, store.ask)
         asyncio.run(woken(watch, bell, list(jobs), lambda: before.append(store.asked)))
     assert store.asked - before[0] <= 2
 
@@ -79,7 +86,7 @@ def test_a_lost_ring_costs_a_moment(store: Store, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
 
     async def run() -> None:
-        with Bell.pair() as bell, Watch(bell, store.latest).attend("a") as waiter:
+        with Bell.pair() as bell, Watch(bell, store.ask).attend("a") as waiter:
             for number in range(3):
                 waiter.clear()
                 store.notes["a"] = number
@@ -92,7 +99,7 @@ def test_a_lost_ring_costs_a_moment(store: Store, monkeypatch: pytest.MonkeyPatc
 def test_news_while_the_store_is_asked_is_not_lost(store: Store) -> None:
     async def run() -> None:
         with Bell.pair() as bell:
-            watch = Watch(bell, latest)
+            watch = Watch(bell, ask)
             with watch.attend("a") as waiter:
                 bell.ring()
                 await asyncio.wait_for(begun.wait(), 10)
@@ -107,8 +114,8 @@ def test_news_while_the_store_is_asked_is_not_lost(store: Store) -> None:
 
     begun, goes_on = asyncio.Event(), asyncio.Event()
 
-    async def latest(ids: Collection[str]) -> Mapping[str, int]:
-        found = await store.latest(ids)
+    async def ask(ids: Collection[str], follows: Sequence[Follow]) -> Answer:
+        found = await store.ask(ids, follows)
         begun.set()
         await goes_on.wait()
         return found
@@ -123,4 +130,26 @@ def test_who_cannot_be_told_looks(store: Store) -> None:
         store.fails = True
 
     with Bell.pair() as bell:
-        assert asyncio.run(woken(Watch(bell, store.latest), bell, ["a"], act)) == [True]
+        assert asyncio.run(woken(Watch(bell, store.ask), bell, ["a"], act)) == [True]
+
+
+def test_what_is_new_comes_with_the_ring_and_is_not_believed_twice(store: Store) -> None:
+    async def run() -> None:
+        with Bell.pair() as bell:
+            watch = Watch(bell, store.ask)
+            with watch.attend("a") as waiter, watch.attend("b") as other:
+                assert waiter.follow(3, 10) is None and other.follow(0, 0) is None
+                waiter.clear()
+                store.notes = {"a": 4}
+                bell.ring()
+                await waiter.over(10)
+                assert waiter.follow(3, 10) == f"{Follow('a', 3, 10)} anew"
+                assert waiter.follow(3, 10) is None, "once"
+                waiter.clear()
+                store.notes = {"a": 5}
+                bell.ring()
+                await waiter.over(10)
+                assert waiter.follow(5, 10) is None, "it has looked itself meanwhile"
+                assert other.follow(0, 0) is None
+
+    asyncio.run(run())

@@ -59,7 +59,7 @@ class Kept:
         """One job's turn on a module. Raises `SpoiltError` after one that changed a weight."""
         with self._lock:
             before = self._last
-            if before is None or not before.holds():
+            if before is None or not before.whole:
                 before = _State(net, self._copies)
             before.begin()
             self._last = before if self.stays else None
@@ -87,6 +87,7 @@ class _State:
         self._weights = list(net.parameters())
         self._buffers = {id(buffer): buffer for buffer in net.buffers()}
         self._loud: set[int] = set()
+        self.whole = True  # after the last job all names stood for the very same objects
         for gone in copies.keys() - self._buffers.keys():
             del copies[gone]
 
@@ -114,7 +115,8 @@ class _State:
             self._copies[id(buffer)] = (buffer, version(buffer), buffer.detach().clone())
 
     def put_back(self) -> None:
-        if not self.holds():
+        self.whole = self.holds()
+        if not self.whole:
             for space, was in zip(self._spaces, self._were, strict=True):
                 _put_back(space, was)
         for buffer in self._buffers.values():

@@ -9,7 +9,7 @@ in one process without knowing of each other.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -73,7 +73,7 @@ from .limits import check_door
 from .openai.table import ROUTES as OPENAI
 from .state import THREADS, Gateway, Visit
 from .threads import Threads
-from .watch import Watch
+from .watch import Follow, Watch
 
 _NOT_MODEL = {404: "the server has no such model", 503: "it is loading, or could not be loaded"}
 _NOT_JOB = {404: "there is no such job of yours", 410: "it was there, and has expired"}
@@ -515,8 +515,8 @@ def make_app(
     folder for uploads that are not whole yet; `sandbox` is what `/health` says about it."""
     threads = Threads(THREADS)
 
-    async def latest(ids: Collection[str]) -> Mapping[str, int]:
-        return await threads.run(lambda: ledger.latest(ids))
+    async def ask(jobs: Collection[str], follows: Sequence[Follow]) -> Any:
+        return await threads.run(lambda: events.ask(ledger, objects, jobs, follows))
 
     return App(
         Gateway(
@@ -526,7 +526,7 @@ def make_app(
             settings=settings,
             models=tuple(models),
             version=version,
-            watch=Watch(bells.gateway, latest),
+            watch=Watch(bells.gateway, ask),
             threads=threads,
             routes=ROUTES,
             scratch=None if scratch is None else str(scratch),

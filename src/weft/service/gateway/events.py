@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -16,13 +16,14 @@ from starlette.requests import Request
 
 from weft.errors import MessageError
 from weft.service.jobs.life import FINAL, Job
-from weft.service.store.interface import Note
+from weft.service.store.interface import Ledger, Note, Objects
 from weft.wire.messages import EndEvent, JobInfo, StateEvent, decode, encode
 
 from .bodies import Stream
 from .errors import trusted
 from .state import Gateway
 from .waiting import WAITS, Waiting
+from .watch import Follow
 
 MEDIA = "text/event-stream"
 BEAT_SECONDS = 10.0
@@ -68,7 +69,9 @@ async def follow(
     with gateway.watch.attend(id) as waiter:
         while not gateway.closing:
             waiter.clear()
-            news = await gateway.off(look, gateway, id, after, inline)
+            news = waiter.follow(after, inline)
+            if news is None:
+                news = await gateway.off(look, gateway, id, after, inline)
             after = news.after
             if news.loads:
                 news, told_last = news._replace(data=_changed(news.data, told_last)), news.data
@@ -100,11 +103,26 @@ class News(NamedTuple):
     loads: bool = False
 
 
+def ask(
+    ledger: Ledger, objects: Objects, jobs: Collection[str], follows: Sequence[Follow]
+) -> tuple[Mapping[str, int], list[News | None]]:
+    """`watch.Ask`, of a store. Blocks."""
+    latest = ledger.latest(jobs)
+    late = [latest.get(one.job, 0) > one.after for one in follows]
+    each = zip(follows, late, strict=True)
+    return latest, [_fresh(ledger, objects, *one) if is_late else None for one, is_late in each]
+
+
+def _fresh(ledger: Ledger, objects: Objects, id: str, after: int, inline: int) -> News | None:
+    notes = ledger.notes(id, after, PAGE)
+    return told(_with_result(objects, id, notes, inline)) if notes else None
+
+
 def look(gateway: Gateway, id: str, after: int, inline: int = 0) -> News:
     """What is new about a job since event number `after`. Blocks."""
-    notes = gateway.ledger.notes(id, after, PAGE)
-    if notes:
-        return told(_with_result(gateway, id, notes, inline))
+    ledger, objects = gateway.ledger, gateway.objects
+    if (news := _fresh(ledger, objects, id, after, inline)) is not None:
+        return news
     job = gateway.ledger.job(id)
     if job is None:
         return News(b"", after, over=True)
@@ -112,14 +130,13 @@ def look(gateway: Gateway, id: str, after: int, inline: int = 0) -> News:
         load = Waiting(gateway).load(job)
         data = b"" if load is None else message("progress", encode(load, "json"))
         return News(data, after, loads=load is not None)
-    notes = gateway.ledger.notes(id, after, PAGE)  # those of an end between the two looks
-    if notes:
-        return told(_with_result(gateway, id, notes, inline))
+    if (news := _fresh(ledger, objects, id, after, inline)) is not None:
+        return news  # of an end between the two looks
     end = encode(EndEvent(job=info(gateway, job)), "json")  # it resumed beyond the end: once more
     return News(message("end", end), after, over=True)
 
 
-def _with_result(gateway: Gateway, id: str, notes: list[Note], inline: int) -> list[Note]:
+def _with_result(objects: Objects, id: str, notes: list[Note], inline: int) -> list[Note]:
     """The notes; the end of a job with its result in it, where that is wanted and small."""
     last = notes[-1]
     if not inline or last.kind != "end":
@@ -129,7 +146,7 @@ def _with_result(gateway: Gateway, id: str, notes: list[Note], inline: int) -> l
     if end.job.result is None or end.job.result.bytes > inline:
         return notes
     try:
-        result = gateway.objects.get(f"results/{id}")
+        result = objects.get(f"results/{id}")
     except KeyError:  # deleted meanwhile: who fetches it is told so
         return notes
     data = encode(msgspec.structs.replace(end, result=result), "json")

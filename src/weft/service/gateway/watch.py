@@ -2,9 +2,9 @@
 
 Whoever waits names a job, clears its `Waiter`, looks into the store, and waits: a ring between
 looking and waiting is not lost. At a ring the store is asked once for all the jobs waited for, and
-only those are woken whose job has a new note, so that a ring costs a hundred followers
-little more than one. The bell is read only while somebody waits, so no task is left behind when
-nobody does.
+only those are woken whose job has a new note; who follows a job's notes gets what is new with it.
+So a ring costs a hundred followers little more than one. The bell is read only while somebody
+waits, so no task is left behind when nobody does.
 
     with watch.attend(job) as waiter:
         while True:
@@ -16,8 +16,9 @@ nobody does.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 from weft.service.store.bells import Bell
 
@@ -26,8 +27,20 @@ POLL_SECONDS = 0.25
 GATHER_SECONDS = 0.005
 """Rings within so long after another are answered together."""
 
-Latest = Callable[[Collection[str]], Awaitable[Mapping[str, int]]]
-"""The number of the last note of each of these jobs; one that is gone is not in it."""
+
+class Follow(NamedTuple):
+    """What a follower has: the notes of a job up to a number. `inline` is as in `events.follow`."""
+
+    job: str
+    after: int
+    inline: int = 0
+
+
+Ask = Callable[
+    [Collection[str], Sequence[Follow]], Awaitable[tuple[Mapping[str, int], Sequence[Any]]]
+]
+"""The number of the last note of each of these jobs (one that is gone is not in it), and what is
+new for each of these followers, or None."""
 
 _GONE = -1
 
@@ -39,6 +52,19 @@ class Waiter:
         self.job = job
         self._seen: int | None = None
         self._event = asyncio.Event()
+        self.follows: Follow | None = None
+        self._brought: tuple[Follow, Any] | None = None
+
+    def follow(self, after: int, inline: int) -> Any:
+        """Has the notes up to a number. What was brought beyond that, or None."""
+        assert self.job is not None
+        self.follows = Follow(self.job, after, inline)
+        brought, self._brought = self._brought, None
+        return brought[1] if brought is not None and brought[0] == self.follows else None
+
+    def bring(self, follows: Follow, news: Any) -> None:
+        """What is new for one who had what `follows` says."""
+        self._brought = follows, news
 
     def clear(self) -> None:
         """Before looking: what comes from now on is news."""
@@ -65,9 +91,9 @@ class Waiter:
 class Watch:
     """Reads one bell on behalf of many. Used by one event loop at a time."""
 
-    def __init__(self, bell: Bell, latest: Latest) -> None:
+    def __init__(self, bell: Bell, ask: Ask) -> None:
         self._bell = bell
-        self._latest = latest
+        self._store = ask
         self._waiters: set[Waiter] = set()
         self._asking: asyncio.Task[None] | None = None
         self._again = False
@@ -144,7 +170,12 @@ class Watch:
             if waiter.job is None:
                 waiter.wake()
         jobs = {waiter.job for waiter in asked if waiter.job is not None}
-        found = await self._latest(jobs) if jobs else {}
+        follows = [one.follows for one in asked if one.follows is not None]
+        found, news = await self._store(jobs, follows) if jobs else ({}, ())
+        brought = dict(zip(follows, news, strict=True))
+        for waiter in asked:
+            if waiter.follows is not None and brought.get(waiter.follows) is not None:
+                waiter.bring(waiter.follows, brought[waiter.follows])
         for waiter in asked:
             if waiter.job is not None:
                 waiter.hear(found.get(waiter.job, _GONE))
