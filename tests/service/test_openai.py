@@ -132,7 +132,7 @@ def test_a_stream_comes_while_the_text_is_made(client: openai.OpenAI) -> None:
     assert len([piece for piece in pieces if piece.choices[0].text]) > 2
     whole = client.completions.create(**asked).choices[0].text
     assert "".join(piece.choices[0].text for piece in pieces) == whole
-    assert len(whole) > 100
+    assert len(whole) > 50
 
 
 def test_a_stop_string_ends_the_text_before_it(
