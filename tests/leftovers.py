@@ -21,15 +21,10 @@ import pytest
 ROUNDS = 5
 
 
-@contextlib.contextmanager
-def older_set_aside() -> Iterator[None]:
-    """Within it, objects are those made within it; whoever drops older ones changes no count."""
+def set_older_aside() -> None:
+    """From now on objects are those made from now on: whoever drops older ones changes no count."""
     gc.collect()
     gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def objects(kind: type = object, names: tuple[str, ...] = ()) -> int:

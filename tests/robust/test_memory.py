@@ -20,9 +20,9 @@ from tests.leftovers import (
     ROUNDS,
     growth,
     objects,
-    older_set_aside,
     open_files,
     running,
+    set_older_aside,
     threads_started,
 )
 from weft.errors import LookError, WeftError
@@ -181,7 +181,8 @@ def test_python_objects_do_not_pile_up(net: Tower, model: Any, step: Step) -> No
         finally:
             tracemalloc.stop()
 
-    with older_set_aside(), threads_started() as threads:
+    set_older_aside()
+    with threads_started() as threads:
         assert growth(tensors, many) == 0
         while min(slopes) >= 1000 and len(slopes) < ROUNDS:
             many()
@@ -243,22 +244,22 @@ def test_ever_new_prompts_fill_bounded_caches(
 ) -> None:
     monkeypatch.setattr(signature, "REMEMBERED", 8)
     model = weft.Model(made())
-    with older_set_aside():
-        for ids in prompts:
-            with model.trace(ids):
-                model.head.output.save()
-        assert 1 <= objects(signature.Signature) <= 9
+    set_older_aside()
+    for ids in prompts:
+        with model.trace(ids):
+            model.head.output.save()
+    assert 1 <= objects(signature.Signature) <= 9
 
 
 def test_the_tensors_that_stand_for_layouts_are_few_for_each_length(net: Tower, model: Any) -> None:
     """Abstract tensors are kept for each layout, and have no numbers."""
     reads_and_edits(model)
-    with older_set_aside():
-        for length in range(50, 90):
-            with model.trace(prompt(length)):
-                model.blocks[0].output.save()
-                model.head.output.save()
-        assert tensors() <= 40 * 8
+    set_older_aside()
+    for length in range(50, 90):
+        with model.trace(prompt(length)):
+            model.blocks[0].output.save()
+            model.head.output.save()
+    assert tensors() <= 40 * 8
 
 
 # --- what is kept by what the user keeps ----------------------------------------------------------
@@ -278,8 +279,8 @@ def test_saved_tensors_die_with_the_last_name_of_theirs(net: Tower, model: Any) 
 @pytest.mark.parametrize("step", [node_raises, model_raises, block_raises])
 def test_an_error_that_was_handled_keeps_nothing_alive(net: Tower, model: Any, step: Step) -> None:
     step(model)
-    with older_set_aside():
-        assert growth(tensors, lambda: step(model)) == 0
+    set_older_aside()
+    assert growth(tensors, lambda: step(model)) == 0
 
 
 class Spy(torch.nn.Module):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.leftovers import fewest, growth, objects, older_set_aside
+from tests.leftovers import fewest, growth, objects, set_older_aside
 from tests.run.graphs import Builder
 from tests.run.nets import Chain, Does, example, same
 from weft.errors import OverwrittenError, SiteMismatchError
@@ -292,8 +292,8 @@ def test_a_thousand_runs_leave_nothing():
 
     for _ in range(20):
         once()
-    with older_set_aside():
-        assert growth(objects, thousand, bound=50) < 50
+    set_older_aside()
+    assert growth(objects, thousand, bound=50) < 50
 
 
 def test_a_run_leaves_no_cycle_that_holds_tensors():
