@@ -27,7 +27,6 @@ from weft.errors import (
 from weft.testing.same import bitwise
 
 A, B = ([zoo.tokens(n, seed=n)[0]] for n in (9, 5))
-LOCAL_ONLY = "numbers line by line are shown only where the model is"
 LAYER = "transformer.h.1.output"
 
 
