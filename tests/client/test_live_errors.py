@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import nn
 
 import weft
 from tests.client.live import DOOR, check_nothing_left, gated_net, held, plain_net
+from tests.leftovers import running, threads_started
 from weft import errors
 from weft.client import close
 from weft.testing.same import bitwise
@@ -270,8 +270,8 @@ def test_a_server_that_ends_is_away_and_leaves_nothing(
     from weft.testing.service import serve
 
     monkeypatch.setenv("WEFT_RETRY_SECONDS", "0.2")
-    before, threads = held(), set(threading.enumerate())
-    with serve({"net": plain_net()}) as server:
+    before = held()
+    with threads_started() as threads, serve({"net": plain_net()}) as server:
         goes_on(server.url, x, hidden)
         model = weft.Model("net", remote=server.url)
         with model.trace(x, blocking=False) as tracer:
@@ -284,4 +284,4 @@ def test_a_server_that_ends_is_away_and_leaves_nothing(
         model[1].output.save()
     close()
     check_nothing_left(before)
-    assert set(threading.enumerate()) <= threads
+    assert running(threads) == []

@@ -4,7 +4,7 @@
 run a server in this process, over HTTP on a free port, has the same modules: what a test gets from
 `subjects`, `weft.LanguageModel` and `weft.Model` then runs there by default. A language model's
 tree comes from the server as data; the tree of any other module is that of the test. Tests that are
-only about this process stand in `LOCAL_ONLY`, with the reason; a file may have one of its own.
+only about this process stand in `LOCAL_ONLY`, with the reason.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import nn
 from tests.families import zoo
 from tests.language import places
 from tests.language.hooks import hook_count
-from tests.language.places import LOCAL_ONLY, Place
+from tests.language.places import Place, stays_here
 from weft.testing import tiny_path
 from weft.testing.same import bitwise
 
@@ -77,9 +77,8 @@ def _names(metafunc: pytest.Metafunc, argument: str) -> bool:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Each test runs in both places."""
     module: Any = metafunc.module
-    local = f"{module.__name__.rpartition('.')[2]}::{metafunc.function.__name__}"
     there = pytest.param(places.THERE, marks=_ANNOUNCED)
-    here = local in LOCAL_ONLY or hasattr(module, "LOCAL_ONLY")  # with the reason
+    here = stays_here(module.__name__.rpartition(".")[2], metafunc.function.__name__)
     if "remote" in metafunc.fixturenames and not _names(metafunc, "remote"):  # of a session
         each = [(places.HERE, False), (places.HERE, "local")]
         each += [] if here else [pytest.param(places.THERE, None, marks=_ANNOUNCED)]

@@ -16,26 +16,39 @@ from weft.handles.language import LanguageModel
 
 _WEIGHTS = "weights, which a client has none of"
 _KEPT = "the module's own state, which a server never lets a request change"
-_HERE = "memory of this process"
+_HERE = "memory of this process; test_live_session counts what a server keeps"
 _ARGUMENT = "an argument of the constructor that is wrong in another way where names mean models"
+_EAGER = "eager=True, which is refused on a server: lines would wait for it one by one"
+_METHOD = "fn=, which is refused on a server: it runs the forward of its models and no other method"
+_GRAPH = "grad=True, which is refused on a server: what autograd knows of a tensor stays there"
+_ADDRESS = "an address that it says itself"
 LOCAL_ONLY: dict[str, str] = {
     "test_any_module::test_buffers_change_as_they_would_alone": _KEPT,
     "test_any_module::test_what_is_no_module_is_refused": _ARGUMENT,
+    "test_eager": _EAGER,
+    "test_eager_ends": _EAGER,
+    "test_eager_same": _EAGER,
+    "test_generate_source_kinds::test_the_same_numbers": _EAGER,
     "test_modules::test_outside_a_block_a_module_is_the_real_one": _WEIGHTS,
     "test_modules::test_weights_are_real_outside_a_block": _WEIGHTS,
     "test_session::test_only_what_somebody_holds_is_kept": _HERE,
-    "test_session::test_a_session_of_this_machine_on_a_model_of_a_server": "an address",
+    "test_session::test_a_session_of_this_machine_on_a_model_of_a_server": _ADDRESS,
     "test_session::test_nothing_piles_up_in_a_long_loop": _HERE,
-    "test_session_blocks::test_an_eager_trace_gives_and_takes_values": "eager=True",
-    "test_session_blocks::test_another_method_gives_values_to_the_forward": "fn=",
+    "test_session_blocks::test_an_eager_trace_gives_and_takes_values": _EAGER,
+    "test_session_blocks::test_another_method_gives_values_to_the_forward": _METHOD,
     "test_session_gradients::test_gradients_flow_from_trace_to_trace_where_that_is_asked_for": (
-        "grad=True"
+        _GRAPH
     ),
     "test_tree::test_get_walks_a_dotted_path_to_a_weight": _WEIGHTS,
     "test_tree::test_the_configuration_is_the_models_own_object": _WEIGHTS,
     "test_tree::test_the_first_run_loads_them": _WEIGHTS,
 }
-"""Tests of what only exists where the model is: what they are about."""
+"""Tests, and files of tests, of what only exists where the model is: what they are about."""
+
+
+def stays_here(module: str, test: str) -> bool:
+    """Whether a test runs in this process only."""
+    return module in LOCAL_ONLY or f"{module}::{test}" in LOCAL_ONLY
 
 
 class Place:

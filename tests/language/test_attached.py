@@ -366,7 +366,7 @@ def test_threads_do_not_see_each_other(model, ids, layer, sae):
     def work(number):
         barrier.wait()
         for _ in range(5):
-            with model.trace(ids):
+            with model.trace(ids, alone=True):
                 layer.sae(layer.output * number)
                 got = layer.sae.encoder.output.save()
         found[number] = got

@@ -25,7 +25,6 @@ from weft.errors import EagerWarning
 from weft.testing.same import bitwise, bounded, moves
 
 A, B = ([zoo.tokens(n, seed=n)[0]] for n in (9, 5))
-LOCAL_ONLY = "numbers line by line are shown only where the model is"
 KEY = "transformer.h.{}.output"
 
 

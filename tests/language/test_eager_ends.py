@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import threading
 import traceback
 import weakref
 from typing import Any
@@ -17,6 +16,7 @@ import weft
 from tests.families import zoo
 from tests.language.hooks import hook_count
 from tests.language.shown import shown
+from tests.leftovers import running, threads_started
 from weft.errors import (
     GradientError,
     LateEditError,
@@ -27,7 +27,6 @@ from weft.errors import (
 from weft.testing.same import bitwise
 
 A, B = ([zoo.tokens(n, seed=n)[0]] for n in (9, 5))
-LOCAL_ONLY = "numbers line by line are shown only where the model is"
 LAYER = "transformer.h.1.output"
 
 
@@ -257,12 +256,12 @@ def test_a_pass_ends_where_nothing_more_is_needed(model, net, ids):
 
 
 def test_no_thread_is_made(model, ids):
-    before = threading.active_count()
-    with model.trace(ids, eager=True):
-        assert repr(model.transformer.h[0].output)
-        assert threading.active_count() == before
-        model.lm_head.output.save()
-    assert threading.active_count() == before
+    with threads_started() as threads:
+        with model.trace(ids, eager=True):
+            assert repr(model.transformer.h[0].output)
+            assert running(threads) == []
+            model.lm_head.output.save()
+        assert running(threads) == []
 
 
 def test_nothing_is_kept_when_the_block_is_over(model, net, ids):

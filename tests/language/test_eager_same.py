@@ -24,7 +24,6 @@ from weft.errors import EagerWarning, LateEditError, StaleHandleError
 from weft.testing.same import bitwise
 
 A, B = ([zoo.tokens(n, seed=n)[0]] for n in (9, 5))
-LOCAL_ONLY = "numbers line by line are shown only where the model is"
 pytestmark = pytest.mark.filterwarnings("ignore::weft.errors.EagerWarning")
 
 

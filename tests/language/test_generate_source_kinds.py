@@ -24,8 +24,6 @@ from tests.language.test_generate_source_runs import both_halves, eager_encoded
 from weft.errors import NotReachedError
 from weft.testing.same import bitwise
 
-LOCAL_ONLY = "what of it concerns a server is asked in test_generate_source"
-
 
 @pytest.fixture
 def gpt2():

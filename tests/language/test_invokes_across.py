@@ -5,14 +5,13 @@ The oracle is plain hooks: the source is run first by hand, its value is patched
 
 from __future__ import annotations
 
-import threading
-
 import pytest
 import torch
 
 import weft
 from tests.families import zoo
 from tests.language.hooks import hook_count, with_hooks
+from tests.leftovers import running, threads_started
 from weft.errors import LateEditError
 from weft.testing.same import bitwise, bounded, moves
 
@@ -174,7 +173,7 @@ def test_values_go_back_and_forth(llama):
         value[:, -1] = b2
 
     expected = with_hooks(llama.net, {f"{llama.paths.norm}.output": to_a}, A).result.logits
-    with llama.model.trace() as tracer:
+    with threads_started() as threads, llama.model.trace() as tracer:
         with tracer.invoke(A):
             from_a = layers[2].output[:, -1]
             of_a = norm.output
@@ -183,13 +182,17 @@ def test_values_go_back_and_forth(llama):
             layers[0].output[:, -1] = from_a
             of_a[:, -1] = layers[2].output[:, -1]
     bounded(logits, expected)
-    assert not [t for t in threading.enumerate() if t.name == "weft forward"]
+    assert not running(threads, "weft forward")
 
 
 def test_an_error_in_forwards_that_take_turns_leaves_nothing(llama):
     layers = llama.layer_list
     match = r"out of (range|bounds)"
-    with pytest.raises(Exception, match=match) as caught, llama.model.trace(alone=True) as tracer:
+    with (
+        threads_started() as threads,
+        pytest.raises(Exception, match=match) as caught,
+        llama.model.trace(alone=True) as tracer,
+    ):
         with tracer.invoke(A):
             a = layers[0].output[:, -1]
             of_a = layers[1].output
@@ -202,7 +205,7 @@ def test_an_error_in_forwards_that_take_turns_leaves_nothing(llama):
     told = str(caught.value) + "".join(getattr(caught.value, "__notes__", ()))
     assert "test_invokes_across" in told
     assert hook_count(llama.net) == 0
-    assert not [t for t in threading.enumerate() if t.name == "weft forward"]
+    assert not running(threads, "weft forward")
 
 
 def test_a_circle_is_refused_with_both_lines(llama):

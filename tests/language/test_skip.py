@@ -421,7 +421,7 @@ def test_eight_threads_skip_different_layers(gpt2):
             start.wait(10)
             for turn in range(6):
                 which = (number + turn) % 4
-                with gpt2.model.trace(gpt2.ids) as tracer:
+                with gpt2.model.trace(gpt2.ids, alone=True) as tracer:
                     if which < 3:
                         mlp = gpt2.model.transformer.h[which].mlp
                         mlp.skip(mlp.input * 2)

@@ -248,20 +248,21 @@ def test_a_gradient_is_replaced(gpt2, opened):
 
 
 def test_eight_threads_on_one_model(gpt2, opened, place):
-    """Half of them scale a pattern, each with a factor of its own; half read what is there."""
+    """Half of them scale a pattern, each with a factor of its own; half read what is there. Each
+    does so alone, and then so that a server may draw some of them together."""
     model, plain, wrong = opened(gpt2), logits_of(gpt2), []
     expected = []
     for number in range(8):
         with patched(gpt2, number % 3, lambda pattern, number=number: pattern * number):
             expected.append(logits_of(gpt2))
     start = threading.Barrier(8)
-    same = bitwise if str(place) == "here" else bounded  # a server draws some of them together
+    shared = bitwise if str(place) == "here" else bounded
 
     def work(number):
         try:
             start.wait(60)
-            for _ in range(2):
-                with model.trace(IDS):
+            for alone, same in ((True, bitwise), (False, shared)):
+                with model.trace(IDS, alone=alone):
                     if number % 2:
                         soft = attention_of(model, "gpt2", number % 3).source.softmax_0
                         soft.output = soft.output * number

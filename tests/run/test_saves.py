@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.leftovers import fewest, growth, objects, set_older_aside
 from tests.run.graphs import Builder
 from tests.run.nets import Chain, Does, example, same
 from weft.errors import OverwrittenError, SiteMismatchError
@@ -285,16 +286,14 @@ def test_a_thousand_runs_leave_nothing():
         with contextlib.suppress(RuntimeError):
             run(failing, {}, model, (x,))
 
-    def count():
-        gc.collect()
-        return len(gc.get_objects())
+    def thousand():
+        for _ in range(1000):
+            once()
 
     for _ in range(20):
         once()
-    before = count()
-    for _ in range(1000):
-        once()
-    assert count() - before < 50  # fewer: something of an earlier test was let go
+    set_older_aside()
+    assert growth(objects, thousand, bound=50) < 50
 
 
 def test_a_run_leaves_no_cycle_that_holds_tensors():
@@ -313,8 +312,11 @@ def test_a_run_leaves_no_cycle_that_holds_tensors():
         del found
         assert held() is None
         gc.collect()
-        found = run(g.graph(), {}, model, (x,))
-        del found
-        assert gc.collect() == 0
+
+        def garbage():
+            run(g.graph(), {}, model, (x,))
+            return gc.collect()
+
+        assert fewest(garbage) == 0
     finally:
         gc.enable()

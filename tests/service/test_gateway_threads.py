@@ -10,14 +10,11 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from tests.leftovers import running, threads_started
 from tests.service.gate import House, bearer, live
 from weft.service.gateway.threads import Threads
 
 NAME = "gateway work"
-
-
-def running() -> int:
-    return sum(thread.name == NAME for thread in threading.enumerate())
 
 
 @pytest.fixture
@@ -110,17 +107,16 @@ def test_they_start_again_after_their_end(threads: Threads) -> None:
 
 
 def test_forgotten_threads_end() -> None:
-    gc.collect()
-    before = running()
-
     async def main() -> None:
         await Threads(2).run(lambda: None)
+        assert len(running(started, NAME)) == 1
 
-    asyncio.run(main())
+    with threads_started() as started:
+        asyncio.run(main())
     gc.collect()
-    for thread in [one for one in threading.enumerate() if one.name == NAME][before:]:
+    for thread in running(started, NAME):
         thread.join(10)
-    assert running() <= before
+    assert not running(started, NAME)
 
 
 def test_a_server_leaves_no_thread_behind() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.leftovers import running, threads_started
 from tests.run.graphs import Builder
 from tests.service.shop import MODEL, Shop, X, reads
 from weft.engine.publish import know
@@ -469,14 +470,15 @@ def test_a_store_that_fails_for_a_moment_ends_no_job(shop: Shop, watched, monkey
 
 def test_a_worker_waits_for_its_bell_and_ends_when_told(shop: Shop) -> None:
     worker = shop.worker()
-    thread = threading.Thread(target=worker.run)
-    thread.start()
-    jobs = [shop.queued(reads("last")) for _ in range(3)]  # the shell rings
-    until(lambda: all(shop.job(job).state == "done" for job in jobs))
-    worker.stop()
-    thread.join(30)
+    with threads_started() as threads:
+        thread = threading.Thread(target=worker.run)
+        thread.start()
+        jobs = [shop.queued(reads("last")) for _ in range(3)]  # the shell rings
+        until(lambda: all(shop.job(job).state == "done" for job in jobs))
+        worker.stop()
+        thread.join(30)
     assert not thread.is_alive()
-    assert not [t for t in threading.enumerate() if t.name.startswith("pulse")]
+    assert not running(threads, "pulse")
 
 
 def test_a_worker_that_is_told_to_end_finishes_the_job_in_hand(shop: Shop) -> None:

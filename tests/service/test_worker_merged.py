@@ -91,6 +91,8 @@ def models(server: Server, net: Any) -> Iterator[list[Any]]:
         model = weft.LanguageModel(net, remote=server.url)
         model._places.default = there
         found.append(model)
+    generation(found[0], 0)  # a worker knows who may share once it has drawn one of each kind
+    experiment(found[0], 0)
     yield found
     for model in found:
         model._places.default.close()

@@ -192,11 +192,16 @@ LARGE = 8 << 20
 
 
 def peak(do) -> int:
-    tracemalloc.start()
-    do()
-    found = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    return found
+    """The most bytes that Python has meanwhile."""
+
+    def once() -> int:
+        tracemalloc.start()
+        do()
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    return min(once() for _ in range(3))  # threads of other tests take some, too
 
 
 def test_large_tensors_are_not_copied_to_be_read_or_written():
