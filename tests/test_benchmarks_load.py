@@ -1,0 +1,124 @@
+"""The load test at its smallest: whether it measures what it says; never how fast anything is."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from statistics import median
+
+import pytest
+
+from benchmarks.__main__ import PAGE, PARTS
+from benchmarks.crowd import PARTS as PROCESSES
+from benchmarks.crowd import jain, p95
+from benchmarks.line import head_of
+from benchmarks.load import TINY, Found, bare, measured, report
+from benchmarks.mix import KINDS
+
+
+@pytest.fixture(scope="module")
+def found() -> Found:
+    return measured(TINY, seconds=0.5, users=(1, 2), variants=1)
+
+
+@pytest.mark.slow
+def test_each_row_has_its_users_and_their_jobs(found: Found) -> None:
+    assert [spell.users for spell in found.spells] == [1, 2]
+    for spell in found.spells:
+        assert len(spell.each) == spell.users
+        assert sum(spell.each) == len(spell.done) > 0
+        assert spell.seconds >= 0.5
+        assert spell.rate == len(spell.done) / spell.seconds
+        assert 0 < spell.latencies[0] <= spell.latencies[-1]
+        assert 0 < jain(spell.each) <= 1
+        assert 0 <= spell.worst <= 1
+    alone = found.spells[0]
+    assert (alone.merged, alone.batch) == (0, 1)
+    assert 1 <= found.spells[1].batch <= 2
+
+
+@pytest.mark.slow
+def test_every_answer_is_that_of_the_model_here_and_another_one_is_noticed(found: Found) -> None:
+    done = [one for spell in found.spells for one in spell.done]
+    for one in done:
+        one.work.check(one.result)
+    reads = next(one for one in done if one.work.kind == "read")
+    other = next(one for one in done if one.work.kind == "patch")
+    with pytest.raises(AssertionError):
+        reads.work.check(other.result)
+    logits = reads.work.expected["logits"]
+    moved = {**reads.work.expected, "logits": logits + 1e-3 * logits.abs().max()}
+    with pytest.raises(AssertionError, match="beyond the bound"):
+        replace(reads.work, expected=moved).check(reads.result)
+
+
+@pytest.mark.slow
+def test_the_bare_model_had_the_same_work(found: Found) -> None:
+    assert sorted(work.kind for work in found.bare.seconds) == sorted(KINDS)
+    again = bare(list(found.bare.seconds), 0.0)
+    assert all(seconds > 0 for seconds in again.seconds.values())
+    total = sum(found.bare.seconds.values())
+    assert found.bare.rate == pytest.approx(len(KINDS) / total)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="processor time of others is read from /proc")
+def test_the_time_of_every_process_is_counted(found: Found) -> None:
+    spent = [sum(spell.spent[part] for spell in found.spells) for part in PROCESSES]
+    assert all(seconds >= 0 for seconds in spent)
+    named = dict(zip(PROCESSES, spent, strict=True))
+    assert min(named[part] for part in ("gateway", "checker", "worker", "users")) > 0
+
+
+@pytest.mark.slow
+def test_the_light_user_meets_the_heavy_one(found: Found) -> None:
+    waits = found.waits
+    assert len(waits.wait) == len(waits.price) == len(waits.whole) == len(waits.depth) > 2
+    assert max(waits.depth) > 0
+    assert waits.passes
+    assert all(a <= b for a, b in zip(waits.price, waits.wait, strict=True))
+    assert waits.in_passes == p95(waits.wait) / median(waits.passes)
+
+
+@pytest.mark.slow
+def test_the_report_has_all_tables_and_plots(found: Found) -> None:
+    lines = report([found])
+    for table in _tables(lines):
+        assert len({line.count("|") for line in table}) == 1
+    assert [len(table) for table in _tables(lines)] == [4, 5, 4, 3]
+    text = "\n".join(lines)
+    assert text.count("```mermaid\nxychart-beta\n") == 2
+    assert text.count('x-axis "users" ["1", "2"]') == 2
+    rates = ", ".join(f"{spell.rate:.1f}" for spell in found.spells)
+    assert f"    line [{rates}]" in lines
+    assert not re.search(r"\bnan\b|\binf\b", text)
+
+
+def _tables(lines: list[str]) -> Iterator[list[str]]:
+    table: list[str] = []
+    for line in [*lines, ""]:
+        if line.startswith("|"):
+            table.append(line)
+        elif table:
+            yield table
+            table = []
+
+
+def test_an_index_of_fairness() -> None:
+    assert jain([3, 3, 3]) == 1
+    assert jain([5, 0, 0, 0]) == 0.25
+    assert jain([0, 0]) == 0
+
+
+def test_the_head_of_an_answer() -> None:
+    head = b'HTTP/1.1 201 Created\r\nContent-Type: x/y\r\nETag: "a:b"\r\n\r\n'
+    assert head_of(head) == (201, {"content-type": "x/y", "etag": '"a:b"'})
+
+
+def test_every_part_has_a_place_on_the_page() -> None:
+    text = PAGE.read_text()
+    for part in PARTS:
+        assert f"<!-- {part} -->\n" in text
+        assert f"\n<!-- end of {part} -->" in text
