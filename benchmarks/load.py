@@ -19,6 +19,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import cycle, islice
 from statistics import median
 from typing import Any
 
@@ -29,7 +31,7 @@ from weft.testing import tiny_path
 from weft.testing.process import served
 
 from .crowd import PARTS, Site, Spell, Waits, crowd, heavy_and_light, jain, p95
-from .mix import Work, record
+from .mix import Work, all_at_once, record
 from .models import gpt2
 
 USERS = (1, 8, 32, 100)
@@ -37,7 +39,7 @@ MANY = 100
 VARIANTS = 8
 SAMPLE = 100
 """How many answers of a row are checked."""
-WARM_USERS = 32
+WARM_USERS = BATCH = 32
 LONGEST_ROW = 20.0
 OPTIONS = ("--requests-per-minute", "0")
 """A user alone asks more often than the default lets one key."""
@@ -72,9 +74,11 @@ WIDE = Subject("wide", _wide)
 
 @dataclass(frozen=True)
 class Bare:
-    """The model alone, on the rows of each job in turn: seconds by work, jobs in a second."""
+    """The model alone. `seconds` by work, on the rows of each in turn; `at_once` those of one of
+    `BATCH` jobs whose rows are together, the best that sharing forwards could come to."""
 
     seconds: dict[Work, float]
+    at_once: float
 
     @property
     def rate(self) -> float:
@@ -113,7 +117,7 @@ def measured(
             works = record(folder, net, server_at(server.url), variants)
             site = Site(server, subject.name, works, max(2, *users))
             asyncio.run(crowd(site, min(WARM_USERS, max(users)), seconds / 2))
-            alone = bare(works, seconds / 2)
+            alone = bare(works, net, seconds / 2)
             spells = [_checked(asyncio.run(_row(site, count, seconds))) for count in users]
             length = min(4 * seconds, LONGEST_ROW)
             waits = asyncio.run(heavy_and_light(site, length, every=min(1.0, length / 8)))
@@ -132,18 +136,26 @@ def _checked(spell: Spell) -> Spell:
     return spell
 
 
-def bare(works: Sequence[Work], seconds: float) -> Bare:
-    """What the model takes by itself; works take turns."""
-    times: dict[Work, list[float]] = {work: [] for work in works}
+def bare(works: Sequence[Work], net: Any, seconds: float) -> Bare:
+    """What the model takes by itself; works take turns, and then they are a batch."""
+    each = _times([work.bare for work in works], seconds)
+    batch = list(islice(cycle(works), BATCH))
+    (all_of_them,) = _times([partial(all_at_once, batch, net)], seconds)
+    return Bare(dict(zip(works, each, strict=True)), all_of_them / BATCH)
+
+
+def _times(functions: Sequence[Callable[[], object]], seconds: float) -> list[float]:
+    """Medians, of calls in turn for so long; once at least, after a call that does not count."""
+    times: list[list[float]] = [[] for _ in functions]
+    for function in functions:
+        function()
     until = time.monotonic() + seconds
-    for work in works:
-        work.bare()
-    while not times[works[-1]] or time.monotonic() < until:
-        for work in works:
+    while not times[-1] or time.monotonic() < until:
+        for function, taken in zip(functions, times, strict=True):
             begun = time.perf_counter()
-            work.bare()
-            times[work].append(time.perf_counter() - begun)
-    return Bare({work: median(taken) for work, taken in times.items()})
+            function()
+            taken.append(time.perf_counter() - begun)
+    return [median(taken) for taken in times]
 
 
 # -- as text -------------------------------------------------------------------------------------
@@ -158,7 +170,7 @@ def report(found: Sequence[Found]) -> list[str]:
         *_table(
             "model|users|jobs/s|x one user|x bare|median, ms|p95, ms|longest, ms|over bare, ms"
             "|merged|batch|Jain|worst user",
-            [*map(_bare_row, found), *[_row_of(*pair) for pair in spells]],
+            [row for one in found for row in _rows(one)],
         ),
         "",
         *_table(f"model|users|{'|'.join(PARTS)}|together", [_costs(*pair) for pair in spells]),
@@ -198,10 +210,18 @@ def _budget(found: Found, what: str, measured: str, bound: str, met: bool) -> li
     return [what, found.model, measured, bound, "yes" if met else "**no**"]
 
 
-def _bare_row(found: Found) -> list[str]:
-    middle = 1e3 * median(found.bare.seconds.values())
-    row = [found.model, "bare, in turn", f"{found.bare.rate:.1f}", "", "1.00", f"{middle:.1f}"]
-    return [*row, *[""] * 7]
+def _bare_rows(found: Found) -> Iterator[list[str]]:
+    bare = found.bare
+    middle = f"{1e3 * median(bare.seconds.values()):.1f}"
+    yield [found.model, "bare, in turn", f"{bare.rate:.1f}", "", "1.00", middle, *[""] * 7]
+    rate = 1 / bare.at_once
+    times = [f"{rate / found.spells[0].rate:.2f}", f"{rate / bare.rate:.2f}"]
+    yield [found.model, f"bare, {BATCH} at once", f"{rate:.1f}", *times, *[""] * 8]
+
+
+def _rows(found: Found) -> Iterator[list[str]]:
+    yield from _bare_rows(found)
+    yield from [_row_of(found, spell) for spell in found.spells]
 
 
 def _row_of(found: Found, spell: Spell) -> list[str]:

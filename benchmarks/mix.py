@@ -11,12 +11,14 @@ users' side next to nothing, which matters where it shares its cores with the se
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import httpx
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 import weft
 from weft.client.backend import Reply, Request
@@ -49,6 +51,7 @@ class Work:
     """
 
     kind: str
+    rows: torch.Tensor
     head: bytes
     tail: bytes
     parcel: Parcel
@@ -180,21 +183,29 @@ def _work(task: Task, net: Any, body: bytes, expected: dict[str, Any]) -> Work:
     message = decode(body, Submit)
     head, tail = body.split(message.request_id.encode())
     parcel = Parcel(message.graph, message.inputs, dict(message.constants), {}, {})
-    return Work(task.kind, head, tail, parcel, expected, _bare(task, net))
-
-
-def _bare(task: Task, net: Any) -> Callable[[], object]:
     rows = task.ids.expand(task.rows(), -1)
+    way = _generation if task.kind == "generate" else _forward
+    bare = partial(way, net, rows, torch.ones_like(rows))
+    return Work(task.kind, rows, head, tail, parcel, expected, bare)
 
-    @torch.no_grad()
-    def forward() -> None:
-        net(input_ids=rows, use_cache=False)
 
-    @torch.no_grad()
-    def generation() -> None:
-        net.generate(rows, attention_mask=torch.ones_like(rows), pad_token_id=0, **GREEDY)
+@torch.no_grad()
+def _forward(net: Any, ids: torch.Tensor, mask: torch.Tensor) -> None:
+    net(input_ids=ids, attention_mask=mask, use_cache=False)
 
-    return generation if task.kind == "generate" else forward
+
+@torch.no_grad()
+def _generation(net: Any, ids: torch.Tensor, mask: torch.Tensor) -> None:
+    net.generate(ids, attention_mask=mask, pad_token_id=0, **GREEDY)
+
+
+def all_at_once(works: Sequence[Work], net: Any) -> None:
+    """The model alone on the rows of all these jobs, padded: one forward, and one generation."""
+    for way, generates in ((_forward, False), (_generation, True)):
+        rows = [row for one in works if (one.kind == "generate") is generates for row in one.rows]
+        side = "left" if generates else "right"
+        ids = pad_sequence(rows, batch_first=True, padding_value=-1, padding_side=side)
+        way(net, ids.clamp(min=0), (ids >= 0).long())
 
 
 class _Noting(LocalBackend):
