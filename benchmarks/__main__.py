@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 from collections.abc import Callable, Iterator
 from datetime import date
@@ -12,12 +13,16 @@ import torch
 
 from .generation import generation_rows
 from .library import Row, all_rows
+from .load import TINY, WIDE, measured, report
 from .merging import merging_rows
 from .recording import memory_slope, operation_times
 from .service import service_rows
 from .sweep import ROUNDS, sweep_rows
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
+
+LOAD_ROUNDS = 100
+"""The most rounds of the load test: ten of them are a second of each row."""
 
 
 def main() -> None:
@@ -131,6 +136,18 @@ def _merging(rounds: int) -> Lines:
         yield (f"| {row.name} | {row.way} | {times} | {row.ratio:.2f} | {row.budget} |",)
 
 
+def _load(rounds: int) -> Lines:
+    seconds = min(rounds, LOAD_ROUNDS) / 10
+    cores = os.cpu_count()
+    yield (
+        f"Measured {date.today()}, torch {torch.__version__}, Python {platform.python_version()}, "
+        f"{cores} cores for server and users, one thread a process, {seconds:g} s a row; load "
+        f"average before: {os.getloadavg()[0]:.1f}.",
+        "",
+    )
+    yield tuple(report([measured(subject, seconds) for subject in (TINY, WIDE)]))
+
+
 def _when(rounds: int) -> str:
     return (
         f"Measured {date.today()}, torch {torch.__version__}, Python {platform.python_version()}, "
@@ -150,6 +167,7 @@ PARTS: dict[str, Callable[[int], Lines]] = {
     "sweep": _sweep,
     "generation": _generation,
     "merging": _merging,
+    "load": _load,
 }
 
 

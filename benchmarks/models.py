@@ -10,7 +10,13 @@ def gpt2(layers: int, width: int = 64, heads: int = 4) -> GPT2LMHeadModel:
     """A GPT-2 layout with `layers` blocks; 64 wide it is mostly Python, which is the worst case."""
     torch.manual_seed(0)
     config = GPT2Config(
-        n_layer=layers, n_embd=width, n_head=heads, vocab_size=256, n_positions=1024
+        n_layer=layers,
+        n_embd=width,
+        n_head=heads,
+        vocab_size=256,
+        n_positions=1024,
+        bos_token_id=None,
+        eos_token_id=None,
     )
     return GPT2LMHeadModel(config).eval()
 
