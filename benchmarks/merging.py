@@ -154,7 +154,9 @@ class Users:
 
     def padded(self, entries: Sequence[Entry]) -> torch.Tensor:
         """The rows of all, padded on the right `[rows, longest]`."""
-        rows = [call.kwargs["input_ids"] for entry in entries for call in entry.opened.calls]
+        rows: list[Any] = [
+            call.kwargs["input_ids"] for entry in entries for call in entry.opened.calls
+        ]
         found = torch.zeros(len(rows), max(row.shape[1] for row in rows), dtype=torch.long)
         for place, row in zip(found, rows, strict=True):
             place[: row.shape[1]] = row[0]
@@ -208,7 +210,8 @@ def merging_rows(rounds: int) -> Iterator[Merged]:
         ids = users.padded(entries)
         ways = [partial(users.bare, ids), partial(users.together, entries)]
         name = f"{USERS} users, up to {longest} tokens, 12 layers of {width}"
-        yield Merged(name, "the same rows, bare", *in_turn(ways, rounds, warmup=0), budget)
+        bare, ours = in_turn(ways, rounds, warmup=0)
+        yield Merged(name, "the same rows, bare", bare, ours, budget)
     yield _one_loop(Users(12, 64), rounds)
 
 
@@ -219,11 +222,8 @@ def _one_loop(users: Users, rounds: int) -> Merged:
     )
     _same(users.rolling(entries), users.alone(entries))
     ways = [partial(users.alone, entries), partial(users.rolling, entries)]
-    return Merged(
-        f"{GENERATIONS} generations of {NEW} tokens",
-        "one after another",
-        *in_turn(ways, rounds, warmup=0),
-    )
+    alone, ours = in_turn(ways, rounds, warmup=0)
+    return Merged(f"{GENERATIONS} generations of {NEW} tokens", "one after another", alone, ours)
 
 
 def _same(shared: Sequence[Drawn], alone: Sequence[Drawn]) -> None:
