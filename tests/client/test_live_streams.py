@@ -93,6 +93,18 @@ def test_events_of_a_job_are_told_once_each_over_many_connections(
     assert proxy.connections > connections and len(proxy.cuts) < 5
 
 
+def test_blocks_one_after_another_come_over_one_connection(
+    proxy: Proxy, far: Any, x: Any, hidden: Any
+) -> None:
+    for turn in range(4):
+        with far.trace(x):
+            h = far[1].output.save()
+        bitwise(h, hidden)
+        if not turn:
+            connections = proxy.connections  # that of the handshake, and what came beside it
+    assert proxy.connections == connections
+
+
 # -- results -------------------------------------------------------------------------------------
 
 

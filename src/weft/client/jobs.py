@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -283,6 +284,8 @@ def _read(talk: Talk, following: _Following, patience: Patience) -> Steps[EndEve
                 continue
             yield Give((following.last, event))
             if isinstance(event, EndEvent):
+                with suppress(Broken):  # the stream's own end: then the connection can be kept
+                    yield More()
                 yield Shut()
                 return event
     yield Shut()
