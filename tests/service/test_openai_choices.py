@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import weft
+from weft.service.gateway.openai import following, routes
 from weft.service.store.interface import Key
+from weft.service.store.models import WorkerMemory
 from weft.testing import tiny_path
 from weft.testing.service import Server, serve
 
@@ -331,3 +336,54 @@ def test_what_does_not_go_together_is_refused(client: openai.OpenAI) -> None:
         with pytest.raises(openai.BadRequestError) as refused:
             client.chat.completions.create(**asked)
         assert refused.value.param == param
+
+
+# -- waiting --------------------------------------------------------------------------------------
+
+
+def test_who_asks_before_the_model_is_known_waits(
+    server: Server, net: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole and streamed; a quiet stream has comments meanwhile."""
+    monkeypatch.setattr(routes, "BEAT_SECONDS", 0.3)
+    known = server.ledger.card("tiny")
+    assert known is not None
+    server.ledger.drop_card("tiny")
+    asked = {"model": "tiny", "prompt": PROMPTS[0], "max_tokens": 6, "temperature": 0}
+    headers = {"Authorization": f"Bearer {server.key}"}
+    url = f"{server.url}/v1/completions"
+    with ThreadPoolExecutor() as threads:
+        whole = threads.submit(httpx.post, url, json=asked, headers=headers, timeout=60)
+        body = asked | {"stream": True}
+        stream = threads.submit(httpx.post, url, json=body, headers=headers, timeout=60)
+        time.sleep(1.2)
+        assert not whole.done() and not stream.done()
+        server.ledger.put_card(known)
+        replies = [whole.result(), stream.result()]
+    assert [reply.status_code for reply in replies] == [200, 200]
+    wanted = answered(net, tokenizer, PROMPTS[0])
+    assert replies[0].json()["choices"][0]["text"] == wanted
+    lines = replies[1].text.split("\n\n")
+    assert lines[0] == ": tiny is being loaded"
+    pieces = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    assert "".join(piece["choices"][0]["text"] for piece in pieces) == wanted
+
+
+def test_a_quiet_stream_has_comments(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job waits for its model; what the load has come to is told."""
+    monkeypatch.setattr(following, "BEAT_SECONDS", 0.2)
+    server._end_worker("tiny")  # the last test of this file: nobody is there to run it
+    row = WorkerMemory(model="tiny", state="loading", weights=100, loaded=40)
+    asked = {"model": "tiny", "prompt": PROMPTS[0], "max_tokens": 6, "stream": True}
+    headers = {"Authorization": f"Bearer {server.key}"}
+    url = f"{server.url}/v1/completions"
+    found = []
+    with httpx.stream("POST", url, json=asked, headers=headers, timeout=60) as reply:
+        for line in reply.iter_lines():
+            found += [line] if line.startswith(": ") else []
+            if len(found) == 2:
+                server.ledger.put_memory(row)
+            if len(found) == 4:
+                break
+    assert found[0] in (": the job is received", ": the job is queued")
+    assert found[-1] == ": tiny is being loaded: 40 of 100 bytes"
