@@ -70,17 +70,18 @@ def submitted(
     asked: Asked,
     rows: Sequence[tuple[int, ...]],
     card: ModelCard,
+    request: str = "",
 ) -> list[Sent]:
     """The jobs of a request: one for each choice, `n` for each prompt, each with a seed of its own,
-    the seed of the one before plus one. Raises what `accept` does, and `Refused` for a field; none
-    of them goes on then. Blocks."""
+    the seed of the one before plus one. `request` is the id of the HTTP request. Raises what
+    `accept` does, and `Refused` for a field; none of them goes on then. Blocks."""
     first = secrets.randbits(63) if asked.seed is None else asked.seed
     found: list[Sent] = []
     try:
         for ids in rows:
             for _ in range(asked.n):
                 one = replace(asked, seed=(first + len(found)) % 2**63)
-                found.append(_submitted(gateway, key, one, ids, card))
+                found.append(_submitted(gateway, key, one, ids, card, request))
     except BaseException:
         for one in found:
             abandon(gateway, one, "another choice of its request was refused")
@@ -96,7 +97,7 @@ def abandon(gateway: Gateway, sent: Sent, why: str) -> None:
 
 
 def _submitted(
-    gateway: Gateway, key: Key, asked: Asked, ids: tuple[int, ...], card: ModelCard
+    gateway: Gateway, key: Key, asked: Asked, ids: tuple[int, ...], card: ModelCard, request: str
 ) -> Sent:
     most = _most(gateway, key, asked, len(ids), card)
     how = generation_of(asked, card, most)
@@ -121,7 +122,7 @@ def _submitted(
         strict=False,
         generation=how,
     )
-    job, _ = accept_submit(gateway, key, submit)
+    job, _ = accept_submit(gateway, key, submit, request)
     return Sent(job, ids, most, frozenset(how.eos_token_id or ()), stream)
 
 

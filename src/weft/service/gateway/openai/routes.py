@@ -129,7 +129,7 @@ async def _begun(gateway: Gateway, visit: Visit, asked: Asked, card: ModelCard) 
     speaker = Speaker(gateway, key, card)
     rows = await speaker.ids(asked)
     openings = await _openings(asked, rows, speaker)
-    sent = await gateway.off(submitted, gateway, key, asked, rows, card)
+    sent = await gateway.off(submitted, gateway, key, asked, rows, card, visit.id)
     choices = [
         Choice(gateway, asked, one, speaker, number, openings[number // asked.n])
         for number, one in enumerate(sent)
