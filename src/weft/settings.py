@@ -71,6 +71,7 @@ class Settings:
     log_bytes: int = 1 << 20
     stream_bytes: int = 16 << 20
     new_tokens: int = 4096
+    choices: int = 32
     queued_jobs: int = 1_000
     running_jobs: int = 0
 
@@ -131,6 +132,7 @@ TEXTS: dict[str, str] = {
     "log_bytes": "bytes that one job may log",
     "stream_bytes": "bytes of all values that one job may stream",
     "new_tokens": "tokens that one generation may make for each row",
+    "choices": "choices of one request in OpenAI's form, `n` for each of its prompts",
     "queued_jobs": "jobs of one key that may wait at once",
     "running_jobs": "jobs of one key that may run at once, more wait; 0: any number",
     "requests_per_minute": "requests of one key in a minute; 0: any number",

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from msgspec.structs import replace
 from prometheus_client.parser import text_string_to_metric_families
 
+import weft
 from tests.service.gate import ANN, House, card_of, submit_of
 from weft.cli import main
 from weft.service.fleet.places import ledger_of
@@ -173,6 +175,7 @@ def test_requests_and_jobs_have_a_line_each(house: House, caplog: pytest.LogCapt
     jobs = [line for line in lines if line["message"] == "job"]
     assert [line["state"] for line in jobs] == ["received", "queued", "running", "done"]
     assert {line["job"] for line in jobs} == {request["job"]} == {said.json()["id"]}
+    assert {line["request"] for line in jobs} == {request["request"]}
     assert {(line["owner"], line["model"]) for line in jobs} == {("ann", "tiny")}
     assert all("seconds" in line for line in jobs[1:])
     text = "\n".join(TextLines().format(record) for record in caplog.records)
@@ -311,3 +314,16 @@ def test_the_status_of_a_server(capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["doctor", "--json", "--port", "0", "--server", server.url]) in (0, 1)
         found = {one["what"]: one for one in json.loads(capsys.readouterr().out)}
         assert found["server"]["word"] == found["key"]["word"] == "ok"
+
+
+def test_the_error_of_a_failed_job_names_its_request() -> None:
+    """Through checker and worker, to the note that the client's error has."""
+    with serve({"tiny": tiny_path()}) as server:
+        model = weft.LanguageModel("tiny", remote=server.url)
+        with pytest.raises(weft.WeftError) as failed, model.trace("one two", remote=True):
+            h = model.model.layers[1].output
+            h[torch.tensor([1_000_000])].save()
+        (job,) = server.ledger.jobs("local", 10)
+    assert job.state == "failed"
+    assert re.fullmatch("[0-9a-f]{16}", job.asked)
+    assert any(job.asked in note for note in failed.value.__notes__)

@@ -15,7 +15,7 @@ import re
 from typing import Any
 
 from weft import errors
-from weft.errors import RemoteError, RunError, ServerError, WeftError
+from weft.errors import RemoteError, RunError, WeftError
 
 from .messages import ErrorReport
 
@@ -61,7 +61,7 @@ def error_of(report: ErrorReport) -> WeftError:
         kind = _KINDS.get(report.kind, RunError)
         said["kind"] = escaped(report.kind, keep="")
     error = kind(escaped(report.message), **said)
-    if isinstance(error, ServerError) and report.request_id:
+    if report.request_id:
         error.add_note(f"the server's log has it under {escaped(report.request_id, keep='')}")
     return error
 

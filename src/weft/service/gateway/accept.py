@@ -46,15 +46,17 @@ RETRY_SECONDS = 5
 """What Retry-After says where the time is not known."""
 
 
-def accept(gateway: Gateway, key: Key, data: bytes, form: str) -> tuple[Job, bool]:
-    """The job of a request, and whether it is new. Raises `WeftError` or `Refused`."""
-    return accept_submit(gateway, key, seats.whole(gateway, key.owner, submit_of(data, form)))
+def accept(gateway: Gateway, key: Key, data: bytes, form: str, asked: str = "") -> tuple[Job, bool]:
+    """The job of a request, and whether it is new. `asked` is the id of the HTTP request. Raises
+    `WeftError` or `Refused`."""
+    submit = seats.whole(gateway, key.owner, submit_of(data, form))
+    return accept_submit(gateway, key, submit, asked)
 
 
-def accept_submit(gateway: Gateway, key: Key, submit: Submit) -> tuple[Job, bool]:
+def accept_submit(gateway: Gateway, key: Key, submit: Submit, asked: str = "") -> tuple[Job, bool]:
     """The same of a message that was read."""
     try:
-        return _accept(gateway, key, submit)
+        return _accept(gateway, key, submit, asked)
     except (WeftError, Refused):
         # What was acknowledged once stays so, also when it would be refused by now.
         earlier = gateway.ledger.find(key.owner, submit.request_id)
@@ -63,7 +65,7 @@ def accept_submit(gateway: Gateway, key: Key, submit: Submit) -> tuple[Job, bool
         return _same(earlier, digest_of(submit)), False
 
 
-def _accept(gateway: Gateway, key: Key, submit: Submit) -> tuple[Job, bool]:
+def _accept(gateway: Gateway, key: Key, submit: Submit, asked: str) -> tuple[Job, bool]:
     check_model(gateway, key, submit.model, submit.fingerprint)
     session = seats.check_seat(gateway, key.owner, submit)
     check_graph(submit.graph, limits_for(gateway, key).nodes)
@@ -72,7 +74,7 @@ def _accept(gateway: Gateway, key: Key, submit: Submit) -> tuple[Job, bool]:
     tensors = frames.read(submit.tensors)[0] if submit.tensors else {}
     constants, inputs = sorted_out(submit, tensors)
     keep_constants(gateway, key, submit, constants)
-    job = new_job(gateway, key, submit, session)
+    job = new_job(gateway, key, submit, session, asked)
     bare = replace(submit, tensors=frames.write(inputs) if inputs else b"")
     entered, new = enter(gateway, job, encode(bare))
     seats.entered(gateway, session, submit.seat.number if submit.seat else 0, entered)
@@ -240,12 +242,13 @@ def missing(gateway: Gateway, owner: str, digests: set[str]) -> tuple[str, ...]:
 # -- the job --------------------------------------------------------------------------------------
 
 
-def new_job(gateway: Gateway, key: Key, submit: Submit, session: Session | None) -> Job:
+def new_job(gateway: Gateway, key: Key, submit: Submit, session: Session | None, asked: str) -> Job:
     now = gateway.clock()
     return Job(
         id=new_id(now),
         owner=key.owner,
         request_id=submit.request_id,
+        asked=asked,
         digest=digest_of(submit),
         model=submit.model,
         created=now,

@@ -81,7 +81,7 @@ async def submit(gateway: Gateway, visit: Visit) -> Response:
     if gateway.draining:
         raise not_ready("the server is about to stop and takes no new jobs")
     request = visit.request
-    told, new = await taken(gateway, visit, _accepted, visit.key)
+    told, new = await taken(gateway, visit, _accepted, visit.key, visit.id)
     request.scope["weft"].job = told.id
     place = {"Location": f"/api/jobs/{told.id}"}
     if wants_events(request):
@@ -91,9 +91,9 @@ async def submit(gateway: Gateway, visit: Visit) -> Response:
 
 
 def _accepted(
-    gateway: Gateway, owner: str, data: bytes, form: str, key: Key
+    gateway: Gateway, owner: str, data: bytes, form: str, key: Key, asked: str
 ) -> tuple[JobInfo, bool]:
-    job, new = accept(gateway, key, data, form)
+    job, new = accept(gateway, key, data, form, asked)
     return info(gateway, job), new
 
 

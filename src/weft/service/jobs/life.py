@@ -42,6 +42,7 @@ class Job(Struct, frozen=True, kw_only=True):
     id: str
     owner: str
     request_id: str
+    asked: str = ""  # the id of the HTTP request that submitted it, in the log and for its owner
     digest: str = ""  # of the request, so that another one under the same id is seen
     model: str
     created: float

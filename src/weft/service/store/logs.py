@@ -1,8 +1,8 @@
 """Lines of the log, of every process of a server: as JSON for programs, or as text for people.
 
 One line for each request (`request`, the id that the client has in `Weft-Request-Id`), and one
-for each state of a job. They name owners of keys, jobs and models; never a key, or anything that a
-user wrote or computed.
+for each state of a job, with the id of the request that submitted it. They name owners of keys,
+jobs and models; never a key, or anything that a user wrote or computed.
 """
 
 from __future__ import annotations
@@ -99,6 +99,8 @@ def tell(job: Job, commands: tuple[Command, ...]) -> None:
     told = {"job": job.id, "owner": job.owner, "model": job.model, "state": job.state}
     if stage in job.stages:
         told["seconds"] = round(job.stages[stage], 4)  # type: ignore[assignment]
+    if job.asked:
+        told["request"] = job.asked
     if job.attempts > 1:
         told["attempts"] = job.attempts  # type: ignore[assignment]
     JOBS.info("job", extra=told)

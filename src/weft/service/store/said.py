@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from weft.errors import NoSuchError, NotFinishedError, WorkerMemoryError
 from weft.service.jobs.life import FINAL, Command, Job, Lost, Note
 from weft.service.store.interface import Ledger, LostClaimError, QueueFullError
@@ -50,7 +52,7 @@ def info_of(
         model_state=model_state,
         price=None if job.price is None else decode(job.price, PriceInfo, "json"),
         result=_result_of(job),
-        error=decode(job.error, ErrorReport, "json") if over and job.error is not None else None,
+        error=_error_of(job) if over else None,
         stages=job.stages,
         merged=job.batch > 1,
         expires=None if keep_seconds is None or job.ended is None else expires(job, keep_seconds),
@@ -60,6 +62,16 @@ def info_of(
 def expires(job: Job, keep_seconds: float) -> float:
     """Until when a job that is over is kept: as long as it was asked for, else `keep_seconds`."""
     return (job.ended or 0.0) + (keep_seconds if job.keep is None else job.keep)
+
+
+def _error_of(job: Job) -> ErrorReport | None:
+    """With the request under which the log has the job, where nothing else is said."""
+    if job.error is None:
+        return None
+    found = decode(job.error, ErrorReport, "json")
+    if not job.asked or found.request_id not in (None, job.id):
+        return found
+    return replace(found, request_id=job.asked)
 
 
 def _result_of(job: Job) -> ResultInfo | None:

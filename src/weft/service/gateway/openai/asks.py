@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from weft.errors import GraphError, MessageError
 from weft.graph.frame import Frame
@@ -30,8 +31,12 @@ MOST_STOPS = 4
 STOP_LENGTH = 256
 
 
+Prompt = str | tuple[int, ...] | tuple[ChatMessage, ...]
+
+
 class Asked(Struct, frozen=True, kw_only=True):
-    """A request. `prompt` is text, token ids or a chat; `most` tokens are to be generated.
+    """A request. A prompt is text, token ids or a chat; `most` tokens are to be generated, `n`
+    times for each. `tops`: with the log-probability of each token, and of so many likely ones.
 
     `graph` acts in the generation, with its constants: `sent` beside it, or uploaded before and
     named by `constants`. `edit` is the name of a saved edit. `recorded` is how the client recorded
@@ -39,7 +44,9 @@ class Asked(Struct, frozen=True, kw_only=True):
     """
 
     model: str
-    prompt: str | tuple[int, ...] | tuple[ChatMessage, ...]
+    prompts: tuple[Prompt, ...]
+    is_chat: bool = False
+    n: int = 1
     most: int | None = None
     temperature: float = 1.0
     top_p: float = 1.0
@@ -47,6 +54,8 @@ class Asked(Struct, frozen=True, kw_only=True):
     stop: tuple[str, ...] = ()
     stream: bool = False
     usage: bool = False
+    echo: bool = False
+    tops: int | None = None
     graph: Graph | None = None
     sent: dict[str, Frame] = {}
     constants: dict[str, str] = {}
@@ -54,9 +63,8 @@ class Asked(Struct, frozen=True, kw_only=True):
     edit: str | None = None
 
     @property
-    def is_chat(self) -> bool:
-        given = self.prompt
-        return isinstance(given, tuple) and bool(given) and isinstance(given[0], ChatMessage)
+    def choices(self) -> int:
+        return self.n * len(self.prompts)
 
     @property
     def extended(self) -> bool:
@@ -72,12 +80,7 @@ class Extension(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "best_of": (1,),
-    "echo": (False,),
     "suffix": ("",),
-    "logprobs": (False, 0),
-    "top_logprobs": (0,),
     "presence_penalty": (0,),
     "frequency_penalty": (0,),
     "logit_bias": ({},),
@@ -93,29 +96,42 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 }
 """Fields of OpenAI's that are not offered, with the values that change nothing."""
 WAYS = {
-    "n": "send the request several times; equal ones share forward passes",
-    "best_of": "send the request several times",
-    "logprobs": "save or stream them with a graph: extra_body={'weft': {'graph': ...}}",
-    "top_logprobs": "save or stream them with a graph: extra_body={'weft': {'graph': ...}}",
     "logit_bias": "add to the output of the last layer with a graph",
 }
-COMMON = ("model", "temperature", "top_p", "seed", "stop", "stream", "stream_options", "weft")
+COMMON = ("model", "n", "temperature", "top_p", "seed", "stop", "stream", "stream_options")
+COMMON += ("logprobs", "weft")
+MOST_TOPS = 20
 
 
 def completion(data: bytes) -> Asked:
     """What POST /v1/completions asks for. Raises `Refused`, which names the field."""
-    given = _given(data, (*COMMON, "prompt", "max_tokens"))
-    prompt = _prompt(given.get("prompt"))
-    return _asked(given, prompt, given.get("max_tokens", 16), "max_tokens")
+    given = _given(data, (*COMMON, "prompt", "max_tokens", "best_of", "echo"))
+    asked = _asked(given, _prompts(given.get("prompt")), given.get("max_tokens", 16), "max_tokens")
+    if given.get("best_of", asked.n) != asked.n or type(given.get("best_of", 1)) is not int:
+        odd(
+            "best_of", "best_of other than n is not offered", "ask for n, with logprobs, and choose"
+        )
+    tops = given.get("logprobs", False)
+    if tops is not False:
+        tops = _within("logprobs", tops, int, lambda n: 0 <= n <= MOST_TOPS, f"to {MOST_TOPS}")
+    echo = _typed(given, "echo", bool, False)
+    return replace(asked, echo=echo, tops=None if tops is False else tops)
 
 
 def chat(data: bytes) -> Asked:
     """What POST /v1/chat/completions asks for. Raises `Refused`, which names the field."""
-    given = _given(data, (*COMMON, "messages", "max_tokens", "max_completion_tokens"))
+    own = ("messages", "max_tokens", "max_completion_tokens", "top_logprobs")
+    given = _given(data, (*COMMON, *own))
     if "max_tokens" in given and "max_completion_tokens" in given:
         odd("max_tokens", "max_tokens and max_completion_tokens are the same: give one of them")
     name = "max_tokens" if "max_tokens" in given else "max_completion_tokens"
-    return _asked(given, _messages(given.get("messages")), given.get(name), name)
+    asked = _asked(given, (_messages(given.get("messages")),), given.get(name), name)
+    tops = given.get("top_logprobs", 0)
+    tops = _within("top_logprobs", tops, int, lambda n: 0 <= n <= MOST_TOPS, f"to {MOST_TOPS}")
+    told = _typed(given, "logprobs", bool, False)
+    if tops and not told:
+        odd("top_logprobs", "top_logprobs belongs to logprobs=true")
+    return replace(asked, is_chat=True, tops=tops if told else None)
 
 
 def _given(data: bytes, known: tuple[str, ...]) -> dict[str, Any]:
@@ -140,7 +156,7 @@ def _likes(name: str) -> list[Any]:
     return [like for one in NEUTRAL[name] for like in ([one, float(one)] if one == 0 else [one])]
 
 
-def _asked(given: dict[str, Any], prompt: Any, most: Any, name: str) -> Asked:
+def _asked(given: dict[str, Any], prompts: tuple[Any, ...], most: Any, name: str) -> Asked:
     stream = _typed(given, "stream", bool, False)
     extension = _extension(given.get("weft"))
     graph, sent, recorded = _graph_of(extension.graph)
@@ -148,7 +164,8 @@ def _asked(given: dict[str, Any], prompt: Any, most: Any, name: str) -> Asked:
         most = recorded.max_new_tokens
     return Asked(
         model=_typed(given, "model", str, None),
-        prompt=prompt,
+        prompts=prompts,
+        n=_within("n", given.get("n", 1), int, lambda n: n >= 1, "from 1"),
         most=None if most is None else _within(name, most, int, lambda n: n >= 1, "from 1"),
         temperature=_number(given, "temperature", lambda x: 0 <= x <= 2, "from 0 to 2"),
         top_p=_number(given, "top_p", lambda x: 0 < x <= 1, "above 0, up to 1"),
@@ -213,9 +230,13 @@ def _usage(options: Any, stream: bool) -> bool:
     return usage
 
 
+def _prompts(value: Any) -> tuple[Prompt, ...]:
+    """One text or several, the ids of one or of several."""
+    several = isinstance(value, list) and bool(value) and isinstance(value[0], (str, list))
+    return tuple([_prompt(one) for one in (value if several else [value])])
+
+
 def _prompt(value: Any) -> str | tuple[int, ...]:
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], (str, list)):
-        (value,) = value
     if isinstance(value, str):
         return value
     try:
@@ -223,8 +244,7 @@ def _prompt(value: Any) -> str | tuple[int, ...]:
     except msgspec.ValidationError:
         ids = ()
     if not ids:
-        fix = "send a request for each prompt; those of equal length share forward passes"
-        odd("prompt", "prompt is one text, or the token ids of one", fix)
+        odd("prompt", "prompt is a text or token ids, or a list of these, and none of them empty")
     return ids
 
 

@@ -27,7 +27,8 @@ CODES = {"access": "invalid_api_key", "wrong-model": "model_not_found", "limit":
 
 def odd(param: str | None, message: str, fix: str | None = None) -> NoReturn:
     """Refuses a request for one of its fields."""
-    raise Refused(MessageError(message, fix=fix), 400, param=param)
+    named = None if param is None else param.encode(errors="backslashreplace").decode()
+    raise Refused(MessageError(message, fix=fix), 400, param=named)
 
 
 def error_of(report: ErrorReport, status: int, param: str | None = None) -> dict[str, Any]:

@@ -9,11 +9,14 @@ the step that takes it in. What is done to the model stands before that.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
-from weft.errors import GraphError, LimitError, OtherModelError
+from weft.errors import CancelledError, GraphError, LimitError, NoSuchError, OtherModelError
 from weft.graph.check import check
 from weft.graph.everywhere import everywhere
 from weft.graph.frame import Frame
@@ -22,21 +25,23 @@ from weft.graph.loops import every
 from weft.graph.node import Const, Graph, Log, Loop, Read, Ref, Save
 from weft.graph.passes import invokes_of
 from weft.graph.site import RESULT, Site
-from weft.service.jobs.life import Job
+from weft.service.jobs.life import Cancel, IllegalStepError, Job
 from weft.service.store.interface import Key
 from weft.wire import frames
-from weft.wire.messages import PROTOCOL, Generation, LanguageInputs, ModelCard, Submit
+from weft.wire.messages import PROTOCOL, Generation, LanguageInputs, ModelCard, Submit, encode
+from weft.wire.reports import report_of
 
 from ..accept import accept_submit
 from ..edits import edit_of
 from ..state import Gateway, limits_for
 from .asks import Asked
 from .errors import odd
+from .scores import INPUTS, LAST, LEAF, scoring
 
 IDS = "weft.ids"
 """The name under which the ids of prompt and answer are saved."""
-_INPUTS = Site("", "inputs")
-_LEAF = (1, "input_ids")
+MINE = frozenset({IDS, LAST})
+"""Names of saves that are not the client's."""
 
 
 class Sent(NamedTuple):
@@ -49,13 +54,54 @@ class Sent(NamedTuple):
     stream: int  # the number of the stream of its tokens
 
 
+def check_choices(gateway: Gateway, key: Key, asked: Asked) -> None:
+    """Holds a request to the number of its choices."""
+    most = limits_for(gateway, key).choices
+    if asked.choices > most:
+        raise LimitError(
+            f"{asked.choices} choices are asked for; the limit choices is {most}",
+            fix="send more requests; their jobs share forward passes all the same",
+        )
+
+
 def submitted(
-    gateway: Gateway, key: Key, asked: Asked, ids: tuple[int, ...], card: ModelCard
+    gateway: Gateway,
+    key: Key,
+    asked: Asked,
+    rows: Sequence[tuple[int, ...]],
+    card: ModelCard,
+    request: str = "",
+) -> list[Sent]:
+    """The jobs of a request: one for each choice, `n` for each prompt, each with a seed of its own,
+    the seed of the one before plus one. `request` is the id of the HTTP request. Raises what
+    `accept` does, and `Refused` for a field; none of them goes on then. Blocks."""
+    first = secrets.randbits(63) if asked.seed is None else asked.seed
+    found: list[Sent] = []
+    try:
+        for ids in rows:
+            for _ in range(asked.n):
+                one = replace(asked, seed=(first + len(found)) % 2**63)
+                found.append(_submitted(gateway, key, one, ids, card, request))
+    except BaseException:
+        for one in found:
+            abandon(gateway, one, "another choice of its request was refused")
+        raise
+    return found
+
+
+def abandon(gateway: Gateway, sent: Sent, why: str) -> None:
+    """Cancels a job that nobody waits for any more. Blocks."""
+    error = report_of(CancelledError(f"job {sent.job.id} was cancelled: {why}"))
+    with suppress(IllegalStepError, NoSuchError):
+        gateway.ledger.step(sent.job.id, Cancel(encode(error, "json")), gateway.clock())
+
+
+def _submitted(
+    gateway: Gateway, key: Key, asked: Asked, ids: tuple[int, ...], card: ModelCard, request: str
 ) -> Sent:
-    """The job of a request. Raises what `accept` does, and `Refused` for a field. Blocks."""
     most = _most(gateway, key, asked, len(ids), card)
     how = generation_of(asked, card, most)
-    graph, sent, stream = _graph(gateway, key, asked, most, card)
+    graph, sent, stream = _graph(gateway, key, asked, most, len(ids), card)
     named = {node.key: node for node in graph.nodes if isinstance(node, Const)}
     constants = {name: frames.digest(sent[name]) for name in named if name in sent}
     absent = sorted(named.keys() - sent.keys() - asked.constants.keys())
@@ -76,7 +122,7 @@ def submitted(
         strict=False,
         generation=how,
     )
-    job, _ = accept_submit(gateway, key, submit)
+    job, _ = accept_submit(gateway, key, submit, request)
     return Sent(job, ids, most, frozenset(how.eos_token_id or ()), stream)
 
 
@@ -129,7 +175,8 @@ def generation_of(asked: Asked, card: ModelCard, most: int) -> Generation:
         "temperature": asked.temperature if draws else 1.0,
         "top_p": asked.top_p if draws else 1.0,
         "stop_strings": asked.stop or None,
-        "seed": secrets.randbits(63) if draws and asked.seed is None else asked.seed,
+        "seed": asked.seed if draws else None,
+        "logits_to_keep": 0 if asked.echo and asked.tops is not None else 1,
     }
     try:
         return msgspec.convert(chosen, Generation)
@@ -148,7 +195,7 @@ _NOT_KEPT = frozenset(
 
 
 def _graph(
-    gateway: Gateway, key: Key, asked: Asked, most: int, card: ModelCard
+    gateway: Gateway, key: Key, asked: Asked, most: int, begun: int, card: ModelCard
 ) -> tuple[Graph, dict[str, Frame], int]:
     """Edit, the client's graph, and what tells the tokens; its constants; the stream's number."""
     whole: tuple[Graph, dict[str, Frame]] = Graph(nodes=()), {}
@@ -162,18 +209,15 @@ def _graph(
         whole = everywhere(edit, most), sent
     stream = 0
     if asked.graph is not None:
-        _check_graph(asked.graph, asked.stream)
+        _check_graph(asked.graph, asked)
         logs = [one.stream or 0 for one in every(asked.graph) if isinstance(one, Log)]
         stream = 1 + max(logs, default=0)
-        whole = (
-            joined(whole, (asked.graph, asked.sent))
-            if whole[0].nodes
-            else (
-                asked.graph,
-                asked.sent,
-            )
-        )
-    mine = telling(most, stream if asked.stream else None)
+        own = asked.graph, asked.sent
+        whole = joined(whole, own) if whole[0].nodes else own
+    mine = telling(most, stream if asked.stream and asked.tops is None else None)
+    if asked.tops is not None:
+        scores = scoring(most, asked.tops, stream, begun if asked.echo else 0)
+        mine = joined((scores, {}), (mine, {}))[0]
     if not whole[0].nodes:
         return mine, {}, stream
     graph, sent = joined(whole, (mine, {}))
@@ -185,7 +229,7 @@ def telling(steps: int, stream: int | None) -> Graph:
     the last one is only among the ids."""
     nodes: list[Any] = []
     if stream is not None and steps > 1:
-        taken = Read(site=_INPUTS, leaf=_LEAF, shape=(1, 1), dtype="int64")
+        taken = Read(site=INPUTS, leaf=LEAF, shape=(1, 1), dtype="int64")
         body = (taken, Log(parts=(Ref(0),), stream=stream))
         nodes.append(Loop(start=1, stop=steps, body=body))
     read = Read(site=Site("", RESULT), shape=(1, steps), dtype="int64")
@@ -193,27 +237,24 @@ def telling(steps: int, stream: int | None) -> Graph:
     return Graph(nodes=tuple(nodes))
 
 
-def _check_graph(graph: Graph, stream: bool) -> None:
+def _check_graph(graph: Graph, asked: Asked) -> None:
     try:
         check(graph)
     except GraphError as error:
         odd("weft.graph", error.message, error.fix)
     if max(invokes_of(graph), default=0):
         odd("weft.graph", "the graph is one of several inputs", "record it with one prompt")
-    if any(isinstance(node, Save) and node.name == IDS for node in graph.nodes):
-        odd("weft.graph", f"the graph saves something as {IDS!r}, which is the server's own")
-    if stream and any(_edits_ids(node) for node in every(graph)):
-        odd("stream", "the graph changes the ids that go into the model: they are not streamed")
+    for node in graph.nodes:
+        if isinstance(node, Save) and node.name in MINE:
+            odd("weft.graph", f"the graph saves something as {node.name!r}, the server's own name")
+    if any(_edits_ids(node) for node in every(graph)):
+        for name, told in (("stream", asked.stream), ("logprobs", asked.tops is not None)):
+            if told:
+                odd(name, f"the graph changes the ids that go into the model: no {name} with it")
 
 
 def _edits_ids(node: Any) -> bool:
     site = getattr(node, "site", None)
-    return (
-        not isinstance(node, Read)
-        and site is not None
-        and (site.path, site.port)
-        == (
-            "",
-            "inputs",
-        )
-    )
+    if isinstance(node, Read) or site is None:
+        return False
+    return (site.path, site.port) == ("", "inputs")

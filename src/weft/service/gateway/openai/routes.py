@@ -5,16 +5,16 @@ Each request is an ordinary job: priced, queued, merged, limited and counted as 
 
 from __future__ import annotations
 
-import base64
-from collections.abc import AsyncGenerator, Callable
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from starlette.responses import Response
 
 from weft.errors import WeftError
-from weft.service.jobs.life import Job
 from weft.service.store.interface import Card
 from weft.wire.messages import ModelCard, decode
 
@@ -25,16 +25,18 @@ from ..events import stream
 from ..models import not_ready
 from ..state import Gateway, Visit, limits_for
 from .asks import Asked, chat, completion
+from .choices import Choice, Part, together
 from .errors import error_of
-from .following import abandon, answer_of, followed
-from .jobs import IDS, Sent, submitted
-from .replies import Reply, event
+from .following import BEAT_SECONDS
+from .jobs import check_choices, submitted
+from .replies import Reply, Told, comment, event
 from .speaking import Speaker
-from .texts import Text
+from .spelling import added
 
-INLINE_BYTES = 65_536
-"""A result of at most so many bytes comes with the answer."""
 JSON_BYTES = 8 << 20
+CARD_SECONDS = 0.25
+"""How often it is looked whether anything is known of a model by now."""
+CLOSED_EARLY = 499
 
 
 def models(gateway: Gateway, visit: Visit) -> Response:
@@ -72,20 +74,19 @@ async def chats(gateway: Gateway, visit: Visit) -> Response:
 async def _answered(gateway: Gateway, visit: Visit, reading: Callable[[bytes], Asked]) -> Response:
     if gateway.draining:
         raise not_ready("the server is about to stop and takes no new jobs")
-    key = visit.key
-    assert key is not None
     asked = reading(await _body(gateway, visit))
     card = await gateway.off(_card, gateway, visit, asked.model)
-    speaker = Speaker(gateway, key, card)
-    ids = await speaker.ids(asked)
-    sent = await gateway.off(submitted, gateway, key, asked, ids, card)
-    text = Text(speaker.decode, ids, asked.stop)
-    reply = Reply(asked, sent, card.info.fingerprint)
-    headers = {"Weft-Job": sent.job.id}
-    visit.request.scope["weft"].job = sent.job.id
+    if card is None and asked.stream:
+        return stream(_streamed(gateway, visit, asked, None))
+    while card is None:
+        if await visit.request.is_disconnected():
+            return Response(status_code=CLOSED_EARLY)
+        card = await _card_soon(gateway, visit, asked.model)
+    begun = await _begun(gateway, visit, asked, card)
+    headers = {"Weft-Job": visit.request.scope["weft"].job}
     if asked.stream:
-        return stream(_streamed(gateway, visit, asked, sent, text, reply), headers)
-    return await _whole(gateway, visit, asked, sent, text, reply, headers)
+        return stream(_streamed(gateway, visit, asked, begun), headers)
+    return await _whole(gateway, visit, begun, headers)
 
 
 async def _body(gateway: Gateway, visit: Visit) -> bytes:
@@ -97,103 +98,125 @@ async def _body(gateway: Gateway, visit: Visit) -> bytes:
     return b"".join([piece async for piece in pieces(visit.request, bound)])
 
 
-def _card(gateway: Gateway, visit: Visit, model: str) -> ModelCard:
+def _card(gateway: Gateway, visit: Visit, model: str) -> ModelCard | None:
+    """The model's card. None: it is not known yet. Blocks."""
     found = check_model(gateway, visit.key, model)
     if found is None:
-        raise not_ready(f"{model} is still being loaded")
+        return None
     with trusted():
         return decode(found.card, ModelCard)
+
+
+async def _card_soon(gateway: Gateway, visit: Visit, model: str) -> ModelCard | None:
+    """The same, a moment later."""
+    await asyncio.sleep(CARD_SECONDS)
+    if gateway.draining or gateway.closing:
+        raise not_ready("the server is about to stop and takes no new jobs")
+    return await gateway.off(_card, gateway, visit, model)
+
+
+class Begun(NamedTuple):
+    """Choices whose jobs are there, and how they are told."""
+
+    choices: list[Choice]
+    reply: Reply
+
+
+async def _begun(gateway: Gateway, visit: Visit, asked: Asked, card: ModelCard) -> Begun:
+    key = visit.key
+    assert key is not None
+    check_choices(gateway, key, asked)
+    speaker = Speaker(gateway, key, card)
+    rows = await speaker.ids(asked)
+    openings = await _openings(asked, rows, speaker)
+    sent = await gateway.off(submitted, gateway, key, asked, rows, card, visit.id)
+    choices = [
+        Choice(gateway, asked, one, speaker, number, openings[number // asked.n])
+        for number, one in enumerate(sent)
+    ]
+    visit.request.scope["weft"].job = ",".join(one.job.id for one in sent)
+    created, begun = sent[0].job.created, sum(map(len, rows))
+    return Begun(choices, Reply(asked, created, begun, card.info.fingerprint))
+
+
+async def _openings(asked: Asked, rows: Sequence[tuple[int, ...]], speaker: Speaker) -> list[str]:
+    """What stands before the answers of each prompt: with `echo`, the prompt."""
+    if not asked.echo:
+        return [""] * len(rows)
+    texts = await speaker.decode(rows)
+    pairs = zip(asked.prompts, texts, strict=True)
+    return [given if isinstance(given, str) else text for given, text in pairs]
 
 
 # -- at once --------------------------------------------------------------------------------------
 
 
-async def _whole(
-    gateway: Gateway,
-    visit: Visit,
-    asked: Asked,
-    sent: Sent,
-    text: Text,
-    reply: Reply,
-    headers: dict[str, str],
-) -> Response:
-    job = None
+async def _whole(gateway: Gateway, visit: Visit, begun: Begun, headers: dict[str, str]) -> Response:
+    told: list[Told] = []
     try:
-        async with aclosing(followed(gateway, sent)) as news:
-            async for one in news:
-                job = one.over
-                if job is None and await visit.request.is_disconnected():
-                    break
+        for choice in begun.choices:  # one after the other: nothing is lost that came before
+            found = await _told(visit, choice)
+            if found is None:
+                return Response(status_code=CLOSED_EARLY)
+            told.append(found)
     finally:
-        if job is None:
-            await gateway.off(abandon, gateway, sent, "its client went away")
-    if job is None:
-        return Response(status_code=499)
-    ids = await gateway.off(answer_of, gateway, sent, job)
-    said = await text.add(_spoken(ids, sent)) + await text.end()
-    more = await gateway.off(_told, gateway, asked, job)
-    body = reply.whole(said, _reason(ids, sent, text), len(ids), more)
-    return Response(body, 200, headers, "application/json")
+        await gateway.off(_abandon, begun.choices)
+    return Response(begun.reply.whole(told), 200, headers, "application/json")
 
 
-def _spoken(ids: tuple[int, ...], sent: Sent) -> tuple[int, ...]:
-    """The ids without the one that ends them."""
-    return ids[:-1] if ids and ids[-1] in sent.ends else ids
+async def _told(visit: Visit, choice: Choice) -> Told | None:
+    """A whole choice; None where its client has gone."""
+    text, scores = "", None
+    async with aclosing(choice.parts()) as parts:
+        async for part in parts:
+            text, scores = text + part.text, added(scores, part.scores)
+            if part.reason is not None:
+                return Told(text, scores, part.reason, part.weft, choice.count)
+            if await visit.request.is_disconnected():
+                return None
+    return None
 
 
-def _reason(ids: tuple[int, ...], sent: Sent, text: Text) -> str:
-    ended = bool(ids) and ids[-1] in sent.ends
-    return "length" if len(ids) >= sent.most and not (ended or text.stopped) else "stop"
-
-
-def _told(gateway: Gateway, asked: Asked, job: Job) -> dict[str, Any] | None:
-    """The job, for who asked for more than text; with its result, if that is small. Blocks."""
-    if not asked.extended:
-        return None
-    told: dict[str, Any] = {"job": job.id, "names": [name for name in job.names if name != IDS]}
-    if told["names"] and (job.result_bytes or 0) <= INLINE_BYTES:
-        told["result"] = base64.b64encode(gateway.objects.get(f"results/{job.id}")).decode()
-    return told
+def _abandon(choices: Sequence[Choice]) -> None:
+    for choice in choices:
+        choice.abandon()
 
 
 # -- in pieces ------------------------------------------------------------------------------------
 
 
 async def _streamed(
-    gateway: Gateway, visit: Visit, asked: Asked, sent: Sent, text: Text, reply: Reply
+    gateway: Gateway, visit: Visit, asked: Asked, begun: Begun | None
 ) -> AsyncGenerator[bytes, None]:
-    over = False
+    """`begun` is None while nothing is known of the model."""
     try:
-        yield reply.piece("" if asked.is_chat else None, first=True) if asked.is_chat else b""
-        async with aclosing(_parts(gateway, sent, text)) as parts:
-            async for part, ids, job in parts:
-                over = job is not None
-                if part:
-                    yield reply.piece(part)
-                if job is not None:
-                    more = await gateway.off(_told, gateway, asked, job)
-                    yield reply.piece(None, _reason(ids, sent, text), more)
-                    yield reply.last(len(ids))
+        card, since = None, time.monotonic()
+        while begun is None:
+            if time.monotonic() - since >= BEAT_SECONDS:
+                since = time.monotonic()
+                yield comment(f"{asked.model} is being loaded")
+            card = await _card_soon(gateway, visit, asked.model)
+            begun = None if card is None else await _begun(gateway, visit, asked, card)
+        async with aclosing(_pieces(asked, begun)) as pieces:
+            async for piece in pieces:
+                yield piece
     except (Refused, WeftError) as error:
-        over = True
         refused = error if isinstance(error, Refused) else Refused(error)
         yield event(error_of(refused.report(visit.id), refused.status))
     finally:
-        if not over:
-            await gateway.off(abandon, gateway, sent, "its client went away")
+        if begun is not None:
+            await gateway.off(_abandon, begun.choices)
 
 
-async def _parts(
-    gateway: Gateway, sent: Sent, text: Text
-) -> AsyncGenerator[tuple[str, tuple[int, ...], Job | None], None]:
-    """Text as it comes; at last all ids and the job."""
-    seen: tuple[int, ...] = ()
-    async with aclosing(followed(gateway, sent)) as news:
-        async for one in news:
-            if one.over is None:
-                seen += one.ids
-                yield await text.add(one.ids), seen, None
-                continue
-            ids = await gateway.off(answer_of, gateway, sent, one.over)
-            rest = _spoken(ids, sent)[len(seen) :]
-            yield await text.add(rest) + await text.end(), ids, one.over
+async def _pieces(asked: Asked, begun: Begun) -> AsyncGenerator[bytes, None]:
+    choices, reply = begun
+    if asked.is_chat:
+        for choice in choices:
+            yield reply.piece(choice.index, Part(), first=True)
+    async with aclosing(together(choices)) as parts:
+        async for choice, part in parts:
+            if part.text or part.scores or part.reason:
+                yield reply.piece(choice.index, part)
+            elif part.idle:
+                yield comment(part.idle)
+    yield reply.last(sum(choice.count for choice in choices))

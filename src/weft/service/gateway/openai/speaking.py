@@ -19,6 +19,10 @@ from .errors import odd
 
 KEPT = 16
 """Tokenizers that are kept."""
+ROWS = 8192
+"""Rows that the checker is asked for at once."""
+AT_ONCE = 64
+"""Rows that take less time than another thread."""
 
 
 class Speaker:
@@ -31,27 +35,32 @@ class Speaker:
         self._key = key
         self._card = card
 
-    async def ids(self, asked: Asked) -> tuple[int, ...]:
-        """The ids of the prompt. Raises `Refused` where there are none."""
-        if isinstance(asked.prompt, str):
-            told = await self._asked(texts=(asked.prompt,))
-        elif asked.is_chat:
+    async def ids(self, asked: Asked) -> tuple[tuple[int, ...], ...]:
+        """The ids of each prompt. Raises `Refused` where there are none."""
+        if asked.is_chat:
             if not self._card.tokenizer or not self._card.tokenizer.chat:
                 odd("messages", f"{asked.model} has no chat template", "use /v1/completions")
-            told = await self._asked(chats=(asked.prompt,))
-        else:
-            return asked.prompt  # type: ignore[return-value]
-        (row,) = told.rows
-        if not row:
-            odd("prompt", "the prompt has no tokens")
-        return row
+            return self._whole((await self._asked(chats=asked.prompts)).rows)
+        texts = [one for one in asked.prompts if isinstance(one, str)]
+        told = iter((await self._asked(texts=tuple(texts))).rows if texts else ())
+        rows: list[Any] = [next(told) if isinstance(one, str) else one for one in asked.prompts]
+        return self._whole(rows)
 
-    async def decode(self, rows: Sequence[tuple[int, ...]]) -> tuple[str, ...]:
+    def _whole(self, rows: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
+        if not all(rows):
+            odd("prompt", "the prompt has no tokens")
+        return tuple(rows)
+
+    async def decode(self, rows: Sequence[tuple[int, ...]], marks: bool = False) -> tuple[str, ...]:
         """The texts of rows of ids, without the tokenizer's marks."""
         file = self._file()
         if file is None:
-            return (await self._asked(rows=tuple(rows), skip_special_tokens=True)).texts
-        return tuple([file.decode(list(row), skip_special_tokens=True) for row in rows])
+            parts = [rows[at : at + ROWS] for at in range(0, len(rows), ROWS)]
+            found = [await self._asked(rows=tuple(p), skip_special_tokens=not marks) for p in parts]
+            return tuple([text for one in found for text in one.texts])
+        if len(rows) <= AT_ONCE:
+            return _decoded(file, rows, marks)
+        return await self._gateway.off(_decoded, file, rows, marks)
 
     def _file(self) -> Any:
         """The tokenizer of the card, if it gives the same texts."""
@@ -72,3 +81,7 @@ class Speaker:
         gateway = self._gateway
         id = await gateway.off(put, gateway, self._key.owner, query, self._key)
         return await answered(gateway, id, TokensQuery)
+
+
+def _decoded(file: Any, rows: Sequence[tuple[int, ...]], marks: bool) -> tuple[str, ...]:
+    return tuple([file.decode(list(row), skip_special_tokens=not marks) for row in rows])
