@@ -320,7 +320,7 @@ def test_the_error_of_a_failed_job_names_its_request() -> None:
     """Through checker and worker, to the note that the client's error has."""
     with serve({"tiny": tiny_path()}) as server:
         model = weft.LanguageModel("tiny", remote=server.url)
-        with pytest.raises(weft.WeftError) as failed, model.trace("one two", remote=True):
+        with pytest.raises(weft.WeftError) as failed, model.trace("one two"):
             h = model.model.layers[1].output
             h[torch.tensor([1_000_000])].save()
         (job,) = server.ledger.jobs("local", 10)
