@@ -72,6 +72,8 @@ class Settings:
     stream_bytes: int = 16 << 20
     new_tokens: int = 4096
     choices: int = 32
+    connections: int = 1_024
+    address_connections: int = 256
     queued_jobs: int = 1_000
     running_jobs: int = 0
 
@@ -132,6 +134,8 @@ TEXTS: dict[str, str] = {
     "log_bytes": "bytes that one job may log",
     "stream_bytes": "bytes of all values that one job may stream",
     "new_tokens": "tokens that one generation may make for each row",
+    "connections": "connections that are open at once, those of clients that wait included",
+    "address_connections": "of them from one address, if that is another machine's; 0: any number",
     "choices": "choices of one request in OpenAI's form, `n` for each of its prompts",
     "queued_jobs": "jobs of one key that may wait at once",
     "running_jobs": "jobs of one key that may run at once, more wait; 0: any number",

@@ -22,13 +22,14 @@ _EAGER = "eager=True, which is refused on a server: lines would wait for it one 
 _METHOD = "fn=, which is refused on a server: it runs the forward of its models and no other method"
 _GRAPH = "grad=True, which is refused on a server: what autograd knows of a tensor stays there"
 _ADDRESS = "an address that it says itself"
+_ALIKE = "models of which the server has two alike by then; test_generate_source asks it the rest"
 LOCAL_ONLY: dict[str, str] = {
     "test_any_module::test_buffers_change_as_they_would_alone": _KEPT,
     "test_any_module::test_what_is_no_module_is_refused": _ARGUMENT,
     "test_eager": _EAGER,
     "test_eager_ends": _EAGER,
     "test_eager_same": _EAGER,
-    "test_generate_source_kinds::test_the_same_numbers": _EAGER,
+    "test_generate_source_kinds": _ALIKE,
     "test_modules::test_outside_a_block_a_module_is_the_real_one": _WEIGHTS,
     "test_modules::test_weights_are_real_outside_a_block": _WEIGHTS,
     "test_session::test_only_what_somebody_holds_is_kept": _HERE,

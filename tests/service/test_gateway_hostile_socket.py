@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -21,6 +22,7 @@ from tests.service.hostile import (
     send_for_ever,
     works,
 )
+from tests.service.processes import until
 from weft.service.gateway import bodies, protocol
 from weft.wire import frames
 from weft.wire.messages import ErrorReport, decode, encode
@@ -120,6 +122,61 @@ def test_a_head_that_comes_in_drops_is_given_up(url: str, monkeypatch: pytest.Mo
     with connected(url) as line:
         line.sendall(b"GET /api/hello HTTP/1.1\r\nHost: localhost\r\n")
         assert send_for_ever(line, b"X: y\r\n", pause=0.02, most=1_200) < 1_200
+
+
+# -- too many connections --------------------------------------------------------------------------
+
+
+def limited(monkeypatch: pytest.MonkeyPatch, house: House, **limits: int) -> None:
+    settings = replace(house.app.gateway.settings, **limits)
+    monkeypatch.setattr(house.app.gateway, "settings", settings)
+
+
+@pytest.mark.parametrize("limit", ["connections", "address_connections"])
+def test_a_connection_too_many_is_turned_away_and_the_others_go_on(
+    house: House, url: str, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    limited(monkeypatch, house, **{limit: 3})
+    monkeypatch.setattr(protocol, "is_near", lambda address: False)
+    asked = b"GET /api/hello HTTP/1.1\r\nHost: localhost\r\n"
+    lines = [connected(url) for _ in range(3)]
+    try:
+        for line in lines:
+            line.sendall(asked)  # the head is on its way
+        until(lambda: house.app.gateway.connected() == 3)
+        reply = exchange(url, b"GET", "/api/jobs", KEYED)
+        assert reply.startswith(b"HTTP/1.1 503") and b"retry-after: 5" in reply.lower()
+        assert f"{limit}: 3".encode() in reply and b"connection: close" in reply.lower()
+        until(lambda: house.app.gateway.connected() == 3)
+        for line in lines:
+            line.sendall(b"Connection: close\r\n\r\n")
+            assert read_all(line).startswith(b"HTTP/1.1 200")
+    finally:
+        for line in lines:
+            line.close()
+    until(lambda: house.app.gateway.connected() == 0)
+    assert exchange(url, b"GET", "/api/jobs", KEYED).startswith(b"HTTP/1.1 200")
+    house.app.gateway.tallies.flush()
+    told = {one.labels: one.value for one in house.ledger.tallies() if "refusals" in one.name}
+    assert told == {(("limit", limit),): 1.0}
+
+
+def test_one_too_many_that_says_nothing_is_hung_up(
+    house: House, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limited(monkeypatch, house, connections=0)
+    monkeypatch.setattr(protocol, "AWAY_SECONDS", 0.1)
+    with connected(url) as line:
+        assert read_all(line).startswith(b"HTTP/1.1 408")
+
+
+def test_of_this_machine_all_may_come_from_one_address(
+    house: House, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy on it stands for many."""
+    limited(monkeypatch, house, address_connections=1)
+    with connected(url), connected(url):
+        assert exchange(url, b"GET", "/api/jobs", KEYED).startswith(b"HTTP/1.1 200")
 
 
 def test_who_waits_between_two_requests_is_not_given_up_for_the_second(

@@ -51,6 +51,7 @@ METRICS: dict[str, Told] = {
     "weft_process_silent_seconds": Told("gauge", ("process",), "since it was heard of last"),
     "weft_http_requests": Told("counter", ("route", "method", "status"), "requests answered"),
     "weft_refusals": Told("counter", ("limit",), "requests refused for a limit, by its setting"),
+    "weft_connections": Told("gauge", (), "connections that are open"),
     "weft_health_checks": Told("counter", (), "looks at whether the store can be written"),
     "weft_up_seconds": Told("gauge", (), "since the gateway was started"),
     "weft_draining": Told("gauge", (), "1: it takes no new jobs"),
@@ -113,6 +114,7 @@ def _now(gateway: Gateway) -> Iterator[tuple[str, Values]]:
     yield "weft_worker_bytes", bytes_
     beats = {(name,): max(0.0, now - moment) for name, moment in ledger.beats().items()}
     yield "weft_process_silent_seconds", beats
+    yield "weft_connections", {(): float(gateway.connected())}
     yield "weft_up_seconds", {(): max(0.0, now - gateway.born)}
     yield "weft_draining", {(): float(gateway.draining)}
 

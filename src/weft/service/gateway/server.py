@@ -63,6 +63,7 @@ class Server(uvicorn.Server):
         # and without it each reply waits 40 ms for its own second half
         self._listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         await super().startup(sockets)
+        self._app.gateway.connected = lambda: len(self.server_state.connections)
         self._ready()
 
     def drain(self) -> None:

@@ -68,6 +68,7 @@ class Gateway:
     looking: threading.Lock = field(default_factory=threading.Lock)
     looked: tuple[float, dict[str, str]] = (-1e9, {})  # when health was looked at, what was found
     born: float = field(default_factory=time.time)
+    connected: Callable[[], int] = lambda: 0  # how many connections are open
     paces: dict[str, tuple[float, float | None]] = field(default_factory=dict)  # by model, until
     speakers: dict[str, tuple[str, Any]] = field(default_factory=dict)  # tokenizers, by model
 
