@@ -21,6 +21,7 @@ from weft.service.jobs.fair import (
     NODES,
     OVERHEAD,
     Head,
+    Pace,
     Share,
     Turn,
     arrived,
@@ -28,7 +29,9 @@ from weft.service.jobs.fair import (
     charge_of,
     choose,
     in_order,
+    learnt,
     queue_of,
+    settled,
     starts,
 )
 from weft.service.jobs.life import Job
@@ -187,6 +190,46 @@ def test_a_graph_counts_in_the_checkers_queue_by_its_nodes() -> None:
 )
 def test_where_a_job_waits(fields: dict, queue: str | None) -> None:
     assert queue_of(job(**fields)) == queue
+
+
+# -- what jobs took ------------------------------------------------------------------------------
+
+
+def test_a_job_that_took_what_it_was_priced_at_changes_nothing() -> None:
+    one = queued("ann", 3 * UNIT, weight=2.0)
+    pace = Pace(10 * charge_of(queued("ann"), "queued"), 10.0)
+    seconds = 2.0 * charge_of(one, "queued") / charge_of(queued("ann"), "queued")
+    place = settled(Share(7.0, 1.0), pace, one, seconds)
+    assert place == Share(pytest.approx(7.0, abs=1e-3), 1.0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.5, 5.0])
+def test_what_a_job_took_is_what_its_owner_was_charged_in_the_end(seconds: float) -> None:
+    one, pace = queued("ann", weight=4.0), Pace(UNIT, 1.0)
+    begun = settled(Share(charge_of(one, "queued")), pace, one, seconds)
+    assert begun.tag == pytest.approx(seconds * UNIT / 4.0)
+
+
+def test_nothing_is_made_good_where_no_job_took_any_time() -> None:
+    one = queued("ann")
+    assert learnt(Pace(), one, 0.0).seconds == 0.0
+    assert settled(Share(7.0), learnt(Pace(), one, 0.0), one, 0.0) == Share(7.0)
+    assert settled(Share(7.0), learnt(Pace(), one, 2.5), one, 2.5) == Share(7.0)  # the first
+
+
+def test_the_pace_follows_what_jobs_take_now() -> None:
+    pace, one = Pace(), queued("ann")
+    for seconds in [1.0] * 300 + [0.1] * 500:
+        pace = learnt(pace, one, seconds)
+    now = charge_of(one, "queued") / 0.1
+    assert pace.charged / pace.seconds == pytest.approx(now, rel=0.1)
+
+
+def test_who_has_jobs_that_run_and_none_that_wait_keeps_his_place() -> None:
+    shares = {"ann": Share(1.0, 1.0), "bob": Share(20.0, 2.0)}
+    turn = choose(in_order(shares), 10.0, {"ann": "busy", "bob": queued("bob")}.__getitem__, 5.0)  # type: ignore[arg-type]
+    assert turn is not None
+    assert (turn.job.owner, turn.clock, set(turn.shares)) == ("bob", 20.0, {"bob"})
 
 
 # -- properties ----------------------------------------------------------------------------------

@@ -70,13 +70,14 @@ def next_one(ledger: Ledger, now: float, models: tuple[str, ...] = ("tiny",), **
 
 
 def owners(ledger: Ledger, count: int, now: float = 1e6) -> list[str]:
-    """Of the next jobs, each done at once."""
+    """Of the next jobs, each done at once; each takes what it was priced at."""
     found = []
     for number in range(count):
         one = next_one(ledger, now + number)
         if one is None:
             break
-        ledger.step(one.id, FINISHED, now + number + 0.5, one.token)
+        took = replace(FINISHED, seconds=(OVERHEAD + one.cost) / UNIT)
+        ledger.step(one.id, took, now + number + 0.5, one.token)
         found.append(one.owner)
     return found
 
@@ -326,10 +327,12 @@ def test_both_ledgers_say_the_same_whatever_happens(tmp_path) -> None:
             lane = drawn.choice([None, "x", "y"])
             taken = [next_one(ledger, now, lane=lane) for ledger in ledgers]
             ids = [one and one.id for one in taken]
+            seconds = drawn.random()
             assert ids[0] == ids[1]
             for ledger, one in zip(ledgers, taken, strict=True):
                 if one is not None:
-                    ledger.step(one.id, FINISHED, now + 0.2, one.token)
+                    took = replace(FINISHED, seconds=seconds)
+                    ledger.step(one.id, took, now + 0.2, one.token)
             waiting = [one for one in waiting if one.id != ids[0]]
         if waiting and step % 10 == 0:
             id = drawn.choice(waiting).id
@@ -390,6 +393,73 @@ def test_a_light_user_beside_hundreds_of_jobs_waits_two_passes(make) -> None:
         now += seconds
         ledger.step(taken.id, FINISHED, now, taken.token)
     assert sorted(waited)[int(0.95 * 40)] <= 2 * seconds
+
+
+# -- prices that are wrong -------------------------------------------------------------------------
+
+WRONG = {"cheap": 5.0, "right": 1.0}
+"""Seconds that a job of each owner takes, by what it was priced at."""
+
+
+def shares(ledger: Ledger, hands: int, keep: dict[str, int], weight: float) -> float:
+    """The part of the measured time that `cheap` got of workers with so many hands, on a clock of
+    numbers, beside `right` with a weight. Each owner keeps so many jobs there, waiting or running.
+    Of the second half: the first is for the pace to be learnt."""
+    total = 400.0 / hands**0.5
+    weights = {"cheap": 1.0, "right": weight}
+    drawn, now = random.Random(3), 1000.0
+    got = dict.fromkeys(WRONG, 0.0)
+    there = dict.fromkeys(WRONG, 0)
+    busy: list[tuple[float, float, Job]] = []
+    while now < 1000.0 + total:
+        for owner, most in keep.items():
+            while there[owner] < most:
+                cost = drawn.uniform(0.5, 1.5) * UNIT
+                queued(ledger, owner, now - 0.5, cost, weight=weights[owner])
+                there[owner] += 1
+        while len(busy) < hands and (one := next_one(ledger, now)) is not None:
+            seconds = WRONG[one.owner] * one.cost / UNIT
+            busy.append((now + seconds, seconds, one))
+        now, seconds, one = min(busy, key=lambda each: each[0])
+        busy.remove((now, seconds, one))
+        ledger.step(one.id, replace(FINISHED, seconds=seconds), now, one.token)
+        there[one.owner] -= 1
+        if now > 1000.0 + total / 2:
+            got[one.owner] += seconds
+    return got["cheap"] / sum(got.values())
+
+
+@pytest.mark.parametrize(
+    ("hands", "keep", "weight"),
+    [
+        (1, {"cheap": 20, "right": 20}, 1.0),
+        (6, {"cheap": 20, "right": 20}, 1.0),  # prices are made good when others were begun
+        (3, {"cheap": 1, "right": 20}, 4.0),  # nothing of its own waits while its job runs
+    ],
+)
+def test_jobs_that_are_priced_too_cheap_get_no_more_than_their_share(
+    make, hands, keep, weight
+) -> None:
+    fair = 1.0 / (1.0 + weight)
+    assert shares(make(), hands, keep, weight) == pytest.approx(fair, rel=0.1)
+
+
+def test_the_pace_is_learnt_for_each_model_and_outlives_the_process(make, request) -> None:
+    ledger = make()
+    for number, (owner, seconds) in enumerate([("ann", 1.0), ("bob", 1.0)] * 4):
+        queued(ledger, owner, 100.0 + number)
+        one = next_one(ledger, 100.7 + number)
+        assert one is not None
+        ledger.step(one.id, replace(FINISHED, seconds=seconds), 100.9 + number, one.token)
+    ledger = make() if "sqlite" in request.node.name else ledger
+    for number in range(12):
+        queued(ledger, "ann", 200.0 + number)
+        queued(ledger, "bob", 200.5 + number)
+    slow = next_one(ledger, 300.0)
+    assert slow is not None
+    ledger.step(slow.id, replace(FINISHED, seconds=5.0), 305.0, slow.token)
+    other = "bob" if slow.owner == "ann" else "ann"
+    assert owners(ledger, 3, 400.0) == [other] * 3
 
 
 # -- a folder from before --------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -369,6 +370,30 @@ def test_a_job_that_is_cancelled_while_it_runs_stops(shop: Shop, pulses) -> None
     assert isinstance(shop.error(job), CancelledError)
     assert shop.objects.names("") == []
     assert not worker.spoilt
+
+
+@pytest.mark.parametrize("ends", ["done", "failed", "cancelled"])
+def test_the_seconds_of_a_job_are_those_that_it_was_drawn(shop: Shop, pulses, ends: str) -> None:
+    """Jobs of a batch are claimed together, and some wait for others."""
+    job = shop.queued(reads("first", "last"))
+    worker = shop.worker()
+    claimed = worker.claim()
+    assert claimed is not None
+
+    def act() -> None:
+        time.sleep(0.05)
+        if ends == "failed":
+            raise ValueError("it does not")
+        if ends == "cancelled":
+            shop.ledger.step(job.id, CANCEL, shop.clock())
+            until(lambda: pulses[0].cancelling)
+
+    shop.clock.ahead += shop.settings.lease_seconds / 2
+    shop.does(act)
+    worker.do(claimed)
+    assert shop.job(job).state == ends
+    (used,) = shop.ledger.usage("ann")
+    assert 0.05 <= used.seconds < shop.settings.lease_seconds / 2
 
 
 def test_a_job_that_is_cancelled_too_late_is_done(shop: Shop, monkeypatch) -> None:

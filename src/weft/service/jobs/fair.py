@@ -8,10 +8,18 @@ has a *clock*, the least tag of those who wait. Who begins to wait starts at the
 up for later what he did not use, and a newcomer waits for one job of each other owner at most.
 What was begun is owed until the clock gets there, or nothing is left to do for anybody.
 
+A price is a guess, so it is made good when the job is over: its owner's tag goes on, or back, to
+where it would be had the job been charged the seconds that it took, at the queue's *pace* (what a
+worker does of what it charges in a second, over the last hundred jobs or so). What each gets of the
+worker is so what its weight says in measured time, however its jobs are priced.
+
     share = arrived(None, clock, now)
     turn = choose([("ann", share)], clock, head, now)   # whose turn it is, and what follows from it
+    pace = learnt(pace, turn.job, seconds)              # it is over, and took so long
+    share = settled(turn.shares["ann"], pace, turn.job, seconds)
 
-There is a queue for the checker, where what counts is the size of a graph, and one for each model.
+There is a queue for the checker, where what counts is the size of a graph and nothing is made good,
+and one for each model.
 """
 
 from __future__ import annotations
@@ -29,6 +37,8 @@ OVERHEAD = 1e9
 """What running a job counts beside its cost: what a pass takes that computes next to nothing."""
 NODES = 100
 """What pricing a graph counts beside its nodes, in nodes."""
+FADING = 0.99
+"""What is left of a job in the pace of its queue with each job after it."""
 
 
 class Share(Struct, frozen=True):
@@ -36,6 +46,13 @@ class Share(Struct, frozen=True):
 
     tag: float = 0.0
     since: float = 0.0
+
+
+class Pace(Struct, frozen=True):
+    """What jobs of a queue were charged, before weights, and the seconds they took. Both fade."""
+
+    charged: float = 0.0
+    seconds: float = 0.0
 
 
 class Turn(Struct, frozen=True):
@@ -46,9 +63,10 @@ class Turn(Struct, frozen=True):
     shares: dict[str, Share | None]
 
 
-Head = Job | Literal["unfit", "held", "idle"]
+Head = Job | Literal["unfit", "held", "busy", "idle"]
 """What an owner has in a queue for whoever asks: its next job; jobs, but none that fits; jobs that
-must wait for others of the owner's own, or for a model that is not there; none at all."""
+must wait for others of the owner's own, or for a model that is not there; none but such as run,
+whose price is still to be made good; none at all."""
 
 
 def queue_of(job: Job) -> str | None:
@@ -64,8 +82,12 @@ def run_queue(model: str) -> str:
 
 def charge_of(job: Job, stage: str) -> float:
     """What doing it counts in the queue of `received` or `queued` jobs."""
-    size = NODES + job.nodes if stage == "received" else OVERHEAD + max(job.cost, 0.0)
+    size = NODES + job.nodes if stage == "received" else _size_of(job)
     return size / job.weight
+
+
+def _size_of(job: Job) -> float:
+    return OVERHEAD + max(job.cost, 0.0)
 
 
 def arrived(share: Share | None, clock: float, now: float) -> Share:
@@ -91,7 +113,7 @@ def choose(
                 changed[owner] = None
         elif found == "held":
             changed[owner] = share
-        else:
+        elif found != "busy":
             least = share.tag if least is None else least
             if isinstance(found, Job):
                 clock = max(clock, least)
@@ -103,6 +125,20 @@ def choose(
 
 def _held(changed: Mapping[str, Share | None]) -> list[tuple[str, Share]]:
     return [(owner, share) for owner, share in changed.items() if share is not None]
+
+
+def learnt(pace: Pace, job: Job, seconds: float) -> Pace:
+    """The pace of a queue after a job of it that took so long."""
+    charged = FADING * pace.charged + _size_of(job)
+    return Pace(charged, FADING * pace.seconds + seconds)
+
+
+def settled(share: Share, pace: Pace, job: Job, seconds: float) -> Share:
+    """An owner whose job is over: it was charged its price, and took so long."""
+    if not pace.seconds:
+        return share
+    took = seconds * pace.charged / pace.seconds
+    return Share(share.tag + (took - _size_of(job)) / job.weight, share.since)
 
 
 def in_order(shares: Mapping[str, Share]) -> list[tuple[str, Share]]:

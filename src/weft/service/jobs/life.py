@@ -113,7 +113,7 @@ class Lost(Struct, frozen=True, tag=True):
 
 
 class Finished(Struct, frozen=True, kw_only=True, tag=True):
-    """`seconds` are its own of the accelerator, where it shared that with others."""
+    """`seconds` are its own of the accelerator, without those in which it waited for others."""
 
     result_bytes: int
     result_sha256: str
@@ -137,9 +137,10 @@ class Cancel(Struct, frozen=True, tag=True):
 
 
 class Stopped(Struct, frozen=True, tag=True):
-    """Its worker left it because it is to be cancelled."""
+    """Its worker left it because it is to be cancelled. `seconds` as in `Finished`."""
 
     error: bytes
+    seconds: float | None = None
 
 
 Event = Priced | Refused | Leased | Lost | Finished | Failed | Cancel | Stopped
@@ -270,7 +271,7 @@ def _to_be_cancelled(job: Job, event: Cancel, now: float) -> Change:
 def _stopped(job: Job, event: Stopped, now: float) -> Change:
     if not job.cancelling:
         raise IllegalStepError(job, event)
-    return _over(job, "cancelled", event.error, now)
+    return _over(replace(job, used=event.seconds), "cancelled", event.error, now)
 
 
 TABLE: dict[tuple[str, type], Callable[[Job, Any, float], Change]] = {

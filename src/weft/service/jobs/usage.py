@@ -5,11 +5,11 @@
 
 **What is counted of a job.** Once, when it is over and was begun at least once: one job, and the
 cost that it was priced at. Seconds of the accelerator are those of the last time that it was begun,
-the one that ended it. A time that was lost, with a worker that died or a server that was stopped,
-is nobody's, unless the job fails for it: then all of them are its own, as it may have been what the
-workers died of. A job that is begun again is so counted once. One that was never begun costs
-nothing, and counts as refused if it was the checker that did not want it. Bytes of weights
-are counted when a job is priced, whatever becomes of it.
+the one that ended it, as its worker measured them. A time that was lost, with a worker that died
+or a server that was stopped, is nobody's, unless the job fails for it: then all of them are its
+own, as it may have been what the workers died of. A job that is begun again is so counted once. One
+that was never begun costs nothing, and counts as refused if it was the checker that did not want
+it. Bytes of weights are counted when a job is priced, whatever becomes of it.
 """
 
 from __future__ import annotations

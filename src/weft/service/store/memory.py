@@ -263,6 +263,8 @@ class MemoryLedger(MemoryModels, MemorySessions, MemoryUsage, MemoryTallies):
         used = spent(row.job, change.job, now)
         if used is not None:
             self.spend(used)
+            if row.job.state == "running":
+                self._lines.settle(change.job, used.seconds)
         self.tally(tallied(row.job, change.job))
         row.job = change.job
         self._lines.arrive(change.job, self._jobs(), now)

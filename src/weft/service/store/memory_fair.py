@@ -10,14 +10,17 @@ from collections.abc import Iterable
 from weft.service.jobs.fair import (
     PRICING,
     Head,
+    Pace,
     Share,
     Turn,
     arrived,
     before,
     choose,
     in_order,
+    learnt,
     queue_of,
     run_queue,
+    settled,
 )
 from weft.service.jobs.life import FINAL, Job
 from weft.service.store.said import Asked
@@ -29,6 +32,7 @@ class Lines:
     def __init__(self) -> None:
         self._shares: dict[str, dict[str, Share]] = {}
         self._clocks: dict[str, float] = {}
+        self._paces: dict[str, Pace] = {}
 
     def next_job(self, jobs: list[Job], asked: Asked, now: float) -> Job | None:
         """The next job in fair order; its turn is noted. Of several queues, the oldest job."""
@@ -57,7 +61,7 @@ class Lines:
                 return "held"
             fit = [job for job in turn if asked.fits(job)]
             if not there:
-                return "held" if mine else "idle"
+                return "held" if mine else "busy" if _runs(jobs, queue, owner) else "idle"
             if not fit:
                 return "unfit"
             job = min(fit, key=lambda job: (job.created, job.id))
@@ -81,6 +85,14 @@ class Lines:
         if not waits or job.owner not in shares:
             shares[job.owner] = arrived(shares.get(job.owner), self._clocks.get(queue, 0.0), now)
 
+    def settle(self, job: Job, seconds: float) -> None:
+        """A job that was begun is over, and took so long."""
+        queue = run_queue(job.model)
+        pace = self._paces[queue] = learnt(self._paces.get(queue, Pace()), job, seconds)
+        share = self._shares.get(queue, {}).get(job.owner)
+        if share is not None:
+            self._shares[queue][job.owner] = settled(share, pace, job, seconds)
+
     def ahead(self, job: Job, jobs: Iterable[Job]) -> int:
         """`fair.before`, and those that run."""
         same = [one for one in jobs if one.model == job.model]
@@ -88,6 +100,12 @@ class Lines:
         queue = run_queue(job.model)
         first = before(job, waiting, self._shares.get(queue, {}), self._clocks.get(queue, 0.0))
         return first + sum(one.state == "running" for one in same)
+
+
+def _runs(jobs: Iterable[Job], queue: str, owner: str) -> bool:
+    """Whether a job of an owner runs that came out of the queue of a model."""
+    mine = (job for job in jobs if job.owner == owner and job.state == "running")
+    return any(run_queue(job.model) == queue for job in mine)
 
 
 def _is_of(job: Job, queue: str) -> bool:

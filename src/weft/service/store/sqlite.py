@@ -225,6 +225,8 @@ class SqliteLedger(SqliteModels, SqliteSessions, SqliteUsage, SqliteTallies):
         used = spent(job, change.job, now)
         if used is not None:
             add(rows, used)
+            if job.state == "running":
+                fair.settle(rows, change.job, used.seconds)
         tally(rows, tallied(job, change.job))
         if "running" in (job.state, change.job.state):
             use(rows, job.model, now)

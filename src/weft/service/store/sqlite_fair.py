@@ -15,13 +15,16 @@ import msgspec
 from weft.service.jobs.fair import (
     PRICING,
     Head,
+    Pace,
     Share,
     Turn,
     arrived,
     charge_of,
     choose,
+    learnt,
     queue_of,
     run_queue,
+    settled,
 )
 from weft.service.jobs.life import Job
 from weft.service.store.said import Asked
@@ -48,12 +51,21 @@ TABLES = (
         WHERE state = 'received' GROUP BY owner""",
 )
 """What these rows need: one step of `tables.MIGRATIONS`. Never change it."""
+PACE_TABLES = (
+    "ALTER TABLE queue ADD COLUMN charged REAL NOT NULL DEFAULT 0.0",
+    "ALTER TABLE queue ADD COLUMN seconds REAL NOT NULL DEFAULT 0.0",
+)
+"""Another step: the pace of each queue."""
 
 _FREE = "model = ? AND state = ? AND owner = ? AND token IS NULL AND ended IS NULL"
 _IN_TURN = """AND (after IS NULL OR NOT EXISTS (
     SELECT 1 FROM job AS before WHERE before.id = job.after AND before.ended IS NULL))"""
 """A job of a session runs when the one before it is over."""
 _SET_SHARE = "INSERT OR REPLACE INTO share (queue, owner, tag, since) VALUES (?, ?, ?, ?)"
+_SET_CLOCK = """INSERT INTO queue (name, clock) VALUES (?, ?)
+    ON CONFLICT (name) DO UPDATE SET clock = excluded.clock"""
+_SET_PACE = """INSERT INTO queue (name, clock, charged, seconds) VALUES (?, 0.0, ?, ?)
+    ON CONFLICT (name) DO UPDATE SET charged = excluded.charged, seconds = excluded.seconds"""
 _job_of = msgspec.msgpack.Decoder(Job).decode
 
 
@@ -124,7 +136,9 @@ def _without(
     if asked.is_choosy and any(_first(rows, anyhow, owner, model) for model in models):
         return "unfit"
     waits = _waits(rows, queue, asked.stage, owner)
-    return "held" if waits or _is_out_of_turn(rows, asked, owner, models) else "idle"
+    if waits or _is_out_of_turn(rows, asked, owner, models):
+        return "held"
+    return "busy" if queue != PRICING and _runs(rows, owner, models) else "idle"
 
 
 def _is_out_of_turn(rows: sqlite3.Connection, asked: Asked, owner: str, models: list[str]) -> bool:
@@ -141,6 +155,14 @@ def _waits(rows: sqlite3.Connection, queue: str, stage: str, owner: str) -> bool
     query = """SELECT 1 FROM job
         WHERE owner = ? AND state = ? AND token IS NULL AND ended IS NULL LIMIT 1"""
     return rows.execute(query, (owner, stage)).fetchone() is not None
+
+
+def _runs(rows: sqlite3.Connection, owner: str, models: list[str]) -> bool:
+    """Whether a job of an owner runs on one of the models."""
+    query = """SELECT 1 FROM job
+        WHERE owner = ? AND model = ? AND ended IS NULL AND state = 'running' LIMIT 1"""
+    found = (rows.execute(query, (owner, model)).fetchone() for model in models)
+    return any(row is not None for row in found)
 
 
 def _running(rows: sqlite3.Connection, owner: str) -> int:
@@ -162,6 +184,19 @@ def arrive(rows: sqlite3.Connection, job: Job, now: float) -> None:
     share = _share(rows, queue, job.owner)
     if share is None or not _has_others(rows, queue, job):
         place = arrived(share, _clock(rows, queue), now)
+        rows.execute(_SET_SHARE, (queue, job.owner, place.tag, place.since))
+
+
+def settle(rows: sqlite3.Connection, job: Job, seconds: float) -> None:
+    """A job that was begun is over, and took so long."""
+    queue = run_queue(job.model)
+    query = "SELECT charged, seconds FROM queue WHERE name = ?"
+    known = rows.execute(query, (queue,)).fetchone()
+    pace = learnt(Pace(*known) if known else Pace(), job, seconds)
+    rows.execute(_SET_PACE, (queue, pace.charged, pace.seconds))
+    share = _share(rows, queue, job.owner)
+    if share is not None:
+        place = settled(share, pace, job, seconds)
         rows.execute(_SET_SHARE, (queue, job.owner, place.tag, place.since))
 
 
@@ -201,7 +236,7 @@ def _clock(rows: sqlite3.Connection, queue: str) -> float:
 
 
 def _set_clock(rows: sqlite3.Connection, queue: str, clock: float) -> None:
-    rows.execute("INSERT OR REPLACE INTO queue (name, clock) VALUES (?, ?)", (queue, clock))
+    rows.execute(_SET_CLOCK, (queue, clock))
 
 
 def asked(rows: sqlite3.Connection, owner: str | None) -> None:

@@ -11,6 +11,7 @@ import msgspec
 
 from weft.service.store.interface import Key
 from weft.service.store.session_rows import TABLES as SESSION_TABLES
+from weft.service.store.sqlite_fair import PACE_TABLES
 from weft.service.store.sqlite_fair import TABLES as FAIR_TABLES
 from weft.service.store.sqlite_models import TABLES as MODEL_TABLES
 from weft.service.store.sqlite_tallies import TABLES as TALLY_TABLES
@@ -66,6 +67,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             name TEXT PRIMARY KEY, data BLOB NOT NULL, touched REAL NOT NULL
         ) STRICT""",
     ),
+    PACE_TABLES,
 )
 """What leads from each version of the tables to the next. Never change one: add one."""
 

@@ -228,7 +228,7 @@ class Worker:
         event = self._outcome(job, pulse, act)
         if isinstance(event, (Finished, Failed)):
             return replace(event, batch=batch, seconds=seconds)
-        return event
+        return replace(event, seconds=seconds) if isinstance(event, Stopped) else event
 
     def lost(self, job: Job, pulse: Pulse) -> None:
         """Gives a job back, as one of a worker that died: it begins again."""
@@ -262,6 +262,14 @@ class Worker:
                 LOG.info("job %s went on without this worker: %s", id, one)
 
     def _outcome(self, job: Job, pulse: Pulse, act: Callable[[], Finished]) -> Event | None:
+        """What came of it, with the time that it took: it may have been claimed long before."""
+        begun = time.perf_counter()
+        event = self._came_of(job, pulse, act)
+        return event and replace(event, seconds=time.perf_counter() - begun)
+
+    def _came_of(
+        self, job: Job, pulse: Pulse, act: Callable[[], Finished]
+    ) -> Finished | Failed | Stopped | None:
         try:
             return act()
         except CancelledError as error:
