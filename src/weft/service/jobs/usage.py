@@ -7,9 +7,9 @@
 cost that it was priced at. Seconds of the accelerator are those of the last time that it was begun,
 the one that ended it, as its worker measured them. A time that was lost, with a worker that died
 or a server that was stopped, is nobody's, unless the job fails for it: then all of them are its
-own, as it may have been what the workers died of. A job that is begun again is so counted once. One that was never begun costs
-nothing, and counts as refused if it was the checker that did not want it. Bytes of weights
-are counted when a job is priced, whatever becomes of it.
+own, as it may have been what the workers died of. A job that is begun again is so counted once. One
+that was never begun costs nothing, and counts as refused if it was the checker that did not want
+it. Bytes of weights are counted when a job is priced, whatever becomes of it.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ AT_ONCE = ("queued_jobs", "running_jobs", "stored_bytes", "sessions")
 """Limits of what is there at once."""
 OF_ONE = (
     *("body_bytes", "constant_bytes", "result_bytes", "memory_bytes", "flops", "nodes"),
-    *("run_seconds", "log_bytes", "stream_bytes", "new_tokens", "choices", "session_bytes"),
+    *("run_seconds", "log_bytes", "stream_bytes", "new_tokens", "session_bytes"),
 )
 """Limits of one request."""
 KEY_LIMITS = (*PER_TIME, *AT_ONCE, *OF_ONE)
