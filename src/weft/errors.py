@@ -93,7 +93,8 @@ class ReadOnlyError(RecordingError):
 
 
 class WriteMismatchError(RecordingError, ValueError):
-    """A value written to a site differs from it in structure, shape or kind of dtype."""
+    """A value written to a site differs from it in structure, shape or kind of dtype; or a result
+    that is to be put into a tensor in place does not go into its dtype."""
 
     code = "write-mismatch"
 

@@ -331,6 +331,12 @@ def test_an_operation_that_cannot_take_it(bench, g):
     refused(bench, g, GraphError, "torch.mm cannot take these arguments")
 
 
+def test_a_result_that_cannot_be_put_where_it_should_go(bench, g):
+    h = g.call("gt", g.read("blocks.1", X), 0.0)
+    g.save("y", g.call("Tensor.mul_", h, 2.5, alias=(h,), writes=(h,)))
+    refused(bench, g, WriteMismatchError, "torch.Tensor.mul_ cannot put its result into")
+
+
 def test_how_many_results_an_operation_has(bench, g):
     h = g.read("blocks.1", X)
     g.save("y", g.call("topk", h, 2, outs=3))

@@ -272,6 +272,31 @@ def result_into_a_tensor(on):
         torch.add(on.h[0].output, 1, out=torch.zeros(1, 9, 32))  # here
 
 
+@refused(e.WriteMismatchError, "torch.Tensor.add_ cannot put its result into int64[1, 9]",
+         "result type Float can't be cast", fix="when it is not in place")  # fmt: skip
+def fractions_into_whole_numbers(on):
+    with on.trace():
+        ids = on.model.transformer.wte.input.clone()
+        ids += 1.5  # here
+        on.h[0].output.save()
+
+
+@refused(e.WriteMismatchError, "torch.Tensor.mul_ cannot put its result into bool[1, 9, 32]",
+         "result type Float can't be cast", fix="convert the tensor first")  # fmt: skip
+def scaled_mask(on):
+    with on.trace():
+        (on.h[0].output > 0).mul_(2.5).save()  # here
+
+
+@refused(e.WriteMismatchError, "cannot put its result into int64[1, 9]", "dtypes match",
+         fix="convert the tensor first")  # fmt: skip
+def floats_at_chosen_ids(on):
+    with on.trace():
+        ids = on.model.transformer.wte.input.clone()
+        ids[0, torch.tensor([0, 3])] = on.h[0].output[0, :2, 0]  # here
+        ids.save()
+
+
 @refused(e.RecordingError, "torch.func", "act on the recording", fix="call the function directly")
 def transform(on):
     with on.trace():

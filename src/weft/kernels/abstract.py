@@ -20,7 +20,8 @@ from torch import Tensor
 
 from ..errors import GraphError, UnsupportedOperationError
 from ..graph.ops import EFFECTS, OPS
-from .aval import Aval, aval_of
+from .aval import Aval, aval_of, filled
+from .fitting import refuse_cast
 from .forms import avals_in, needs_numbers, refuse, without_masks
 from .own import MAX_ELEMENTS
 from .results import Plain, Tree, flatten, rebuild, tree_of
@@ -76,12 +77,14 @@ def evaluate(
     """What calling `name` gives, where `Aval`s stand for tensors (in containers and slices too).
 
     Raises what torch raises for arguments that do not fit, `UnsupportedOperationError` for a form
-    of the call that is not in the table, `DataDependentError` where numbers must be known first,
+    of the call that is not in the table, `WriteMismatchError` for a result that does not go into a
+    tensor in place, `DataDependentError` where numbers must be known first,
     and `GraphError` for a result of more than `limit` elements.
     """
     if name not in FUNCTIONS:
         raise UnsupportedOperationError(f"torch.{name} is not in the operation table")
     refuse(name, args, kwargs)
+    refuse_cast(name, args, kwargs)
     if needs_numbers(name, args, kwargs):
         raise DataDependentError(f"torch.{name} needs numbers that are not known yet")
     if OPS[name].kind in MAKERS or (name == "normal" and not avals_in((args, kwargs))):
@@ -105,8 +108,13 @@ def _read(error: Exception, name: str) -> Exception:
 
 def _outcome(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], limit: int) -> Outcome:
     tensors: list[Tensor] = []
+
+    def fresh(aval: Aval) -> Tensor:
+        tensors.append(aval.fresh())
+        return tensors[-1]
+
     with torch.inference_mode(False), torch.no_grad(), torch._C.DisableTorchFunction():
-        args, kwargs = _fill((args, kwargs), tensors)
+        args, kwargs = filled((args, kwargs), fresh)
         before = [tensor._version for tensor in tensors]
         result = SHAPES.get(name, FUNCTIONS[name])(*args, **kwargs)
     if result is NotImplemented:
@@ -126,21 +134,6 @@ def _outcome(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], limit: in
         for leaf in results
     )
     return Outcome(tree_of(result), leaves, writes)
-
-
-def _fill(arg: Any, tensors: list[Tensor]) -> Any:
-    """`arg` with a fresh meta tensor for each `Aval`; appends these to `tensors` in order."""
-    kind = type(arg)
-    if kind is Aval:
-        tensors.append(arg.fresh())
-        return tensors[-1]
-    if kind is tuple or kind is list:
-        return kind([_fill(item, tensors) for item in arg])
-    if kind is dict:
-        return {key: _fill(value, tensors) for key, value in arg.items()}
-    if kind is slice:
-        return slice(*[_fill(part, tensors) for part in (arg.start, arg.stop, arg.step)])
-    return arg
 
 
 def _check(name: str, results: list[Tensor], limit: int) -> None:

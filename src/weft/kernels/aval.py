@@ -10,7 +10,9 @@ when they are the same object, and a tuple of them is a cheap cache key.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
@@ -88,6 +90,20 @@ def contiguous(shape: tuple[int, ...], dtype: torch.dtype) -> Aval:
         stride.append(step)
         step *= max(size, 1)
     return intern(tuple(shape), tuple(reversed(stride)), 0, dtype)
+
+
+def filled(arg: Any, make: Callable[[Aval], Any]) -> Any:
+    """The arguments of a call, with what `make` gives for each `Aval`, in flattening order."""
+    kind = type(arg)
+    if kind is Aval:
+        return make(arg)
+    if kind is tuple or kind is list:
+        return kind([filled(item, make) for item in arg])
+    if kind is dict:
+        return {key: filled(value, make) for key, value in arg.items()}
+    if kind is slice:
+        return slice(*[filled(part, make) for part in (arg.start, arg.stop, arg.step)])
+    return arg
 
 
 @cache

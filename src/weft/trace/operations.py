@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from weft.errors import ReadOnlyError, UnsupportedOperationError
+from weft.errors import ReadOnlyError, RecordingError
 from weft.graph.check import MAX_INVOKES, RESERVED
 from weft.graph.node import DRAWS, STEP_DRAWS, Apply, Call, Name, Param, Ref
 from weft.graph.ops import OPS
@@ -118,7 +118,7 @@ class Operations:
             found = abstract_outcome(name, tuple(lent[0]), lent[1])
         except DataDependentError:
             return None
-        except UnsupportedOperationError as error:
+        except RecordingError as error:
             raise self.recorder.at_line(error) from None
         if key is not None:
             OUTCOMES.put(key, found)

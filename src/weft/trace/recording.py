@@ -186,6 +186,6 @@ class Recording:
             fix="use another operation, or save the value and go on after the block",
         )
 
-    def at_line(self, error: UnsupportedOperationError) -> Exception:
+    def at_line(self, error: RecordingError) -> Exception:
         """A refusal of the kernels, which know no lines, with the user's."""
-        return UnsupportedOperationError(error.message, line=where(user_line()), fix=error.fix)
+        return type(error)(error.message, line=where(user_line()), fix=error.fix)
