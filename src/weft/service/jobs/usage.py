@@ -108,7 +108,7 @@ AT_ONCE = ("queued_jobs", "running_jobs", "stored_bytes", "sessions")
 """Limits of what is there at once."""
 OF_ONE = (
     *("body_bytes", "constant_bytes", "result_bytes", "memory_bytes", "flops", "nodes"),
-    *("run_seconds", "log_bytes", "stream_bytes", "new_tokens", "session_bytes"),
+    *("run_seconds", "log_bytes", "stream_bytes", "new_tokens", "choices", "session_bytes"),
 )
 """Limits of one request."""
 KEY_LIMITS = (*PER_TIME, *AT_ONCE, *OF_ONE)
