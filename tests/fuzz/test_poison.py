@@ -95,12 +95,28 @@ def test_no_operation_reads_beside_its_arguments() -> None:
     for name in sorted(ALL):
         for sample in samples()[name]:
             found = [_spread_out(sample, pattern) for pattern in PATTERNS]
-            if found[0] != found[1]:
+            if found[0] != found[1] and _tells_apart(sample):
                 wrong.add(name)
             elif type(found[0]) is list:
                 ran.add(name)
     assert wrong == set()
     assert len(ran) > 0.95 * len(ALL)
+
+
+def _tells_apart(sample: Sample) -> bool:
+    """Whether no outcome beside one pattern is one beside the other. LAPACK rounds a least-squares
+    solution in one of a few ways, by where its arguments lie, beside one and the same pattern."""
+    one, other = ([_spread_out(sample, pattern) for _ in range(50)] for pattern in PATTERNS)
+    return not any(found in other for found in one)
+
+
+def test_what_lies_beside_is_told_apart_from_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the test above could not fail."""
+    lstsq = [sample for sample in samples()["linalg.lstsq"] if not sample.kwargs]
+    assert not any(map(_tells_apart, lstsq))
+    beyond = lambda name, args, kwargs: args[0].as_strided((3,), (1,)).clone()
+    monkeypatch.setattr("tests.fuzz.test_poison.call", beyond)
+    assert _tells_apart(Sample("neg", (torch.ones(3),), {}, "by hand"))
 
 
 def _spread_out(sample: Sample, pattern: int) -> Any:
