@@ -33,7 +33,8 @@ from .asking import Asker
 from .telling import Telling, Way, digest_of, plain_function
 
 if TYPE_CHECKING:
-    from .signature import Signature, Signatures, SiteSignature
+    from .signature import Signatures
+    from .sites import Signature, SiteSignature
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 _MODEL_CODE = "transformers"

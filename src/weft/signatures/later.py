@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from weft.graph.site import Leaf, Site, is_inside
 
-from .signature import Signature, SiteSignature
+from .sites import Signature, SiteSignature
 
 
 class Later:

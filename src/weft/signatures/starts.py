@@ -21,7 +21,7 @@ from weft.kernels.aval import Aval
 
 from .inside import inner_of
 from .learn import Row
-from .signature import Signature
+from .sites import Signature
 
 
 class Starts:
