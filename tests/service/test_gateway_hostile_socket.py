@@ -164,10 +164,21 @@ def test_a_connection_too_many_is_turned_away_and_the_others_go_on(
 def test_one_too_many_that_says_nothing_is_hung_up(
     house: House, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limited(monkeypatch, house, connections=0)
+    limited(monkeypatch, house, connections=1)
     monkeypatch.setattr(protocol, "AWAY_SECONDS", 0.1)
-    with connected(url) as line:
+    with connected(url), connected(url) as line:
         assert read_all(line).startswith(b"HTTP/1.1 408")
+
+
+def test_twice_too_many_are_hung_up_at_once(
+    house: House, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limited(monkeypatch, house, connections=1)
+    with connected(url), connected(url):
+        until(lambda: house.app.gateway.connected() == 2)
+        with connected(url) as line:
+            assert read_all(line) == b""
+        assert house.app.gateway.connected() == 2
 
 
 def test_of_this_machine_all_may_come_from_one_address(

@@ -42,6 +42,9 @@ class Protocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if len(self.connections) > 2 * self._gateway.settings.connections:
+            transport.abort()  # so many are being turned away that nobody more is told why
+            return
         self._limit = self._met()
         self._watch_head()
 
