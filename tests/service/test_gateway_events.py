@@ -11,8 +11,10 @@ import httpx
 import pytest
 
 from tests.service.gate import BOB, MSGPACK, House, bearer, live, submit_of
-from weft.service.gateway import events
-from weft.service.gateway.events import message
+from weft.service.gateway import events, watch
+from weft.service.gateway.events import News, message
+from weft.service.gateway.state import Gateway
+from weft.service.gateway.watch import Follow
 from weft.wire.messages import EndEvent, decode, encode
 
 
@@ -183,6 +185,34 @@ def test_a_lost_ring_costs_a_poll_only(house: House, monkeypatch: pytest.MonkeyP
         next(stream)
         house.do()
         assert [one.event for one in stream] == ["state", "state", "end"]
+
+
+def test_what_came_with_the_ring_is_not_looked_for_again(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[int] = []
+
+    def look(gateway: Gateway, id: str, after: int, inline: int = 0) -> News:
+        looked.append(after)
+        return real(gateway, id, after, inline)
+
+    real = events.look
+    monkeypatch.setattr(events, "look", look)
+    monkeypatch.setattr(events, "LOAD_SECONDS", 100.0)
+    monkeypatch.setattr(watch, "POLL_SECONDS", 100.0)
+    id = house.job()
+    with (
+        live(house) as url,
+        httpx.Client(base_url=url, headers=bearer()) as client,
+        client.stream("GET", f"/api/jobs/{id}/events") as reply,
+    ):
+        stream = told(reply)
+        next(stream)
+        follower = Follow(id, 1, 0)
+        eventually(lambda: {w.follows for w in house.app.gateway.watch._waiters} == {follower})
+        house.do()
+        assert [one.event for one in stream] == ["state", "state", "end"]
+    assert looked == [0]
 
 
 def test_a_stream_ends_when_its_job_is_deleted(house: House) -> None:

@@ -138,18 +138,21 @@ def test_what_is_new_comes_with_the_ring_and_is_not_believed_twice(store: Store)
         with Bell.pair() as bell:
             watch = Watch(bell, store.ask)
             with watch.attend("a") as waiter, watch.attend("b") as other:
-                assert waiter.follow(3, 10) is None and other.follow(0, 0) is None
+                waiter.has(3, 10)
+                other.has(0, 0)
+                assert waiter.brought() is None and other.brought() is None
                 waiter.clear()
                 store.notes = {"a": 4}
                 bell.ring()
                 await waiter.over(10)
-                assert waiter.follow(3, 10) == f"{Follow('a', 3, 10)} anew"
-                assert waiter.follow(3, 10) is None, "once"
+                assert waiter.brought() == f"{Follow('a', 3, 10)} anew"
+                assert waiter.brought() is None, "once"
                 waiter.clear()
                 store.notes = {"a": 5}
                 bell.ring()
                 await waiter.over(10)
-                assert waiter.follow(5, 10) is None, "it has looked itself meanwhile"
-                assert other.follow(0, 0) is None
+                waiter.has(5, 10)
+                assert waiter.brought() is None, "it has looked itself meanwhile"
+                assert other.brought() is None
 
     asyncio.run(run())

@@ -506,6 +506,27 @@ def test_a_worker_waits_for_its_bell_and_ends_when_told(shop: Shop) -> None:
     assert not running(threads, "pulse")
 
 
+def test_jobs_that_follow_each_other_have_one_pulse_thread(shop: Shop, monkeypatch) -> None:
+    worker, beating = shop.worker(), set()
+    shop.does(lambda: beating.update(one for one in threads if one.name == "pulse"))
+    with threads_started() as threads:
+        thread = threading.Thread(target=worker.run)
+        thread.start()
+        for _ in range(5):
+            job = shop.queued(reads("last"))
+            until(lambda job=job: shop.job(job).state == "done")
+        assert len(running(threads, "pulse")) == 1
+        monkeypatch.setattr(pulse, "IDLE", 0.0)
+        monkeypatch.setattr(pulse, "LOOK", 0.01)
+        until(lambda: not running(threads, "pulse"))  # nobody has a job any more
+        job = shop.queued(reads("last"))
+        until(lambda: shop.job(job).state == "done")
+        worker.stop()
+        thread.join(30)
+    assert len(beating) == 2
+    assert not running(threads, "pulse")
+
+
 def test_a_worker_that_is_told_to_end_finishes_the_job_in_hand(shop: Shop) -> None:
     jobs = [shop.queued(reads("last")) for _ in range(2)]
     worker = shop.worker()

@@ -69,10 +69,11 @@ async def follow(
     with gateway.watch.attend(id) as waiter:
         while not gateway.closing:
             waiter.clear()
-            news = waiter.follow(after, inline)
+            news = waiter.brought()
             if news is None:
                 news = await gateway.off(look, gateway, id, after, inline)
             after = news.after
+            waiter.has(after, inline)
             if news.loads:
                 news, told_last = news._replace(data=_changed(news.data, told_last)), news.data
             if news.data or time.monotonic() >= beat:

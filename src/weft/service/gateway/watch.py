@@ -25,7 +25,9 @@ from weft.service.store.bells import Bell
 POLL_SECONDS = 0.25
 """How long a lost ring may cost."""
 GATHER_SECONDS = 0.005
-"""Rings within so long after another are answered together."""
+"""Rings within so long after another are answered together, where many wait."""
+EACH_SECONDS = 0.000_1
+"""For each who waits so much of it: about what it costs to look for one of them."""
 
 
 class Follow(NamedTuple):
@@ -55,10 +57,13 @@ class Waiter:
         self.follows: Follow | None = None
         self._brought: tuple[Follow, Any] | None = None
 
-    def follow(self, after: int, inline: int) -> Any:
-        """Has the notes up to a number. What was brought beyond that, or None."""
+    def has(self, after: int, inline: int) -> None:
+        """Before waiting: its follower has the notes up to a number."""
         assert self.job is not None
         self.follows = Follow(self.job, after, inline)
+
+    def brought(self) -> Any:
+        """What was brought of the notes beyond those that the follower has, or None."""
         brought, self._brought = self._brought, None
         return brought[1] if brought is not None and brought[0] == self.follows else None
 
@@ -157,7 +162,7 @@ class Watch:
             while self._again:
                 self._again = False
                 await self._tell()
-                await asyncio.sleep(GATHER_SECONDS)
+                await asyncio.sleep(min(GATHER_SECONDS, EACH_SECONDS * self.waiting))
         except Exception:  # noqa: BLE001 - of whatever kind
             self.wake()  # who looks into the store meets the error and reports it
         finally:

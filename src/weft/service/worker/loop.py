@@ -113,6 +113,7 @@ class Worker:
     def run(self) -> None:
         """Draws what there is, and waits for more. Returns when the model is spoilt, too."""
         Kept.of(self._net).stays = self._die is not None  # in a process of its own
+        self._beats.stays = True
         try:
             while not self.spoilt and (len(self._underway) or not self._stopping):
                 self._sign.give()
@@ -121,6 +122,8 @@ class Worker:
                     self._bell.wait(POLL)
         finally:
             self._underway.close()
+            self._beats.stays = False
+            self._beats.close()
 
     def _turn(self) -> bool:
         """Something to do, if there is anything: new jobs, and a step of the generations under way.

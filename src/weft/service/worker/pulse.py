@@ -32,6 +32,8 @@ GATHER = 0.03
 """What is logged within this time after another log travels as one event."""
 PROGRESS = 0.2
 """Progress is told so often at most."""
+IDLE = 5.0
+"""Seconds without a job after which a thread that stays between jobs goes, too."""
 OVERTIME, GRACE = 1.5, 2.0
 """The time after which a job is beyond its time, of that time and in seconds on top."""
 
@@ -39,9 +41,13 @@ LOG = logging.getLogger("weft.worker")
 
 
 class Beats:
-    """The thread that gives the pulses their beats. It is there while any of them is."""
+    """The thread that gives the pulses their beats. It is there while any of them is; with `stays`
+    also between jobs that come one after another, until `close()`: to start a thread and to wait
+    for its end takes a short job as long as all else that is done around it.
+    """
 
     def __init__(self) -> None:
+        self.stays = False
         self._lock = threading.Lock()
         self._pulses: set[Pulse] = set()
         self._wake = threading.Event()
@@ -64,9 +70,16 @@ class Beats:
                 self._thread.start()
 
     def leave(self, pulse: Pulse) -> None:
-        """With the last one the thread has ended, too."""
+        """With the last one the thread has ended, too, if it does not stay."""
         with self._lock:
             self._pulses.discard(pulse)
+            goes = not (self._pulses or self.stays)
+        if goes:
+            self.close()
+
+    def close(self) -> None:
+        """Ends the thread, if it has nothing to do any more. A later pulse starts a new one."""
+        with self._lock:
             if self._pulses or self._thread is None:
                 return
             thread, self._thread = self._thread, None
@@ -75,13 +88,19 @@ class Beats:
         thread.join()
 
     def _run(self, wake: threading.Event, over: threading.Event) -> None:
+        latest = time.monotonic()  # when there was a pulse
         while True:
             wake.wait(LOOK)
             wake.clear()
             if over.is_set():
                 return
+            now = time.monotonic()
             with self._lock:
                 pulses = list(self._pulses)
+                latest = now if pulses else latest
+                if now - latest > IDLE:
+                    self._thread = None
+                    return
             for pulse in pulses:
                 pulse.beat()
             if over.wait(GATHER):
