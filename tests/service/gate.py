@@ -200,7 +200,7 @@ def live(house: House) -> Iterator[str]:
     thread = threading.Thread(target=server.run, name="gateway")
     thread.start()
     try:
-        assert ready.wait(10)
+        assert ready.wait(60)
         yield f"http://127.0.0.1:{port}"
     finally:
         server.finish()

@@ -89,7 +89,7 @@ def test_events_arrive_while_the_job_runs(house: House) -> None:
     id = house.job()
     with (
         live(house) as url,
-        httpx.Client(base_url=url, headers=bearer()) as client,
+        httpx.Client(base_url=url, headers=bearer(), timeout=60) as client,
         client.stream("GET", f"/api/jobs/{id}/events") as reply,
     ):
         stream = told(reply)
@@ -107,7 +107,7 @@ def test_events_arrive_while_the_job_runs(house: House) -> None:
 
 def test_a_lost_connection_loses_nothing(house: House) -> None:
     id, seen = house.job(), []
-    with live(house) as url, httpx.Client(base_url=url, headers=bearer()) as client:
+    with live(house) as url, httpx.Client(base_url=url, headers=bearer(), timeout=60) as client:
 
         def one() -> None:
             last = {"Last-Event-ID": str(len(seen))}
@@ -152,7 +152,7 @@ def test_many_follow_one_job(house: House) -> None:
 
 def test_who_goes_away_leaves_nothing_behind(house: House) -> None:
     id = house.job()
-    with live(house) as url, httpx.Client(base_url=url, headers=bearer()) as client:
+    with live(house) as url, httpx.Client(base_url=url, headers=bearer(), timeout=60) as client:
         for _ in range(3):
             with client.stream("GET", f"/api/jobs/{id}/events") as reply:
                 stream = told(reply)
@@ -166,7 +166,7 @@ def test_silence_is_broken_by_a_heartbeat(house: House, monkeypatch: pytest.Monk
     id = house.job()
     with (
         live(house) as url,
-        httpx.Client(base_url=url, headers=bearer()) as client,
+        httpx.Client(base_url=url, headers=bearer(), timeout=60) as client,
         client.stream("GET", f"/api/jobs/{id}/events") as reply,
     ):
         comments = (line for line in reply.iter_lines() if line.startswith(":"))
@@ -178,7 +178,7 @@ def test_a_lost_ring_costs_a_poll_only(house: House, monkeypatch: pytest.MonkeyP
     id = house.job()
     with (
         live(house) as url,
-        httpx.Client(base_url=url, headers=bearer()) as client,
+        httpx.Client(base_url=url, headers=bearer(), timeout=60) as client,
         client.stream("GET", f"/api/jobs/{id}/events") as reply,
     ):
         stream = told(reply)
@@ -203,7 +203,7 @@ def test_what_came_with_the_ring_is_not_looked_for_again(
     id = house.job()
     with (
         live(house) as url,
-        httpx.Client(base_url=url, headers=bearer()) as client,
+        httpx.Client(base_url=url, headers=bearer(), timeout=60) as client,
         client.stream("GET", f"/api/jobs/{id}/events") as reply,
     ):
         stream = told(reply)
@@ -219,7 +219,7 @@ def test_a_stream_ends_when_its_job_is_deleted(house: House) -> None:
     id = house.job()
     with (
         live(house) as url,
-        httpx.Client(base_url=url, headers=bearer()) as client,
+        httpx.Client(base_url=url, headers=bearer(), timeout=60) as client,
         client.stream("GET", f"/api/jobs/{id}/events") as reply,
     ):
         stream = told(reply)
@@ -232,7 +232,7 @@ def test_a_server_that_ends_lets_its_followers_go(house: House) -> None:
     id = house.job()
     with (
         live(house) as url,
-        httpx.Client(base_url=url, headers=bearer()) as client,
+        httpx.Client(base_url=url, headers=bearer(), timeout=60) as client,
         client.stream("GET", f"/api/jobs/{id}/events") as reply,
     ):
         stream = told(reply)
@@ -246,7 +246,7 @@ def test_a_submission_is_acknowledged_as_the_first_event(house: House) -> None:
     headers = MSGPACK | {"Accept": "text/event-stream"}
     with (
         live(house) as url,
-        httpx.Client(base_url=url, headers=bearer()) as client,
+        httpx.Client(base_url=url, headers=bearer(), timeout=60) as client,
         client.stream("POST", "/api/jobs", content=encode(submit_of()), headers=headers) as reply,
     ):
         stream = told(reply)
@@ -284,7 +284,7 @@ def test_an_event_cannot_forge_another() -> None:
 def test_a_small_result_comes_with_the_end(house: House) -> None:
     id = house.job()
     data = house.do()
-    with live(house) as url, httpx.Client(base_url=url, headers=bearer()) as client:
+    with live(house) as url, httpx.Client(base_url=url, headers=bearer(), timeout=60) as client:
 
         def end(inline: str | None) -> EndEvent:
             more = {} if inline is None else {"Weft-Inline": inline}

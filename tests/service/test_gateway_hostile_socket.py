@@ -35,7 +35,7 @@ def url(house: House) -> Iterator[str]:
     """The house over real HTTP; whatever was done to it, it answers afterwards."""
     with live(house) as url:
         yield url
-        with httpx.Client(base_url=url, headers=bearer()) as client:
+        with httpx.Client(base_url=url, headers=bearer(), timeout=60) as client:
             works(house, client.request)
 
 
@@ -194,7 +194,7 @@ def test_who_waits_between_two_requests_is_not_given_up_for_the_second(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.3)
-    with httpx.Client(base_url=url) as client:
+    with httpx.Client(base_url=url, timeout=60) as client:
         for _ in range(3):
             assert client.get("/api/hello").status_code == 200
             time.sleep(0.2)

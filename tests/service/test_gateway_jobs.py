@@ -339,7 +339,7 @@ def test_others_do_not_see_a_job_in_their_list(house: House) -> None:
 
 def test_a_submission_over_http_is_followed_on_the_same_connection(house: House) -> None:
     """The way in which a client runs one block."""
-    with live(house) as url, httpx.Client(base_url=url, headers=bearer()) as client:
+    with live(house) as url, httpx.Client(base_url=url, headers=bearer(), timeout=60) as client:
         assert client.get(f"/api/card?model={MODEL}").json()["info"]["fingerprint"] == PRINT
         for number in range(3):
             message = encode(submit_of(request_id=str(number)))

@@ -149,7 +149,7 @@ def test_a_result_that_was_cleared_away_is_gone(house: House) -> None:
 
 def test_a_download_that_broke_off_goes_on(house: House, done: tuple[str, bytes]) -> None:
     path, data = done
-    with live(house) as url, httpx.Client(base_url=url, headers=bearer()) as client:
+    with live(house) as url, httpx.Client(base_url=url, headers=bearer(), timeout=60) as client:
         got, tag = b"", client.get(path).headers["etag"]
         while len(got) < len(data):
             asked = {"Range": f"bytes={len(got)}-", "If-Range": tag}

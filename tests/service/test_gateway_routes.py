@@ -281,7 +281,7 @@ def test_a_mistake_in_the_middle_of_an_answer_breaks_it_off(
 
     with live(house) as url:
         monkeypatch.setattr(house.ledger, "notes", broken)
-        request = httpx.stream("GET", f"{url}/api/jobs/{id}/events", headers=bearer())
+        request = httpx.stream("GET", f"{url}/api/jobs/{id}/events", headers=bearer(), timeout=60)
         with pytest.raises(httpx.RemoteProtocolError), request as reply:
             assert reply.status_code == 200
             assert b"secret" not in reply.read()

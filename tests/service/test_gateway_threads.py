@@ -122,6 +122,6 @@ def test_forgotten_threads_end() -> None:
 def test_a_server_leaves_no_thread_behind() -> None:
     house = House()
     with live(house) as url:
-        assert httpx.get(f"{url}/api/jobs", headers=bearer()).status_code == 200
+        assert httpx.get(f"{url}/api/jobs", headers=bearer(), timeout=60).status_code == 200
         assert house.app.gateway.threads.running > 0
     assert house.app.gateway.threads.running == 0

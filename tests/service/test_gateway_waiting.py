@@ -118,7 +118,7 @@ def test_a_load_that_begins_when_the_job_is_queued_is_seen_too(house: House) -> 
     parser = Parser()
     with live(house) as url:
         path = f"{url}/api/jobs/{id}/events"
-        with httpx.stream("GET", path, headers=bearer(), timeout=5) as reply:
+        with httpx.stream("GET", path, headers=bearer(), timeout=60) as reply:
             for piece in reply.iter_bytes():
                 seen += parser.feed(piece)
                 if len(seen) == 1:

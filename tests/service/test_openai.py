@@ -204,7 +204,7 @@ def edited(model: Any) -> Any:
 
 def put(server: Server, path: str, data: bytes, key: str | None = None) -> httpx.Response:
     headers = {"Authorization": f"Bearer {key or server.key}"}
-    return httpx.put(f"{server.url}{path}", content=data, headers=headers)
+    return httpx.put(f"{server.url}{path}", content=data, headers=headers, timeout=60)
 
 
 def test_a_saved_edit_acts_as_the_edited_model_does(
@@ -286,18 +286,20 @@ def test_edits_belong_to_their_owner(server: Server, tmp_path: Path, model: Any)
     data = (tmp_path / "e.weft").read_bytes()
     path, own = f"{server.url}/api/edits/mine", {"Authorization": f"Bearer {server.key}"}
     assert put(server, "/api/edits/mine", data).status_code == 201
-    assert httpx.get(path, headers=own).content == data
-    assert httpx.get(path, headers={"Authorization": f"Bearer {key}"}).status_code == 404
+    assert httpx.get(path, headers=own, timeout=60).content == data
+    assert (
+        httpx.get(path, headers={"Authorization": f"Bearer {key}"}, timeout=60).status_code == 404
+    )
     assert put(server, "/api/edits/mine", b"x" + data).status_code == 422
     assert put(server, "/api/edits/a.b", data).status_code == 400
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0) as ann:
         body: Any = {"weft": {"edit": "mine"}}
         with pytest.raises(openai.NotFoundError, match="no edit 'mine'"):
             ann.completions.create(model="tiny", prompt="one", extra_body=body)
-    names = httpx.get(f"{server.url}/api/edits", headers=own).json()["edits"]
+    names = httpx.get(f"{server.url}/api/edits", headers=own, timeout=60).json()["edits"]
     assert "mine" in [one["name"] for one in names]
-    assert httpx.delete(path, headers=own).status_code == 204
-    assert httpx.delete(path, headers=own).status_code == 404
+    assert httpx.delete(path, headers=own, timeout=60).status_code == 204
+    assert httpx.delete(path, headers=own, timeout=60).status_code == 404
 
 
 # -- refusals -------------------------------------------------------------------------------------
