@@ -15,6 +15,7 @@ from torch import nn
 import weft
 from tests.client.live import check_nothing_left, gated_net, held, plain_net, slow_net
 from tests.client.scripted import Scripted
+from tests.home import own_home
 from weft.client import close
 from weft.client.servers import Server
 from weft.testing import tiny_path
@@ -23,10 +24,7 @@ from weft.testing import tiny_path
 @pytest.fixture(autouse=True)
 def _own_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     """No server, key or configuration of whoever runs the tests."""
-    for name in ("XDG_CONFIG_HOME", "XDG_STATE_HOME"):
-        monkeypatch.setenv(name, str(tmp_path / name))
-    for name in ("WEFT_HOST", "WEFT_KEY"):
-        monkeypatch.delenv(name, raising=False)
+    own_home(monkeypatch, tmp_path)
 
 
 @pytest.fixture
