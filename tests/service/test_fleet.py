@@ -121,7 +121,7 @@ def health(url: str) -> dict[str, Any]:
 
 def left_files(server: Running) -> list[Path]:
     """What it has left for clients."""
-    files = (state_folder() / "servers").iterdir()
+    files = (state_folder() / "servers").glob("*")  # nothing where no server left any so far
     return [path for path in files if f'"pid":{server.process.pid}}}' in path.read_text()]
 
 
@@ -369,7 +369,7 @@ def test_with_key_only_those_with_a_key_are_let_in(monkeypatch, tmp_path: Path) 
         until(lambda: pids(server.process.pid, "gateway"))
         until(lambda: "Weft serves" in server.said())
         url = server.said().split(" at ")[1].split()[0]
-        until(lambda: health_status(url) == 503)
+        until(lambda: health_status(url) in (200, 503), "an answer")
         assert left_files(server) == []
         assert "weft keys add" in server.said()
         with pytest.raises(AccessError):
