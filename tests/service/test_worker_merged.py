@@ -33,30 +33,29 @@ class Gate:
 
     def __init__(self, server: Server, patch: pytest.MonkeyPatch) -> None:
         self._server = server
-        self._open = threading.Event()
-        self._open.set()
+        self._claiming = threading.Lock()
+        self._is_open = True
         self.sizes: list[int] = []
         claim = Claims.next
 
         def held(claims: Claims) -> Any:
-            if not self._open.is_set():
-                return []
-            jobs = claim(claims)
+            with self._claiming:
+                jobs = claim(claims) if self._is_open else []
             self.sizes += [len(jobs)] if jobs else []
             return jobs
 
         patch.setattr(Claims, "next", held)
 
     def hold(self) -> None:
-        self._open.clear()
-        time.sleep(0.6)  # a claim that was on its way has found nothing
+        with self._claiming:  # a claim that was on its way has found nothing
+            self._is_open = False
 
     def let_go(self, count: int) -> None:
         """Once so many jobs are queued."""
         while self._server.ledger.counts().get(("m", "queued"), 0) < count:
             time.sleep(0.01)
         self.sizes.clear()
-        self._open.set()
+        self._is_open = True
 
 
 @pytest.fixture(scope="module")
