@@ -16,6 +16,7 @@ import weft
 from tests.client.live import check_nothing_left, gated_net, held, plain_net, slow_net
 from tests.client.scripted import Scripted
 from tests.home import own_home
+from tests.leftovers import only_here
 from weft.client import close
 from weft.client.servers import Server
 from weft.testing import tiny_path
@@ -47,7 +48,7 @@ def hidden(net: Any, x: torch.Tensor) -> torch.Tensor:
 @pytest.fixture
 def script(net: nn.Module, monkeypatch: pytest.MonkeyPatch) -> Scripted:
     script = Scripted({"net": net})
-    monkeypatch.setattr(time, "sleep", script.clock.sleep)
+    monkeypatch.setattr(time, "sleep", only_here(script.clock.sleep, time.sleep))
     return script
 
 

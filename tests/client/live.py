@@ -195,7 +195,7 @@ def check_nothing_left(before: set[Any]) -> None:
     """Raises AssertionError with what is held now and was not `before`; the server may need a
     moment to see that a connection is closed."""
     with contextlib.suppress(AssertionError):
-        soon(lambda: held() <= before, 5.0)
+        soon(lambda: held() <= before)
     assert held() - before == set()
 
 
