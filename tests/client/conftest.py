@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import weft
-from tests.client.live import check_nothing_left, gated_net, held, plain_net, slow_net
+from tests.client.live import Proxy, check_nothing_left, gated_net, held, plain_net, slow_net
 from tests.client.scripted import Scripted
 from tests.home import own_home
 from tests.leftovers import only_here
@@ -93,6 +93,16 @@ def live(_live: tuple[Any, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     close()
     check_nothing_left(before)
     assert not list(scratch.iterdir())
+
+
+@pytest.fixture
+def proxy(live: Any, monkeypatch: Any) -> Iterator[Proxy]:
+    """The way to the server that `remote=True` takes."""
+    with Proxy(live.url) as proxy:
+        monkeypatch.setenv("WEFT_HOST", proxy.url)
+        monkeypatch.setenv("WEFT_KEY", live.key)
+        yield proxy
+        close()
 
 
 @pytest.fixture(scope="session")
