@@ -209,14 +209,14 @@ def long(model: Any, tokens: int = 50, **options: Any) -> Any:
 
 def test_who_comes_late_does_not_wait_for_who_is_long(server, gate, models, net, monkeypatch):
     """Beside a generation of fifty tokens a short one and a trace begin and end."""
-    slow(monkeypatch)
+    go = slow(monkeypatch)
     first = long(models[0])
     running(server, first)
     late = generation(models[1], 1, blocking=False).job
     trace = submitted(models[2], 0)
+    go.set()
     same(late, alone(net, 1))
     assert trace.result()
-    assert first.status().state == "running"
     other = long(models[3])
     running(server, other)
     other.cancel()
@@ -226,17 +226,26 @@ def test_who_comes_late_does_not_wait_for_who_is_long(server, gate, models, net,
         tracer.result.save("ids")
     assert torch.equal(first.result()["ids"], tracer.results["ids"])
     assert first.status().merged and not server.ledger.unfinished()
+    assert max(ended(server, late), ended(server, trace)) < ended(server, first)
 
 
-def slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps take long enough for a test to come between them."""
-    turn = Decode.turn
+def slow(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Steps wait until they may go, and then take long enough for a test to come between them."""
+    turn, go = Decode.turn, threading.Event()
 
     def waits(decode: Decode) -> bool:
+        assert go.wait(60)
         time.sleep(0.05)
         return turn(decode)
 
     monkeypatch.setattr(Decode, "turn", waits)
+    return go
+
+
+def ended(server: Server, job: Any) -> float:
+    found = server.ledger.job(job.id)
+    assert found is not None and found.ended is not None
+    return found.ended
 
 
 def running(server: Server, job: Any) -> None:
