@@ -1,9 +1,10 @@
-"""What is left of something that was done: objects, threads, files.
+"""What is left of something that was done, or comes of it: objects, threads, files, calls.
 
 Tests share a process with what earlier ones left running: servers with their threads, caches,
 clients. Those make and drop objects, threads and files while a test counts its own. So what was
 there before is set aside, threads are told by who started them, and what is counted is counted in
-several rounds, since a leak grows in every one of them and nothing else does.
+several rounds, since a leak grows in every one of them and nothing else does. What a test puts in
+the place of a function of Python's is for the test's own thread (`only_here`).
 """
 
 from __future__ import annotations
@@ -81,6 +82,17 @@ def threads_started() -> Iterator[weakref.WeakSet[threading.Thread]]:
 def running(started: weakref.WeakSet[threading.Thread], name: str = "") -> list[threading.Thread]:
     """Those of them that have not ended, and whose name begins so."""
     return [one for one in started if one.is_alive() and one.name.startswith(name)]
+
+
+def only_here(instead: Callable[..., Any], real: Callable[..., Any]) -> Callable[..., Any]:
+    """`instead` for the thread that asks, and for all others what it stands in for."""
+    mine = threading.current_thread()
+
+    def either(*args: Any, **options: Any) -> Any:
+        act = instead if threading.current_thread() is mine else real
+        return act(*args, **options)
+
+    return either
 
 
 def open_files() -> int:

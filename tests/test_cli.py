@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.home import own_home
 from weft.cli import main
 from weft.commands.options import CLIENT_SETTINGS, add_settings, settings_of
 from weft.errors import SettingError
@@ -22,17 +23,14 @@ from weft.service.fleet.serve import listen, url_of
 from weft.service.jobs.usage import Usage
 from weft.service.store.keys import digest, find
 from weft.service.store.lock import lock_folder
-from weft.settings import Settings, variable
+from weft.settings import Settings
 from weft.testing import tiny_path
 
 
 @pytest.fixture(autouse=True)
 def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Folders of its own, and none of the settings of whoever runs the tests."""
-    for name in ("STATE", "DATA", "CONFIG"):
-        monkeypatch.setenv(f"XDG_{name}_HOME", str(tmp_path / name.lower()))
-    for field in fields(Settings):
-        monkeypatch.delenv(variable(field.name), raising=False)
+    """A home of its own."""
+    own_home(monkeypatch, tmp_path)
     return tmp_path
 
 

@@ -13,8 +13,10 @@ import torch
 from torch import nn
 
 import weft
-from tests.client.live import check_nothing_left, gated_net, held, plain_net, slow_net
+from tests.client.live import Proxy, check_nothing_left, gated_net, held, plain_net, slow_net
 from tests.client.scripted import Scripted
+from tests.home import own_home
+from tests.leftovers import only_here
 from weft.client import close
 from weft.client.servers import Server
 from weft.testing import tiny_path
@@ -23,10 +25,7 @@ from weft.testing import tiny_path
 @pytest.fixture(autouse=True)
 def _own_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     """No server, key or configuration of whoever runs the tests."""
-    for name in ("XDG_CONFIG_HOME", "XDG_STATE_HOME"):
-        monkeypatch.setenv(name, str(tmp_path / name))
-    for name in ("WEFT_HOST", "WEFT_KEY"):
-        monkeypatch.delenv(name, raising=False)
+    own_home(monkeypatch, tmp_path)
 
 
 @pytest.fixture
@@ -49,7 +48,7 @@ def hidden(net: Any, x: torch.Tensor) -> torch.Tensor:
 @pytest.fixture
 def script(net: nn.Module, monkeypatch: pytest.MonkeyPatch) -> Scripted:
     script = Scripted({"net": net})
-    monkeypatch.setattr(time, "sleep", script.clock.sleep)
+    monkeypatch.setattr(time, "sleep", only_here(script.clock.sleep, time.sleep))
     return script
 
 
@@ -94,6 +93,16 @@ def live(_live: tuple[Any, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     close()
     check_nothing_left(before)
     assert not list(scratch.iterdir())
+
+
+@pytest.fixture
+def proxy(live: Any, monkeypatch: Any) -> Iterator[Proxy]:
+    """The way to the server that `remote=True` takes."""
+    with Proxy(live.url) as proxy:
+        monkeypatch.setenv("WEFT_HOST", proxy.url)
+        monkeypatch.setenv("WEFT_KEY", live.key)
+        yield proxy
+        close()
 
 
 @pytest.fixture(scope="session")

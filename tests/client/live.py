@@ -193,10 +193,11 @@ def _open() -> Iterator[str]:
 
 def check_nothing_left(before: set[Any]) -> None:
     """Raises AssertionError with what is held now and was not `before`; the server may need a
-    moment to see that a connection is closed."""
-    with contextlib.suppress(AssertionError):
-        soon(lambda: held() <= before, 5.0)
-    assert held() - before == set()
+    moment to see that a connection is closed, and others in the process come and go."""
+    until = time.monotonic() + PATIENCE
+    while left := held() - before:
+        assert time.monotonic() < until, left
+        time.sleep(0.01)
 
 
 def soon(true: Callable[[], Any], seconds: float = PATIENCE) -> Any:

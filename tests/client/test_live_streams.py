@@ -6,7 +6,6 @@ import asyncio
 import io
 import sys
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -22,16 +21,6 @@ from weft.wire.messages import EndEvent, StateEvent
 COLUMNS = 250_000
 LARGE = 24 * COLUMNS * 4
 """Bytes of what `outer` saves: beyond the size from which a result goes to the disk first."""
-
-
-@pytest.fixture
-def proxy(live: Any, monkeypatch: Any) -> Iterator[Proxy]:
-    """The way to the server that `remote=True` takes."""
-    with Proxy(live.url) as proxy:
-        monkeypatch.setenv("WEFT_HOST", proxy.url)
-        monkeypatch.setenv("WEFT_KEY", live.key)
-        yield proxy
-        weft.client.close()
 
 
 @pytest.fixture

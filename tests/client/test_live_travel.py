@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,16 +16,6 @@ from weft.testing.same import bitwise, bounded
 
 SIZE = 1 << 20
 """Bytes of a constant that is uploaded on its own."""
-
-
-@pytest.fixture
-def proxy(live: Any, monkeypatch: Any) -> Iterator[Proxy]:
-    """The way to the server that `remote=True` takes."""
-    with Proxy(live.url) as proxy:
-        monkeypatch.setenv("WEFT_HOST", proxy.url)
-        monkeypatch.setenv("WEFT_KEY", live.key)
-        yield proxy
-        close()
 
 
 class Coder(torch.nn.Module):

@@ -204,7 +204,7 @@ def live(house: House) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         server.finish()
-        thread.join(10)
+        thread.join(60)
         listening.close()
         assert not thread.is_alive()
         assert house.app.gateway.watch.waiting == 0

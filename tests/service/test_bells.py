@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from tests.leftovers import only_here
 from weft.service.jobs.life import DropSubmit, Note, Ring
 from weft.service.store.bells import Bell, Bells
 from weft.service.store.memory import MemoryObjects
@@ -68,7 +69,7 @@ def test_a_bell_with_nobody_there_is_no_error():
 
 def test_who_waits_does_not_spin_when_all_who_ring_are_gone(monkeypatch):
     slept: list[float] = []
-    monkeypatch.setattr(time, "sleep", slept.append)
+    monkeypatch.setattr(time, "sleep", only_here(slept.append, time.sleep))
     reading, writing = os.pipe()
     os.close(writing)
     with Bell.of(reading, None) as bell:

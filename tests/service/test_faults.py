@@ -28,6 +28,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import weft
+from tests.home import own_home
 from tests.service.processes import all_gone, family, kill, one, until
 from weft.client.servers import close as close_clients
 from weft.service.fleet.keys import LOCAL_FILE, LOCAL_OWNER, open_keys
@@ -68,13 +69,8 @@ MATRIX, STEPS = 200, 20
 
 @pytest.fixture(autouse=True)
 def environ(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Folders of its own, and clients with patience."""
-    for name in ("STATE", "DATA", "CONFIG"):
-        monkeypatch.setenv(f"XDG_{name}_HOME", str(tmp_path / name.lower()))
-    for name in [name for name in os.environ if name.startswith("WEFT_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("WEFT_RETRY_SECONDS", "90")
+    """A home of its own, and clients with patience."""
+    own_home(monkeypatch, tmp_path, OMP_NUM_THREADS="1", WEFT_RETRY_SECONDS="90")
     yield
     close_clients()
 

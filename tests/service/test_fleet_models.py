@@ -1,12 +1,15 @@
-"""Several models on one real server: loaded on demand, evicted, deployed, refused, remembered."""
+"""Several models on one real server: loaded on demand, evicted, deployed, refused, remembered.
+
+One server for all tests, in any order: who counts on a state of a model first brings it about.
+"""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import pytest
 import torch
 
 import weft
+from tests.home import own_home
 from tests.service.processes import all_gone, family, kill, pids, until
 from weft.cli import main
 from weft.client.servers import close as close_clients
@@ -30,14 +34,9 @@ BUDGET = 300 << 20
 
 @pytest.fixture(scope="module", autouse=True)
 def environ(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Folders of its own, and none of the settings of whoever runs the tests."""
+    """A home of its own."""
     with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("home")
-        for name in ("STATE", "DATA", "CONFIG"):
-            patch.setenv(f"XDG_{name}_HOME", str(folder / name.lower()))
-        for name in [name for name in os.environ if name.startswith("WEFT_")]:
-            patch.delenv(name)
-        patch.setenv("OMP_NUM_THREADS", "1")
+        own_home(patch, tmp_path_factory.mktemp("home"), OMP_NUM_THREADS="1")
         yield
     close_clients()
 
@@ -46,7 +45,7 @@ def environ(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A configuration and a root with models: good ones, and others."""
     folder = tmp_path_factory.mktemp("models")
-    for name in ("a", "b", "late", "huge", "broken", "coded"):
+    for name in ("a", "b", "new", "late", "huge", "broken", "coded", "gone"):
         shutil.copytree(tiny_path(), folder / "root" / name)
     change(folder / "root" / "huge", vocab_size=4_000_000)
     weights = folder / "root" / "broken" / "model.safetensors"
@@ -78,14 +77,44 @@ def change(model: Path, **fields: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
 
+class House:
+    """A server that can be started again; `now` is the one that runs."""
+
+    def __init__(self, folder: Path) -> None:
+        self._options = ("--config", str(folder / "server.toml"))
+        self._data = folder / "data"
+        self._stack = ExitStack()
+        self._start()
+
+    def _start(self) -> None:
+        self.now = self._stack.enter_context(served(options=self._options, data=self._data))
+        self._below = family(self.now.process.pid)
+
+    def end(self) -> None:
+        self._stack.close()
+        assert self.now.process.returncode == 0, self.now.said()
+        all_gone(self._below)
+
+    def again(self) -> Running:
+        self.end()
+        close_clients()
+        self._start()
+        return self.now
+
+
 @pytest.fixture(scope="module")
-def server(folder: Path) -> Iterator[Running]:
-    options = ("--config", str(folder / "server.toml"))
-    with served(options=options, data=folder / "data") as server:
-        below = family(server.process.pid)
-        yield server
-    assert server.process.returncode == 0, server.said()
-    all_gone(below)
+def house(folder: Path) -> Iterator[House]:
+    house = House(folder)
+    settle(house.now)
+    assert set(states(house.now).values()) <= {"cold", "warm"}
+    assert pids(house.now.process.pid, "worker") == [], "nobody has asked for anything"
+    yield house
+    house.end()
+
+
+@pytest.fixture
+def server(house: House) -> Running:
+    return house.now
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +144,10 @@ def states(server: Running) -> dict[str, str]:
     return {model.id: model.state for model in weft.models(server.url)}
 
 
+def settle(server: Running) -> None:
+    until(lambda: "loading" not in states(server).values(), "that the checker has looked at them")
+
+
 def run(capsys: pytest.CaptureFixture[str], server: Running, *command: str) -> str:
     status = main([*command, "--server", server.url])
     out, err = capsys.readouterr()
@@ -122,12 +155,16 @@ def run(capsys: pytest.CaptureFixture[str], server: Running, *command: str) -> s
     return out + err
 
 
+def put_away(server: Running, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    """Nobody has the model in memory from now on."""
+    run(capsys, server, "evict", name)
+    until(lambda: states(server)[name] in ("cold", "warm"), "the eviction")
+
+
 def test_a_model_on_demand_is_there_before_it_is_loaded_and_loads_for_a_job(
-    server: Running, plain: torch.Tensor
+    server: Running, plain: torch.Tensor, capsys
 ) -> None:
-    until(lambda: "loading" not in states(server).values(), "that the checker has looked at them")
-    assert set(states(server).values()) <= {"cold", "warm"}
-    assert pids(server.process.pid, "worker") == []
+    put_away(server, capsys, "a")
     model = weft.LanguageModel("a", remote=server.url)
     with model.trace(PROMPT, blocking=False, keep_seconds=77) as tracer:
         found = model.lm_head.output[:, -1].save("x")
@@ -147,14 +184,15 @@ def test_a_model_on_demand_is_there_before_it_is_loaded_and_loads_for_a_job(
 
 
 def test_the_least_recently_used_leaves_for_another_and_comes_back(
-    server: Running, plain: torch.Tensor
+    server: Running, plain: torch.Tensor, capsys
 ) -> None:
     assert torch.equal(logits(server, "a"), plain)
-    assert torch.equal(logits(server, "b"), plain)
-    assert states(server)["a"] in ("cold", "warm"), "both did not fit as b was estimated"
+    run(capsys, server, "deploy", "new")
+    assert torch.equal(logits(server, "new"), plain)
+    assert states(server)["a"] in ("cold", "warm"), "both did not fit as it was estimated"
     assert info(server, "a").host_bytes == 0 and info(server, "a").need_bytes > 10 << 20
     assert torch.equal(logits(server, "a"), plain)
-    assert (states(server)["a"], states(server)["b"]) == ("ready", "ready"), "measured, both fit"
+    assert (states(server)["a"], states(server)["new"]) == ("ready", "ready"), "measured, both fit"
 
 
 def test_what_cannot_fit_is_refused_by_name_with_the_figures(
@@ -205,6 +243,7 @@ def test_a_pinned_model_is_not_evicted(server: Running, capsys) -> None:
     assert "is pinned" in run(capsys, server, "evict", "late")
     assert "own configuration" in run(capsys, server, "evict", "a", "--forget")
     assert json.loads(run(capsys, server, "list", "--json"))["models"][0]["id"] == "a"
+    run(capsys, server, "evict", "late", "--forget")
 
 
 def test_a_worker_that_dies_while_jobs_wait_is_replaced(
@@ -220,34 +259,27 @@ def test_a_worker_that_dies_while_jobs_wait_is_replaced(
 
 def test_forgetting_a_model_ends_what_waits_for_it(server: Running, capsys) -> None:
     """It is unfit, so its jobs would be refused; those of a model that is gone end as such."""
-    run(capsys, server, "evict", "broken", "--forget")
-    assert "broken" not in states(server)
+    run(capsys, server, "deploy", "gone")
+    until(lambda: info(server, "gone").fingerprint, "that the checker knows it")
+    run(capsys, server, "evict", "gone", "--forget")
+    assert "gone" not in states(server)
     with pytest.raises(WrongModelError):
-        logits(server, "broken")
+        logits(server, "gone")
 
 
-def test_all_of_it_is_there_after_a_restart(
-    server: Running, folder: Path, plain: torch.Tensor, capsys
-) -> None:
-    """Last of this file: what was deployed, and what was measured, which is not estimated anew."""
-    # Tests before this one have done most of it, unless another process ran them.
+def test_all_of_it_is_there_after_a_restart(house: House, plain: torch.Tensor, capsys) -> None:
+    """What was deployed, and what was measured, which is not estimated anew."""
+    server = house.now
     for name in ("a", "b"):
-        if info(server, name).need_bytes == 0:
-            if "late" in states(server):  # beside it there is no room for what is not measured
-                run(capsys, server, "evict", "late", "--forget")
-            assert torch.equal(logits(server, name), plain)
+        assert torch.equal(logits(server, name), plain)
     for name, *how in (("huge",), ("coded",), ("late", "--pin")):
-        if name not in states(server):
-            run(capsys, server, "deploy", name, *how)
+        run(capsys, server, "deploy", name, *how)
     until(lambda: states(server)["late"] == "ready", "the load of a pinned model")
     before = {model.id: model for model in weft.models(server.url)}
-    server.end()
-    close_clients()
-    options = ("--config", str(folder / "server.toml"))
-    with served(options=options, data=folder / "data") as again:
-        after = {model.id: model for model in weft.models(again.url)}
-        assert set(after) == set(before) >= {"a", "b", "huge", "coded", "late"}
-        assert after["b"].need_bytes == before["b"].need_bytes > 0
-        assert after["late"].pinned and not after["coded"].pinned
-        assert torch.equal(logits(again, "a"), plain)
-        close_clients()
+    server = house.again()
+    after = {model.id: model for model in weft.models(server.url)}
+    assert set(after) == set(before) >= {"a", "b", "huge", "coded", "late"}
+    assert after["b"].need_bytes == before["b"].need_bytes > 0
+    assert after["late"].pinned and not after["coded"].pinned
+    assert torch.equal(logits(server, "a"), plain)
+    run(capsys, server, "evict", "late", "--forget")

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import weft
+from tests.home import own_home
 from tests.service.cutting import cutting
 from tests.service.gate import ANN, House, live
 from weft.cli import main
@@ -40,9 +41,7 @@ def house(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> House:
     data = encode_result(manifest, tensors)
     monkeypatch.setattr("tests.service.gate.result_file", lambda: data)
     monkeypatch.chdir(tmp_path)
-    for name in ("STATE", "CONFIG"):
-        monkeypatch.setenv(f"XDG_{name}_HOME", str(tmp_path / name))
-    monkeypatch.setenv("WEFT_KEY", ANN)
+    own_home(monkeypatch, tmp_path, WEFT_KEY=ANN)
     return House(Settings(keep_seconds=100.0, longest_keep_seconds=1e9))
 
 

@@ -259,8 +259,12 @@ def test_a_recorded_graph_acts_and_brings_back_what_it_saves(
     assert refused.value.param == "max_tokens"
 
 
-def test_an_edit_and_a_graph_go_together(client: openai.OpenAI, model: Any, tmp_path: Path) -> None:
+def test_an_edit_and_a_graph_go_together(
+    server: Server, client: openai.OpenAI, model: Any, tmp_path: Path
+) -> None:
     other = edited(model)
+    other.save_edits(tmp_path / "both.weft")
+    assert put(server, "/api/edits/both", (tmp_path / "both.weft").read_bytes()).status_code == 201
     with other.generate(PROMPT, max_new_tokens=5, do_sample=False) as tracer:
         model.model.layers[0].output[:, -1] *= 3
         h = model.model.layers[3].output.save("h")
@@ -270,7 +274,7 @@ def test_an_edit_and_a_graph_go_together(client: openai.OpenAI, model: Any, tmp_
         model.model.layers[3].output.save("h")
     bare.graph.save(tmp_path / "g.weft")
     graph = base64.b64encode((tmp_path / "g.weft").read_bytes()).decode()
-    body: Any = {"weft": {"graph": graph, "edit": "mad"}}
+    body: Any = {"weft": {"graph": graph, "edit": "both"}}
     asked = {"model": "tiny", "prompt": PROMPT, "temperature": 0, "extra_body": body}
     reply = client.completions.create(**asked)
     wanted = model.tokenizer.decode(ids[0], skip_special_tokens=True)

@@ -352,29 +352,33 @@ def test_who_asks_before_the_model_is_known_waits(
     asked = {"model": "tiny", "prompt": PROMPTS[0], "max_tokens": 6, "temperature": 0}
     headers = {"Authorization": f"Bearer {server.key}"}
     url = f"{server.url}/v1/completions"
+    body = asked | {"stream": True}
     with ThreadPoolExecutor() as threads:
-        whole = threads.submit(httpx.post, url, json=asked, headers=headers, timeout=60)
-        body = asked | {"stream": True}
-        stream = threads.submit(httpx.post, url, json=body, headers=headers, timeout=60)
-        time.sleep(1.2)
-        assert not whole.done() and not stream.done()
-        server.ledger.put_card(known)
-        replies = [whole.result(), stream.result()]
-    assert [reply.status_code for reply in replies] == [200, 200]
+        asking = threads.submit(httpx.post, url, json=asked, headers=headers, timeout=60)
+        with httpx.stream("POST", url, json=body, headers=headers, timeout=60) as stream:
+            read = stream.iter_lines()
+            lines = [next(line for line in read if line) for _ in range(3)]
+            assert lines == [": tiny is being loaded"] * 3
+            assert not asking.done()
+            server.ledger.put_card(known)
+            lines = list(read)
+        whole = asking.result()
+    assert (whole.status_code, stream.status_code) == (200, 200)
     wanted = answered(net, tokenizer, PROMPTS[0])
-    assert replies[0].json()["choices"][0]["text"] == wanted
-    lines = replies[1].text.split("\n\n")
-    assert lines[0] == ": tiny is being loaded"
+    assert whole.json()["choices"][0]["text"] == wanted
     pieces = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
     assert "".join(piece["choices"][0]["text"] for piece in pieces) == wanted
 
 
-def test_a_quiet_stream_has_comments(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_quiet_stream_has_comments(
+    server: Server, net: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The job waits for its model; what the load has come to is told."""
     monkeypatch.setattr(following, "BEAT_SECONDS", 0.2)
-    server._end_worker("tiny")  # the last test of this file: nobody is there to run it
-    row = WorkerMemory(model="tiny", state="loading", weights=100, loaded=40)
-    asked = {"model": "tiny", "prompt": PROMPTS[0], "max_tokens": 6, "stream": True}
+    server.add("quiet", net, tokenizer)
+    server._end_worker("quiet")  # nobody is there to run it
+    row = WorkerMemory(model="quiet", state="loading", weights=100, loaded=40)
+    asked = {"model": "quiet", "prompt": PROMPTS[0], "max_tokens": 6, "stream": True}
     headers = {"Authorization": f"Bearer {server.key}"}
     url = f"{server.url}/v1/completions"
     found = []
@@ -386,4 +390,4 @@ def test_a_quiet_stream_has_comments(server: Server, monkeypatch: pytest.MonkeyP
             if len(found) == 4:
                 break
     assert found[0] in (": the job is received", ": the job is queued")
-    assert found[-1] == ": tiny is being loaded: 40 of 100 bytes"
+    assert found[-1] == ": quiet is being loaded: 40 of 100 bytes"

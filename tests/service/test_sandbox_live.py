@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import pytest
 import torch
 
 import weft
+from tests.home import own_home
 from tests.service.processes import family, kill, one, until
 from weft.client.servers import close as close_clients
 from weft.service.sandbox.means import means
@@ -34,13 +34,8 @@ DRAWING = ("worker", "checker")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A server that must have all walls, started by somebody with a token of the hub."""
     with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("home")
-        for name in ("STATE", "DATA", "CONFIG"):
-            patch.setenv(f"XDG_{name}_HOME", str(folder / name.lower()))
-        for name in [name for name in os.environ if name.startswith("WEFT_")]:
-            patch.delenv(name)
-        patch.setenv("HF_TOKEN", TOKEN)
-        patch.setenv("OMP_NUM_THREADS", "2")
+        home = tmp_path_factory.mktemp("home")
+        own_home(patch, home, HF_TOKEN=TOKEN, OMP_NUM_THREADS="2")
         with served(f"tiny={tiny_path()}", options=("--sandbox", "require")) as server:
             yield server
     close_clients()

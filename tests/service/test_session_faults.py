@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 
 import weft
+from tests.home import own_home
 from tests.service.processes import kill, one, until
 from weft.client.servers import close as close_clients
 from weft.service.fleet.keys import LOCAL_OWNER, open_keys
@@ -29,13 +29,8 @@ LONG = 60
 
 @pytest.fixture(autouse=True)
 def environ(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Folders of its own, and clients with patience."""
-    for name in ("STATE", "DATA", "CONFIG"):
-        monkeypatch.setenv(f"XDG_{name}_HOME", str(tmp_path / name.lower()))
-    for name in [name for name in os.environ if name.startswith("WEFT_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("WEFT_RETRY_SECONDS", "90")
+    """A home of its own, and clients with patience."""
+    own_home(monkeypatch, tmp_path, OMP_NUM_THREADS="1", WEFT_RETRY_SECONDS="90")
     yield
     close_clients()
 

@@ -264,20 +264,22 @@ def test_a_batch_claimed_at_once_is_what_it_is_one_by_one(tmp_path) -> None:
     ledgers[1].close()
 
 
-def test_who_was_lost_before_is_the_last_of_a_batch(ledger) -> None:
-    """What ended one checker is not claimed before others: they would be lost with it again."""
-    for number in range(3):
-        ledger.submit(job(100.0 + number, owner=f"u{number}"), 10)
-    (first,) = ledger.claim_all("received", ["tiny"], "c", 150.0, 900.0, 1)
+@pytest.mark.parametrize("stage", ["received", "queued"])
+def test_who_was_lost_before_is_the_last_of_a_batch(ledger, stage) -> None:
+    """What ended one checker or worker is not claimed before others: they would be lost with it
+    again. Here it would be the first of four."""
+    for number in range(4):
+        ledger.submit(job(100.0 + number), 10)
+    for one in ledger.unfinished() if stage == "queued" else []:
+        ledger.step(one.id, PRICED, 120.0)
+    (first,) = ledger.claim_all(stage, ["tiny"], "c", 150.0, 900.0, 1)
     ledger.release("c", 160.0)
-    ledger.submit(job(170.0, owner="u9"), 10)
+    rest = [one.id for one in ledger.unfinished() if one.id != first.id]
     batches = [
-        [one.id for one in ledger.claim_all("received", ["tiny"], "c", 200.0, 900.0, 8)]
+        [one.id for one in ledger.claim_all(stage, ["tiny"], "c", 200.0, 900.0, 8)]
         for _ in range(3)
     ]
-    assert sorted(map(len, batches))[0] == 0 and sum(map(len, batches)) == 4
-    (mine,) = [batch for batch in batches if first.id in batch]
-    assert mine[-1] == first.id
+    assert batches == [[first.id], rest, []]
 
 
 def test_what_is_beyond_a_size_can_be_asked_for(ledger) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import secrets
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.leftovers import only_here
 from tests.service.jobs import together
 from weft.service.store import shelf
 from weft.service.store.bells import Bells
@@ -318,9 +320,10 @@ def test_a_name_is_flushed_after_its_bytes(folder, monkeypatch):
         link(*args, **options)
 
     folder.put("results/first", b"makes the folder")
-    monkeypatch.setattr(os, "fsync", watched_flush)
-    monkeypatch.setattr(os, "link", watched_link)
-    monkeypatch.setattr("weft.service.store.folder.secrets.token_hex", lambda _: "draft")
+    monkeypatch.setattr(os, "fsync", only_here(watched_flush, flush))
+    monkeypatch.setattr(os, "link", only_here(watched_link, link))
+    draft = only_here(lambda _: "draft", secrets.token_hex)
+    monkeypatch.setattr("weft.service.store.folder.secrets.token_hex", draft)
     assert folder.put("results/a", b"bytes")
     assert asked == ["flush draft", "link", "flush results"]
     asked.clear()

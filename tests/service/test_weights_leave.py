@@ -219,6 +219,8 @@ def test_a_guard_that_would_tell_a_weight_is_refused() -> None:
 
 
 def test_a_days_bytes_end(keeper, server, wide) -> None:
+    today = day_of(time.time())
+    server.ledger.add_usage([Usage(owner="local", day=today, model="tiny", weights=4 * wide[1])])
     left = MOST - told(server)
     rows = left // (4 * wide[1]) + 1
     refused = pytest.raises(LimitError, match=f"weights_bytes is {MOST} bytes a day")

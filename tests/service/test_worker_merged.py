@@ -33,30 +33,29 @@ class Gate:
 
     def __init__(self, server: Server, patch: pytest.MonkeyPatch) -> None:
         self._server = server
-        self._open = threading.Event()
-        self._open.set()
+        self._claiming = threading.Lock()
+        self._is_open = True
         self.sizes: list[int] = []
         claim = Claims.next
 
         def held(claims: Claims) -> Any:
-            if not self._open.is_set():
-                return []
-            jobs = claim(claims)
+            with self._claiming:
+                jobs = claim(claims) if self._is_open else []
             self.sizes += [len(jobs)] if jobs else []
             return jobs
 
         patch.setattr(Claims, "next", held)
 
     def hold(self) -> None:
-        self._open.clear()
-        time.sleep(0.6)  # a claim that was on its way has found nothing
+        with self._claiming:  # a claim that was on its way has found nothing
+            self._is_open = False
 
     def let_go(self, count: int) -> None:
         """Once so many jobs are queued."""
         while self._server.ledger.counts().get(("m", "queued"), 0) < count:
             time.sleep(0.01)
         self.sizes.clear()
-        self._open.set()
+        self._is_open = True
 
 
 @pytest.fixture(scope="module")
@@ -210,14 +209,14 @@ def long(model: Any, tokens: int = 50, **options: Any) -> Any:
 
 def test_who_comes_late_does_not_wait_for_who_is_long(server, gate, models, net, monkeypatch):
     """Beside a generation of fifty tokens a short one and a trace begin and end."""
-    slow(monkeypatch)
+    go = slow(monkeypatch)
     first = long(models[0])
     running(server, first)
     late = generation(models[1], 1, blocking=False).job
     trace = submitted(models[2], 0)
+    go.set()
     same(late, alone(net, 1))
     assert trace.result()
-    assert first.status().state == "running"
     other = long(models[3])
     running(server, other)
     other.cancel()
@@ -227,17 +226,26 @@ def test_who_comes_late_does_not_wait_for_who_is_long(server, gate, models, net,
         tracer.result.save("ids")
     assert torch.equal(first.result()["ids"], tracer.results["ids"])
     assert first.status().merged and not server.ledger.unfinished()
+    assert max(ended(server, late), ended(server, trace)) < ended(server, first)
 
 
-def slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps take long enough for a test to come between them."""
-    turn = Decode.turn
+def slow(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Steps wait until they may go, and then take long enough for a test to come between them."""
+    turn, go = Decode.turn, threading.Event()
 
     def waits(decode: Decode) -> bool:
+        assert go.wait(60)
         time.sleep(0.05)
         return turn(decode)
 
     monkeypatch.setattr(Decode, "turn", waits)
+    return go
+
+
+def ended(server: Server, job: Any) -> float:
+    found = server.ledger.job(job.id)
+    assert found is not None and found.ended is not None
+    return found.ended
 
 
 def running(server: Server, job: Any) -> None:

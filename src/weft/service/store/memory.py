@@ -20,6 +20,7 @@ from weft.service.jobs import life
 from weft.service.jobs.life import FINAL, Job, Leased
 from weft.service.jobs.tally import tallied
 from weft.service.jobs.usage import spent
+from weft.service.store.claims import Claiming, in_turn
 from weft.service.store.ids import new_token
 from weft.service.store.interface import Card, Carry, Key, LostClaimError, Note, Question
 from weft.service.store.kept import Gone
@@ -35,7 +36,6 @@ from weft.service.store.said import (
     expires,
     full,
     lost,
-    was_lost,
 )
 from weft.service.store.session_rows import MemorySessions
 from weft.service.store.tallies import MemoryTallies
@@ -54,7 +54,7 @@ class _Row:
         return len(self.notes)
 
 
-class MemoryLedger(MemoryModels, MemorySessions, MemoryUsage, MemoryTallies):
+class MemoryLedger(Claiming, MemoryModels, MemorySessions, MemoryUsage, MemoryTallies):
     """`interface.Ledger` in memory."""
 
     def __init__(self, settings: Settings | None = None, carry: Carry | None = None) -> None:
@@ -127,53 +127,15 @@ class MemoryLedger(MemoryModels, MemorySessions, MemoryUsage, MemoryTallies):
                 found.append(error)
         return found
 
-    def claim(
-        self,
-        stage: str,
-        models: Iterable[str],
-        holder: str,
-        now: float,
-        until: float,
-        *,
-        lane: str | None = None,
-        tokens: int | None = None,
-        peak: int | None = None,
-        beyond: int | None = None,
-    ) -> Job | None:
-        most = self._settings.running_jobs
-        asked = Asked(stage, tuple(models), lane, tokens, peak, beyond, most)
-        found = self._claim(asked, holder, now, until, 1)
-        return found[0] if found else None
+    def _claim(self, asked: Asked, holder: str, now: float, until: float, most: int) -> list[Job]:
+        def next_job(rest: Asked) -> Job | None:
+            return self._lines.next_job(self._jobs(), rest, now)
 
-    def claim_all(
-        self,
-        stage: str,
-        models: Iterable[str],
-        holder: str,
-        now: float,
-        until: float,
-        most: int,
-        *,
-        lane: str | None = None,
-        tokens: int | None = None,
-        peak: int | None = None,
-    ) -> list[Job]:
-        running = self._settings.running_jobs
-        asked = Asked(stage, tuple(models), lane, tokens, peak, None, running)
-        return self._claim(asked, holder, now, until, most)
-
-    def _claim(
-        self, asked: Asked | None, holder: str, now: float, until: float, most: int
-    ) -> list[Job]:
         changes = []
         with self._lock:
-            while asked is not None and len(changes) < most:
-                job = self._lines.next_job(self._jobs(), asked, now)
-                if job is None:
-                    break
+            for job in in_turn(asked, most, next_job):
                 leased = Leased(holder, new_token(), until)
                 changes.append(self._step(self._rows[job.id], leased, now))
-                asked = None if was_lost(job) else asked.without(job)
         for change in changes:
             self._carry(*change)
         return [job for job, _ in changes]

@@ -21,6 +21,7 @@ from weft.service.jobs.life import Job, Leased
 from weft.service.jobs.tally import tallied
 from weft.service.jobs.usage import spent
 from weft.service.store import sqlite_fair as fair
+from weft.service.store.claims import Claiming, in_turn
 from weft.service.store.database import Database, one_of_many
 from weft.service.store.ids import new_token
 from weft.service.store.interface import Card, Carry, Key, LostClaimError, Note, Question
@@ -31,7 +32,6 @@ from weft.service.store.said import (
     entries_of,
     full,
     lost,
-    was_lost,
 )
 from weft.service.store.session_rows import SqliteSessions
 from weft.service.store.sqlite_models import SqliteModels, use
@@ -56,7 +56,7 @@ def open_ledger(
     return SqliteLedger(database, settings or Settings(), carry or (lambda job, commands: None))
 
 
-class SqliteLedger(SqliteModels, SqliteSessions, SqliteUsage, SqliteTallies):
+class SqliteLedger(Claiming, SqliteModels, SqliteSessions, SqliteUsage, SqliteTallies):
     """`interface.Ledger` in an SQLite file."""
 
     def __init__(self, database: Database, settings: Settings, carry: Carry) -> None:
@@ -114,57 +114,14 @@ class SqliteLedger(SqliteModels, SqliteSessions, SqliteUsage, SqliteTallies):
                 self._carry(change.job, change.commands)
         return [change.job if isinstance(change, life.Change) else change for change in done]
 
-    def claim(
-        self,
-        stage: str,
-        models: Iterable[str],
-        holder: str,
-        now: float,
-        until: float,
-        *,
-        lane: str | None = None,
-        tokens: int | None = None,
-        peak: int | None = None,
-        beyond: int | None = None,
-    ) -> Job | None:
-        most = self._settings.running_jobs
-        asked = Asked(stage, tuple(models), lane, tokens, peak, beyond, most)
-        found = self._claim(asked, holder, now, until, 1)
-        return found[0] if found else None
-
-    def claim_all(
-        self,
-        stage: str,
-        models: Iterable[str],
-        holder: str,
-        now: float,
-        until: float,
-        most: int,
-        *,
-        lane: str | None = None,
-        tokens: int | None = None,
-        peak: int | None = None,
-    ) -> list[Job]:
-        running = self._settings.running_jobs
-        asked = Asked(stage, tuple(models), lane, tokens, peak, None, running)
-        return self._claim(asked, holder, now, until, most)
-
-    def _claim(
-        self, asked: Asked | None, holder: str, now: float, until: float, most: int
-    ) -> list[Job]:
-        changes: list[life.Change] = []
+    def _claim(self, asked: Asked, holder: str, now: float, until: float, most: int) -> list[Job]:
         with self._database.read() as rows:
-            if asked and not fair.anything(
-                rows, asked
-            ):  # most calls end here: no writer is waited for
+            if not fair.anything(rows, asked):  # most calls end here: no writer is waited for
                 return []
+        changes: list[life.Change] = []
         with self._database.write(durable=False) as rows:
-            while asked is not None and len(changes) < most:
-                job = fair.next_job(rows, asked, now)
-                if job is None:
-                    break
+            for job in in_turn(asked, most, lambda rest: fair.next_job(rows, rest, now)):
                 changes.append(self._step(rows, job, Leased(holder, new_token(), until), now))
-                asked = None if was_lost(job) else asked.without(job)
         for change in changes:
             self._carry(change.job, change.commands)
         return [change.job for change in changes]
