@@ -307,7 +307,7 @@ class Worker:
         uses = self._rooms.lent(job, submit)
         drawn = self._draw(opened, strict, pulse, limits, uses)
         done = self._finished(job, drawn)
-        self._rooms.leave(submit, drawn.kept)
+        self._rooms.leave(job, submit, drawn.kept)
         return done
 
     def _finished(self, job: Job, drawn: Drawn) -> Finished:
