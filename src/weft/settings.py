@@ -143,7 +143,7 @@ TEXTS: dict[str, str] = {
     "up_bytes_per_day": "bytes that one key may send in a day (UTC); 0: any number",
     "down_bytes_per_day": "bytes that one key may fetch in a day (UTC); 0: any number",
     "run_seconds_per_day": "seconds that jobs of one key may run in a day (UTC); 0: any number",
-    "stored_bytes": "bytes of constants that are kept of one key; 0: any number",
+    "stored_bytes": "bytes of constants and edits that are kept of one key; 0: any number",
     "session_bytes": "bytes of the values that one session keeps on the server",
     "all_session_bytes": "bytes of the values that all sessions keep on the worker of one model",
     "session_seconds": "how long a session is kept without a sign of its client",

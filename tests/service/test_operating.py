@@ -8,17 +8,18 @@ import logging
 import re
 import socket
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 from msgspec.structs import replace
 from prometheus_client.parser import text_string_to_metric_families
 
 import weft
-from tests.service.gate import ANN, House, card_of, submit_of
+from tests.service.gate import ANN, MODEL, PRINT, House, card_of, submit_of
 from weft.cli import main
 from weft.service.fleet.places import ledger_of
 from weft.service.gateway import health
@@ -131,6 +132,42 @@ def test_refusals_are_counted_by_their_limit() -> None:
         house.ask("GET", "/api/jobs")
     found = families(house)["weft_refusals"]
     assert value(found, "weft_refusals_total", limit="requests_per_minute") == 2
+
+
+REFUSED: dict[str, tuple[dict[str, Any], Callable[[House], httpx.Response]]] = {
+    "nodes": ({"nodes": 1}, lambda house: house.submit(submit_of())),
+    "queued_jobs": ({"queued_jobs": 0}, lambda house: house.submit(submit_of())),
+    "body_bytes": ({"body_bytes": 10}, lambda house: house.submit(submit_of())),
+    "longest_keep_seconds": (
+        {"longest_keep_seconds": 1.0},
+        lambda house: house.submit(submit_of(keep_seconds=2.0)),
+    ),
+    "sessions": (
+        {"sessions": 0},
+        lambda house: house.ask(
+            "POST",
+            "/api/sessions",
+            json={"request_id": "s", "model": MODEL, "fingerprint": PRINT},
+        ),
+    ),
+    "choices": (
+        {"choices": 1},
+        lambda house: house.ask(
+            "POST", "/v1/completions", json={"model": MODEL, "prompt": [1], "n": 2}
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refusal_is_counted_under_the_setting_that_was_met(name: str) -> None:
+    given, ask = REFUSED[name]
+    house = House(Settings(metrics="loopback", **given))
+    said = ask(house)
+    assert said.status_code in (413, 429), said.text
+    assert f"the limit {name} is {given[name]:g}" in said.json()["message"]
+    found = families(house)["weft_refusals"]
+    assert value(found, "weft_refusals_total", limit=name) == 1
 
 
 def test_metrics_name_no_owner(house: House) -> None:

@@ -141,14 +141,18 @@ class Passage:
         if self.status:
             return
         refused = error if isinstance(error, Refused) else Refused(error)
-        if isinstance(refused.error, LimitError):
-            self.limit = refused.limit or "other"
+        self.meets(refused)
         request = Request(self._scope)
         if self._scope["path"].startswith("/v1/"):
             response = refusal(refused, self.id)
         else:
             response = answer(request, refused.report(self.id), refused.status, refused.headers)
         await response(self._scope, self.receive, self.send)
+
+    def meets(self, refused: Refused) -> None:
+        """It is refused; for which limit, if for one, is counted."""
+        if isinstance(refused.error, LimitError):
+            self.limit = refused.limit or "other"
 
     @property
     def labels(self) -> tuple[tuple[str, str], ...]:

@@ -73,7 +73,8 @@ async def answered(gateway: Gateway, id: str, kind: type[Struct]) -> Any:
             f"the checker had no answer within {gateway.settings.price_seconds:g} seconds, "
             "the limit price_seconds"
         )
-        raise Refused(error, 503, {"Retry-After": str(RETRY_SECONDS)})
+        again = {"Retry-After": str(RETRY_SECONDS)}
+        raise Refused(error, 503, again, limit="price_seconds")
     return said(found, ANSWERS[kind])
 
 

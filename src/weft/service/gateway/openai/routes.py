@@ -202,6 +202,7 @@ async def _streamed(
                 yield piece
     except (Refused, WeftError) as error:
         refused = error if isinstance(error, Refused) else Refused(error)
+        visit.request.scope["weft"].meets(refused)
         yield event(error_of(refused.report(visit.id), refused.status))
     finally:
         if begun is not None:
