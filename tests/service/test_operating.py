@@ -8,6 +8,7 @@ import logging
 import re
 import socket
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -308,6 +309,10 @@ def test_health_is_not_looked_at_for_each_request(house: House) -> None:
 # -- weft doctor and weft status -------------------------------------------------------------------
 
 
+def reply_of(body: bytes) -> bytes:
+    return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+
+
 def findings(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any]]:
     status = main(["doctor", "--json", "--port", "0", *words])
     return status, {one["what"]: one for one in json.loads(capsys.readouterr().out)}
@@ -340,6 +345,49 @@ def test_the_doctor_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFix
     for what in ("database", "port", "model", "server"):
         assert found[what]["word"] == "bad", what
     assert "999" in found["database"]["said"]
+
+
+@pytest.mark.parametrize("bind", ["127.0.0.1", "::1", "localhost"])
+def test_the_doctor_listens_where_a_server_would(
+    bind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, found = findings(capsys, "--data", str(tmp_path), "--bind", bind)
+    with socket.socket(socket.AF_INET6 if ":" in bind else socket.AF_INET) as there:
+        try:
+            there.bind((bind, 0))
+        except OSError:
+            pytest.skip("this machine has no such address")
+    assert found["port"]["word"] == "ok", found["port"]
+
+
+@pytest.mark.parametrize("answer", [b"SSH-2.0-x\r\n", *map(reply_of, (b"{}", b"[1]", b"<html>"))])
+def test_the_doctor_is_told_by_something_else(
+    answer: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever answers, it is a finding, and all others are there."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def once() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=once)
+        thread.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        status, found = findings(capsys, "--data", str(tmp_path), "--server", url)
+        thread.join()
+    assert status == 1 and found["server"]["word"] == "bad"
+    assert "no Weft server" in found["server"]["said"]
+    assert found["sandbox"]["word"] == "ok"
+
+
+def test_the_doctor_knows_the_words_of_the_sandbox(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, found = findings(capsys, "--data", str(tmp_path), "--sandbox", "requier")
+    assert found["sandbox"]["word"] == "bad" and "requier" in found["sandbox"]["said"]
 
 
 def test_the_status_of_a_server(capsys: pytest.CaptureFixture[str]) -> None:
