@@ -176,6 +176,14 @@ def test_a_port_that_is_taken_is_told(capsys) -> None:
     assert f"port {port}" in said and "in use" in said and "--port" in said
 
 
+def test_a_folder_that_cannot_be_is_told(home, capsys) -> None:
+    file = home / "file"
+    file.write_text("")
+    for words in (("serve", "m", "--port", "0"), ("keys", "list"), ("keys", "create", "ann")):
+        said = failed(capsys, *words, "--data", str(file))
+        assert f"{file} cannot be the data folder" in said
+
+
 def test_a_folder_that_another_server_has_is_told(home, capsys) -> None:
     with lock_folder(home / "held"):
         said = failed(capsys, "serve", "m", "--port", "0", "--data", str(home / "held"))
