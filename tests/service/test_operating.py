@@ -26,6 +26,7 @@ from weft.service.fleet.places import ledger_of
 from weft.service.gateway import health
 from weft.service.gateway.metrics import METRICS
 from weft.service.jobs.tally import Count, tallied
+from weft.service.store.database import is_full
 from weft.service.store.interface import Ledger
 from weft.service.store.logs import JsonLines, TextLines
 from weft.service.store.memory import MemoryLedger
@@ -304,6 +305,36 @@ def test_health_is_not_looked_at_for_each_request(house: House) -> None:
         house.ask("GET", "/health", None)
     found = families(house)["weft_health_checks"]
     assert value(found, "weft_health_checks_total") < 20
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(OSError(errno.ENOSPC, "full"), 503), (OSError(errno.EDQUOT, "quota"), 503)]
+    + [(OSError(errno.EIO, "broken"), 500)],
+)
+def test_who_sends_something_to_a_full_disk_is_told_so(
+    house: House, monkeypatch: pytest.MonkeyPatch, error: OSError, status: int
+) -> None:
+    def put(*args: Any, **options: Any) -> bool:
+        raise error
+
+    monkeypatch.setattr(house.objects, "put", put)
+    said = house.submit(submit_of())
+    assert said.status_code == status
+    assert ("no room on its disk" in said.json()["message"]) is (status == 503)
+    assert ("retry-after" in said.headers) is (status == 503)
+
+
+def test_sqlite_says_that_the_disk_is_full(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "l.sqlite") as rows:
+        rows.execute("PRAGMA max_page_count = 2")
+        rows.execute("CREATE TABLE one (text TEXT)")
+        with pytest.raises(sqlite3.OperationalError) as full:
+            rows.execute("INSERT INTO one VALUES (?)", ("x" * 100_000,))
+        with pytest.raises(sqlite3.OperationalError) as other:
+            rows.execute("SELECT nothing FROM nowhere")
+    rows.close()
+    assert is_full(full.value) and not is_full(other.value)
 
 
 # -- weft doctor and weft status -------------------------------------------------------------------
