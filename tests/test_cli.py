@@ -140,6 +140,15 @@ def test_models_that_make_no_sense_are_refused(texts: list[str], said: str) -> N
         (("serve",), "there is no model to serve"),
         (("serve", "/nowhere/model"), "no folder /nowhere/model"),
         (("serve", "m", "--nodes", "-1"), "nodes in an argument should be int"),
+        (("serve", "m", "--nodes", str(2**63)), "nodes in an argument should be int"),
+        (("serve", "m", "--port", "65536"), "port in an argument should be int up to 65535"),
+        (("serve", "m", "--run-seconds", "inf"), "run_seconds in an argument should be float"),
+        (("serve", "m", "--run-seconds", "nan"), "run_seconds in an argument should be float"),
+        (("keys", "create", "ann", "--expires", "0h"), "'0h' is no time to come"),
+        (("keys", "create", "ann", "--limit", "requests_per_minute=0.5"), "NUMBER, a whole one"),
+        (("keys", "create", "ann", "--limit", "queued_jobs=1.5"), "NUMBER, a whole one"),
+        (("keys", "usage", "--since", "yesterday"), "'yesterday' is no day"),
+        (("keys", "usage", "--since", "2030-02-30"), "'2030-02-30' is no day"),
         (("serve", "m", "--bind", "nowhere.invalid"), "cannot listen at nowhere.invalid"),
         (("keys", "add", "no spaces please"), "no name for a key's owner"),
         (("keys", "revoke", "abc"), "0 keys in force"),
@@ -163,6 +172,14 @@ def test_a_port_that_is_taken_is_told(capsys) -> None:
         port = str(taken.getsockname()[1])
         said = failed(capsys, "serve", "m", "--port", port)
     assert f"port {port}" in said and "in use" in said and "--port" in said
+
+
+def test_a_folder_that_cannot_be_is_told(home, capsys) -> None:
+    file = home / "file"
+    file.write_text("")
+    for words in (("serve", "m", "--port", "0"), ("keys", "list"), ("keys", "create", "ann")):
+        said = failed(capsys, *words, "--data", str(file))
+        assert f"{file} cannot be the data folder" in said
 
 
 def test_a_folder_that_another_server_has_is_told(home, capsys) -> None:

@@ -143,7 +143,7 @@ TEXTS: dict[str, str] = {
     "up_bytes_per_day": "bytes that one key may send in a day (UTC); 0: any number",
     "down_bytes_per_day": "bytes that one key may fetch in a day (UTC); 0: any number",
     "run_seconds_per_day": "seconds that jobs of one key may run in a day (UTC); 0: any number",
-    "stored_bytes": "bytes of constants that are kept of one key; 0: any number",
+    "stored_bytes": "bytes of constants and edits that are kept of one key; 0: any number",
     "session_bytes": "bytes of the values that one session keeps on the server",
     "all_session_bytes": "bytes of the values that all sessions keep on the worker of one model",
     "session_seconds": "how long a session is kept without a sign of its client",
@@ -154,6 +154,9 @@ TEXTS: dict[str, str] = {
 
 NAMES = tuple(field.name for field in fields(Settings))
 _TYPES = {field.name: str(field.type).split(" |")[0] for field in fields(Settings)}
+_MOST = {"port": 65_535}
+MOST = 2**63 - 1
+"""No number is larger: rows and messages have place for so much."""
 
 
 def variable(name: str) -> str:
@@ -223,16 +226,16 @@ def _with(settings: Settings, values: Mapping[str, Any], source: str) -> Setting
                 fix=f"did you mean {near[0]}?" if near else f"settings are {', '.join(NAMES)}",
             )
         if not _fits(name, value):
-            raise SettingError(f"{name} in {source} should be {_TYPES[name]}, not {value!r}")
+            most = f" up to {_MOST[name]}" if name in _MOST else ""
+            raise SettingError(f"{name} in {source} should be {_TYPES[name]}{most}, not {value!r}")
     return replace(settings, **values)
 
 
 def _fits(name: str, value: Any) -> bool:
     kind = _TYPES[name]
-    if kind == "float":
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
-    if kind == "int":
-        return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if kind in ("float", "int"):
+        number = isinstance(value, (int, float) if kind == "float" else int)
+        return number and not isinstance(value, bool) and 0 <= value <= _MOST.get(name, MOST)
     return isinstance(value, bool if kind == "bool" else str)
 
 

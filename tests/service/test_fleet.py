@@ -147,6 +147,19 @@ def test_a_block_gives_there_what_it_gives_here(server: Running, model: Any) -> 
     assert torch.equal(logits(model, server.url), logits(model))
 
 
+def test_a_generation_ends_at_a_stop_string_there_as_here(server: Running, model: Any) -> None:
+    """A worker reads text too: its tokenizer is the one that lies beside the model."""
+    ids = []
+    for remote in (server.url, False):
+        with model.generate(
+            PROMPT, max_new_tokens=8, do_sample=False, stop_strings=["."], remote=remote
+        ) as tracer:
+            ids.append(tracer.result.save())
+    assert torch.equal(*ids)
+    assert AutoTokenizer.from_pretrained(tiny_path()).decode(ids[0][0]).endswith(".")
+    assert ids[0].shape[-1] < len(AutoTokenizer.from_pretrained(tiny_path())(PROMPT).input_ids) + 8
+
+
 def test_the_only_server_of_this_machine_is_found_by_itself(server: Running, model: Any) -> None:
     assert torch.equal(logits(model, True), logits(model))
 

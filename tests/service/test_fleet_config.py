@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from torch import nn
@@ -26,7 +27,10 @@ from weft.service.fleet.config import read_config
 from weft.service.fleet.loading import counted, weights_of
 from weft.service.fleet.models import MOST, Deployment
 from weft.service.fleet.orphans import dismiss
+from weft.service.fleet.residents import Residents
 from weft.service.store.memory import MemoryLedger
+from weft.service.store.models import Deployed
+from weft.settings import Settings
 from weft.testing import tiny_path
 from weft.wire.messages import ErrorReport, decode
 
@@ -147,6 +151,27 @@ def test_settings_of_the_file_are_checked_as_all_are(
 
 
 # -- weights ---------------------------------------------------------------------------------------
+
+
+def test_weights_that_stay_do_so_under_every_name(tmp_path: Path) -> None:
+    """Whoever may deploy cannot have a model of the operator's with other rules."""
+    for name in ("ours", "free"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "model.safetensors").write_bytes(b"")
+    stay: Any = {"weights_leave": False, "weights_bytes": 7}
+    fixed = [Deployment.parse(f"a={tmp_path / 'ours'}", **stay)]
+    ledger = MemoryLedger()
+    for id, source in (("b", "ours"), ("c", "free")):
+        body = msgspec.json.encode({"id": id, "source": str(tmp_path / source)})
+        ledger.put_deployed(Deployed(id, body, "eve", 1.0))
+    settings = Settings(model_roots=str(tmp_path))
+    found = Residents(fixed, ledger, settings).models
+    assert {id: one.weights(settings) for id, one in found.items()} == {
+        "a": (False, 7),
+        "b": (False, 7),
+        "c": (True, settings.weights_bytes),
+    }
 
 
 def test_a_server_loads_no_pickle(tmp_path: Path) -> None:

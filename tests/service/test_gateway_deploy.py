@@ -168,6 +168,14 @@ def test_the_operators_own_models_stay_as_they_are(shop: Shop) -> None:
         {"source": "one", "device": "disk"},
         {"source": "one", "device": "cuda:1\n"},
         {"source": "one", "name": ""},
+        {"source": "one", "name": ".."},
+        {"source": "one", "name": "../tiny"},
+        {"source": "one", "name": "tiny "},
+        {"source": "one", "name": "ti\u0301ny"},
+        {"source": "one", "name": "\u202eynit"},
+        {"source": "one", "name": "a\ntiny  LlamaForCausalLM"},
+        {"source": "one", "name": "a\x1b[2J"},
+        {"source": "one", "name": "-x"},
     ],
 )
 def test_what_is_no_option_is_refused(shop: Shop, query: dict[str, Any]) -> None:

@@ -8,8 +8,20 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.service.gate import ANN, BOB, MODEL, PRINT, House, card_of, frame, submit_of
+from tests.service.gate import (
+    ANN,
+    BOB,
+    MODEL,
+    MSGPACK,
+    PRINT,
+    House,
+    card_of,
+    frame,
+    submit_of,
+)
 from tests.service.jobs import CANCEL, FAILED
+from weft.graph.node import Graph, Read, Ref, Write
+from weft.graph.site import Site
 from weft.service.gateway.limits import in_words
 from weft.service.gateway.meter import Meter, Stored
 from weft.service.jobs.limits import Bucket, take
@@ -18,7 +30,8 @@ from weft.service.store.interface import Key
 from weft.service.store.memory import MemoryLedger, MemoryObjects
 from weft.settings import NAMES, Settings
 from weft.wire import frames
-from weft.wire.messages import UsageList, decode, encode
+from weft.wire.codec import encode_edits
+from weft.wire.messages import OpenSession, UsageList, decode, encode
 
 NOON = 12 * 3600.0 + 20_000 * 86_400.0
 
@@ -44,6 +57,13 @@ def refused(said: httpx.Response, name: str, value: float) -> int:
     assert f"the limit {name} is {value:g}" in said.json()["message"]
     assert said.json()["fix"]
     return int(said.headers["retry-after"])
+
+
+def edit_file() -> bytes:
+    site = Site("layer", "output")
+    read = Read(site=site, shape=(1, 2, 4), dtype="float32")
+    graph = Graph(nodes=(read, Write(site=site, value=Ref(0))))
+    return encode_edits(graph, {}, PRINT)
 
 
 def used(house: House, owner: str = "eve") -> Usage:
@@ -131,8 +151,20 @@ def test_the_queue_of_one_key_is_as_long_as_it_may_be(house: House) -> None:
     said = [house.submit(submit_of(request_id=f"r{n}"), eve) for n in range(3)]
     assert [one.status_code for one in said] == [201, 201, 429]
     assert "2 jobs of this key wait" in said[2].json()["message"]
-    assert "queued_jobs" in said[2].json()["message"] and int(said[2].headers["retry-after"]) >= 1
+    seconds = refused(said[2], "queued_jobs", 2)
+    assert f"in {in_words(seconds)} there may be room" in said[2].json()["fix"]
     assert house.submit(submit_of(request_id="r9"), ANN).status_code == 201
+
+
+def test_sessions_that_are_open_at_once(house: House) -> None:
+    eve = with_key(house, "e", limits={"sessions": 1})
+    said = []
+    for number in range(2):
+        content = encode(OpenSession(request_id=f"s{number}", model=MODEL, fingerprint=PRINT))
+        said.append(house.ask("POST", "/api/sessions", eve, content=content, headers=MSGPACK))
+    assert said[0].status_code == 201
+    seconds = refused(said[1], "sessions", 1)
+    assert f"in {in_words(seconds)} there may be room" in said[1].json()["fix"]
 
 
 def test_seconds_of_a_day(house: House) -> None:
@@ -197,6 +229,21 @@ def test_what_is_stored_is_measured_when_it_seems_too_much() -> None:
     assert stored.fits("bob", 10, 10)
     objects.delete("constants/ann/a")
     assert stored.fits("ann", 6, 10)
+
+
+def test_edits_are_kept_bytes_as_well(house: House) -> None:
+    file = edit_file()
+    eve = with_key(house, "e", limits={"stored_bytes": 2 * len(file)})
+
+    def put(name: str) -> httpx.Response:
+        media = {"Content-Type": "application/octet-stream"}
+        return house.ask("PUT", f"/api/edits/{name}", eve, content=file, headers=media)
+
+    assert [put(name).status_code for name in ("a", "b", "a")] == [201, 201, 200]
+    refused(put("c"), "stored_bytes", 2 * len(file))
+    refused(house.submit(submit_of(frame(1)), eve), "stored_bytes", 2 * len(file))
+    assert house.ask("DELETE", "/api/edits/a", eve).status_code == 204
+    assert put("c").status_code == 201
 
 
 # -- models ----------------------------------------------------------------------------------------

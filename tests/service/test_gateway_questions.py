@@ -67,6 +67,29 @@ def checker(house: House, answer: Callable[[Question], tuple[bytes, bool]]) -> I
         thread.join(10)
 
 
+def test_nobody_waits_for_a_checker_that_has_been_told_to_stop() -> None:
+    """One that asks later is told at once, one that waits a moment after: not for price_seconds."""
+    house = House(Settings(price_seconds=20.0))
+    drain = threading.Timer(0.3, house.app.gateway.drain)
+    drain.start()
+    for _ in range(2):
+        reply = ask(house, "tokens", QUERIES["tokens"])
+        assert reply.status_code == 503 and reply.headers["retry-after"]
+        assert "about to stop" in reply.json()["message"]
+    drain.join()
+
+
+def test_a_question_in_hand_is_answered_also_by_a_server_that_stops() -> None:
+    house, expected = House(Settings(price_seconds=100.0)), ANSWERS["tokens"]
+
+    def last(question: Question) -> tuple[bytes, bool]:
+        house.app.gateway.drain()
+        return encode(expected), True
+
+    with checker(house, last):
+        assert ask(house, "tokens", QUERIES["tokens"]).status_code == 200
+
+
 def ask(house: House, what: str, query: Struct):
     return house.ask("POST", f"/api/{what}", content=encode(query), headers=MSGPACK)
 

@@ -140,6 +140,7 @@ def test_fetching_writes_a_file_that_safetensors_and_weft_open(house, url, capsy
     said(capsys, "fetch", id, "-o", "k.st", "--name", "k")
     assert list(weft.Job.read("k.st")) == ["k"]
     assert "saved nothing under the name 'x'" in failed(capsys, "fetch", id, "--name", "x")
+    assert "cannot be written" in failed(capsys, "fetch", id, "-o", "nowhere/h.st")
 
 
 def test_fetching_goes_on_over_connections_that_are_cut(house, url, monkeypatch) -> None:

@@ -8,22 +8,25 @@ import logging
 import re
 import socket
 import sqlite3
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 from msgspec.structs import replace
 from prometheus_client.parser import text_string_to_metric_families
 
 import weft
-from tests.service.gate import ANN, House, card_of, submit_of
+from tests.service.gate import ANN, MODEL, PRINT, House, card_of, submit_of
 from weft.cli import main
 from weft.service.fleet.places import ledger_of
 from weft.service.gateway import health
 from weft.service.gateway.metrics import METRICS
 from weft.service.jobs.tally import Count, tallied
+from weft.service.store.database import is_full
 from weft.service.store.interface import Ledger
 from weft.service.store.logs import JsonLines, TextLines
 from weft.service.store.memory import MemoryLedger
@@ -131,6 +134,42 @@ def test_refusals_are_counted_by_their_limit() -> None:
         house.ask("GET", "/api/jobs")
     found = families(house)["weft_refusals"]
     assert value(found, "weft_refusals_total", limit="requests_per_minute") == 2
+
+
+REFUSED: dict[str, tuple[dict[str, Any], Callable[[House], httpx.Response]]] = {
+    "nodes": ({"nodes": 1}, lambda house: house.submit(submit_of())),
+    "queued_jobs": ({"queued_jobs": 0}, lambda house: house.submit(submit_of())),
+    "body_bytes": ({"body_bytes": 10}, lambda house: house.submit(submit_of())),
+    "longest_keep_seconds": (
+        {"longest_keep_seconds": 1.0},
+        lambda house: house.submit(submit_of(keep_seconds=2.0)),
+    ),
+    "sessions": (
+        {"sessions": 0},
+        lambda house: house.ask(
+            "POST",
+            "/api/sessions",
+            json={"request_id": "s", "model": MODEL, "fingerprint": PRINT},
+        ),
+    ),
+    "choices": (
+        {"choices": 1},
+        lambda house: house.ask(
+            "POST", "/v1/completions", json={"model": MODEL, "prompt": [1], "n": 2}
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refusal_is_counted_under_the_setting_that_was_met(name: str) -> None:
+    given, ask = REFUSED[name]
+    house = House(Settings(metrics="loopback", **given))
+    said = ask(house)
+    assert said.status_code in (413, 429), said.text
+    assert f"the limit {name} is {given[name]:g}" in said.json()["message"]
+    found = families(house)["weft_refusals"]
+    assert value(found, "weft_refusals_total", limit=name) == 1
 
 
 def test_metrics_name_no_owner(house: House) -> None:
@@ -268,7 +307,41 @@ def test_health_is_not_looked_at_for_each_request(house: House) -> None:
     assert value(found, "weft_health_checks_total") < 20
 
 
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(OSError(errno.ENOSPC, "full"), 503), (OSError(errno.EDQUOT, "quota"), 503)]
+    + [(OSError(errno.EIO, "broken"), 500)],
+)
+def test_who_sends_something_to_a_full_disk_is_told_so(
+    house: House, monkeypatch: pytest.MonkeyPatch, error: OSError, status: int
+) -> None:
+    def put(*args: Any, **options: Any) -> bool:
+        raise error
+
+    monkeypatch.setattr(house.objects, "put", put)
+    said = house.submit(submit_of())
+    assert said.status_code == status
+    assert ("no room on its disk" in said.json()["message"]) is (status == 503)
+    assert ("retry-after" in said.headers) is (status == 503)
+
+
+def test_sqlite_says_that_the_disk_is_full(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "l.sqlite") as rows:
+        rows.execute("PRAGMA max_page_count = 2")
+        rows.execute("CREATE TABLE one (text TEXT)")
+        with pytest.raises(sqlite3.OperationalError) as full:
+            rows.execute("INSERT INTO one VALUES (?)", ("x" * 100_000,))
+        with pytest.raises(sqlite3.OperationalError) as other:
+            rows.execute("SELECT nothing FROM nowhere")
+    rows.close()
+    assert is_full(full.value) and not is_full(other.value)
+
+
 # -- weft doctor and weft status -------------------------------------------------------------------
+
+
+def reply_of(body: bytes) -> bytes:
+    return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
 
 
 def findings(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any]]:
@@ -303,6 +376,49 @@ def test_the_doctor_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFix
     for what in ("database", "port", "model", "server"):
         assert found[what]["word"] == "bad", what
     assert "999" in found["database"]["said"]
+
+
+@pytest.mark.parametrize("bind", ["127.0.0.1", "::1", "localhost"])
+def test_the_doctor_listens_where_a_server_would(
+    bind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, found = findings(capsys, "--data", str(tmp_path), "--bind", bind)
+    with socket.socket(socket.AF_INET6 if ":" in bind else socket.AF_INET) as there:
+        try:
+            there.bind((bind, 0))
+        except OSError:
+            pytest.skip("this machine has no such address")
+    assert found["port"]["word"] == "ok", found["port"]
+
+
+@pytest.mark.parametrize("answer", [b"SSH-2.0-x\r\n", *map(reply_of, (b"{}", b"[1]", b"<html>"))])
+def test_the_doctor_is_told_by_something_else(
+    answer: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever answers, it is a finding, and all others are there."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def once() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=once)
+        thread.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        status, found = findings(capsys, "--data", str(tmp_path), "--server", url)
+        thread.join()
+    assert status == 1 and found["server"]["word"] == "bad"
+    assert "no Weft server" in found["server"]["said"]
+    assert found["sandbox"]["word"] == "ok"
+
+
+def test_the_doctor_knows_the_words_of_the_sandbox(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, found = findings(capsys, "--data", str(tmp_path), "--sandbox", "requier")
+    assert found["sandbox"]["word"] == "bad" and "requier" in found["sandbox"]["said"]
 
 
 def test_the_status_of_a_server(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import sqlite3
@@ -559,3 +560,18 @@ def test_the_model_is_called_with_what_was_sent(shop: Shop) -> None:
     shop.one()
     with torch.no_grad():
         assert torch.equal(shop.saved(job)["h"], shop.net(2 * X))
+
+
+def test_a_result_that_finds_no_room_says_so(shop: Shop, monkeypatch) -> None:
+    job = shop.queued(reads("last"))
+
+    def full(*args: Any, **options: Any) -> bool:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(shop.objects, "put", full)
+    shop.one()
+    assert "no room on its disk" in shop.error(job).message
+    monkeypatch.undo()
+    again = shop.queued(reads("last"))
+    shop.one()
+    assert shop.job(again).state == "done"

@@ -197,6 +197,18 @@ def test_what_cannot_be_made_again_is_lost_by_name(shop: Shop) -> None:
     assert shop.job(fourth).state == "done"  # it does not need it
 
 
+def test_the_limit_of_a_key_is_its_own(shop: Shop) -> None:
+    """Each value counts for 256 bytes: two fit into the 600 of this key, whatever others may."""
+    worker = shop.worker()
+    jobs = [keeps(shop, number) for number in (1, 2, 3)]
+    for job in jobs:
+        row = shop.ledger._rows[job.id]
+        row.job = replace(row.job, limits={"session_bytes": 600.0})
+    run(shop, worker)
+    assert [shop.job(job).state for job in jobs] == ["done", "done", "failed"]
+    assert "session_bytes is 600 B" in str(shop.error(jobs[-1]))
+
+
 def test_limits_and_nothing_half_applied(shop: Shop) -> None:
     """8 rows of 3 numbers are 96 bytes, which count for 256."""
     worker = shop.worker()

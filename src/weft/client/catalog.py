@@ -41,9 +41,9 @@ class Models(list[ModelInfo]):
             (m.id, m.class_name, m.dtype, f"{m.parameters:,}", _state(m), _memory(m), _use(m))
             for m in self
         ]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-        return escaped("\n".join(lines))
+        cells = [[escaped(cell, keep="") for cell in row] for row in rows]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)
 
 
 def _state(model: ModelInfo) -> str:

@@ -29,9 +29,9 @@ class Jobs(list[JobInfo]):
     def __repr__(self) -> str:
         rows = [("id", "model", "state", "sent", "result", "kept for", "")]
         rows += [_row(job) for job in self]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-        return escaped("\n".join(lines), keep="\n")
+        cells = [[escaped(cell, keep="") for cell in row] for row in rows]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)
 
 
 def jobs(

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from weft.errors import SettingError
+from weft.errors import SettingError, WeftError
 
 from .options import Commands, add_server
 
@@ -83,7 +83,14 @@ def _follow(options: argparse.Namespace) -> None:
 def _fetch(options: argparse.Namespace) -> None:
     job = _job(options)
     path = Path(options.output or f"{job.id}.safetensors")
-    size = job.fetch(path, *options.name)
+    try:
+        size = job.fetch(path, *options.name)
+    except OSError as error:
+        if isinstance(error, WeftError):  # a server that is away is such a one
+            raise
+        raise SettingError(
+            f"{path} cannot be written: {error.strerror or error}", fix="name another with -o"
+        ) from None
     if options.json:
         _print(job.status(), True)
         return

@@ -95,7 +95,8 @@ def _revoke(options: argparse.Namespace) -> None:
 
 def _usage(options: argparse.Namespace) -> None:
     from weft.service.fleet.keys import open_keys
-    from weft.service.fleet.keyspec import show_usage
+    from weft.service.fleet.keyspec import day_in, show_usage
 
+    since = day_in(options.since)
     with open_keys(data_folder(settings_of(options))) as ledger:
-        print(show_usage(ledger.usage(options.owner, options.since)))
+        print(show_usage(ledger.usage(options.owner, since)))

@@ -42,9 +42,9 @@ def _status(options: argparse.Namespace) -> None:
     print(f"Weft {escaped(found.version)}, up for {found.seconds:.0f} s")
     print(models(server))
     for model in found.models:
-        print(f"{escaped(model.id)}: {model.waiting} jobs wait, {model.running} run")
+        print(f"{escaped(model.id, keep='')}: {model.waiting} jobs wait, {model.running} run")
     for job in recent:
-        print(f"job {job.id}  {escaped(job.model)}  {job.state}  {ago(job.created)} ago")
+        print(f"job {job.id}  {escaped(job.model, keep='')}  {job.state}  {ago(job.created)} ago")
 
 
 def _doctor(options: argparse.Namespace) -> int:

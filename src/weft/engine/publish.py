@@ -51,7 +51,7 @@ from .known import Known
 from .speaking import tokens_of
 from .turns import flags_of, turns_for
 
-__all__ = ["answer", "card", "know"]
+__all__ = ["answer", "card", "know", "tokenizer_beside"]
 
 
 def know(source: str | nn.Module | Any, *, tokenizer: Any = None, **options: Any) -> Known:
@@ -72,7 +72,7 @@ def know(source: str | nn.Module | Any, *, tokenizer: Any = None, **options: Any
         family="plain" if facts is None else "language",
         fingerprint=fingerprint(net),
         facts=facts,
-        tokenizer=None if facts is None else _tokenizer(place, tokenizer, chosen),
+        tokenizer=None if facts is None else tokenizer_beside(place, tokenizer, chosen),
         source="" if place.folder or not place.name else place.name,
     )
 
@@ -88,7 +88,7 @@ def _facts(net: nn.Module) -> Any:
         return None
 
 
-def _tokenizer(place: Source, given: Any, options: LoadOptions = DEFAULT_LOADING) -> Any:
+def tokenizer_beside(place: Source, given: Any, options: LoadOptions = DEFAULT_LOADING) -> Any:
     """The given tokenizer, or the one that lies beside the model; None where there is none."""
     if given is not None:
         return load_tokenizer(place, given, options)

@@ -7,10 +7,10 @@ Nothing is changed but a file that is written into the data folder and removed a
 
 from __future__ import annotations
 
+import http.client
 import importlib.metadata
 import json
 import shutil
-import socket
 import sqlite3
 import sys
 import tempfile
@@ -20,12 +20,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from weft.errors import WeftError
-from weft.service.sandbox.means import told
+from weft.errors import MessageError, SettingError, WeftError
+from weft.service.sandbox.means import check, told
 from weft.service.store.tables import MIGRATIONS
 from weft.settings import Settings, data_folder
+from weft.wire.messages import Health, decode
 
 from .places import ledger_of
+from .serve import listen
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "starlette", "uvicorn", "msgspec")
 ENOUGH = 1 << 30
@@ -56,7 +58,7 @@ def examine(
         ("packages", _packages),
         ("data folder", lambda: _folder(data_folder(settings))),
         ("port", lambda: _port(settings)),
-        ("sandbox", lambda: iter([Finding("ok", "sandbox", told(settings.sandbox))])),
+        ("sandbox", lambda: _sandbox(settings.sandbox)),
     ]
     looks += [("model", lambda path=path: _model(Path(path))) for path in models]
     if server is not None:
@@ -65,8 +67,8 @@ def examine(
     for what, look in looks:
         try:
             found += look()
-        except (OSError, WeftError, sqlite3.Error, ValueError) as error:
-            said = error.message if isinstance(error, WeftError) else str(error)
+        except Exception as error:  # noqa: BLE001 - whatever it is
+            said = error.message if isinstance(error, WeftError) else str(error) or repr(error)
             fix = (error.fix or "") if isinstance(error, WeftError) else ""
             found.append(Finding("bad", what, said, fix))
     return found
@@ -126,15 +128,19 @@ def _schema(ledger: Path) -> Finding:
 
 
 def _port(settings: Settings) -> Iterator[Finding]:
-    where = f"{settings.bind}:{settings.port}"
     try:
-        with socket.create_server((settings.bind, settings.port)):
+        with listen(settings.bind, settings.port):
             pass
-    except OSError as error:
+    except SettingError as error:
         fix = "choose another with --port; perhaps a server runs: weft status"
-        yield Finding("bad", "port", f"{where} cannot be listened at: {error.strerror}", fix)
+        yield Finding("bad", "port", error.message, fix)
         return
-    yield Finding("ok", "port", f"{where} is free")
+    yield Finding("ok", "port", f"{settings.port} is free at {settings.bind}")
+
+
+def _sandbox(mode: str) -> Iterator[Finding]:
+    check(mode)
+    yield Finding("ok", "sandbox", told(mode))
 
 
 def _model(path: Path) -> Iterator[Finding]:
@@ -155,9 +161,17 @@ def _model(path: Path) -> Iterator[Finding]:
 def _server(url: str, ask: Callable[[str], int] | None) -> Iterator[Finding]:
     try:
         with urllib.request.urlopen(f"{url}/health/ready", timeout=5) as reply:
-            parts = json.loads(reply.read())["parts"]
+            ready, body = True, reply.read()
     except urllib.error.HTTPError as error:
-        parts = json.loads(error.read()).get("parts", {})
+        ready, body = False, error.read()
+    except http.client.HTTPException:
+        ready, body = False, b""
+    parts = _parts(body)
+    if parts is None:
+        said = f"what answers at {url} is no Weft server"
+        yield Finding("bad", "server", said, "look at the address and the port")
+        return
+    if not ready:
         said = ", ".join(f"{name}: {word}" for name, word in parts.items())
         fix = "docs/operating.md says what to do when"
         yield Finding("bad", "server", f"{url} is not ready: {said}", fix)
@@ -165,3 +179,11 @@ def _server(url: str, ask: Callable[[str], int] | None) -> Iterator[Finding]:
     yield Finding("ok", "server", f"{url} is ready ({parts.get('models', '')})")
     if ask is not None:
         yield Finding("ok", "key", f"it is let in; models: {ask(url)}")
+
+
+def _parts(body: bytes) -> dict[str, str] | None:
+    """How the parts of a server are; None for what is not the answer of one."""
+    try:
+        return decode(body, Health, "json").parts
+    except MessageError:
+        return None

@@ -27,6 +27,7 @@ from weft.errors import SettingError
 from weft.service.jobs.scopes import SCOPES
 from weft.service.store.interface import Key, Ledger
 from weft.service.store.keys import digest, new_key
+from weft.service.store.lock import make_folder
 from weft.service.store.sqlite import open_ledger
 from weft.settings import state_folder
 
@@ -54,7 +55,7 @@ def add_key(ledger: Ledger, owner: str, now: float, **fields: Any) -> str:
 @contextmanager
 def open_keys(data: Path) -> Iterator[Ledger]:
     """The ledger of a data folder, whether a server runs on it or not."""
-    data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(data)
     ledger = open_ledger(ledger_of(data))
     try:
         yield ledger

@@ -15,11 +15,12 @@ from typing import Any
 
 from weft.errors import SettingError
 from weft.service.jobs.scopes import SCOPES, USUAL
-from weft.service.jobs.usage import KEY_LIMITS, Usage
+from weft.service.jobs.usage import KEY_LIMITS, Usage, day_of
 from weft.service.store.interface import Key, Ledger
-from weft.settings import TEXTS
+from weft.settings import TEXTS, Settings
 
 MOST_WEIGHT = 1000.0
+DEFAULTS = Settings()
 _UNITS = {"h": 3600.0, "d": 24 * 3600.0, "w": 7 * 24 * 3600.0}
 _SPAN = re.compile(r"([0-9]{1,6})([hdw])")
 
@@ -62,9 +63,11 @@ def _limit(text: str) -> tuple[str, float]:
         number = float(value) if given else -1.0
     except ValueError:
         number = -1.0
-    if not 0 <= number < 2**63:
+    whole = isinstance(getattr(DEFAULTS, name), int)
+    if not 0 <= number < 2**63 or (whole and number % 1):  # 0.5 is not 0, which may be any number
         raise SettingError(
-            f"{text!r} sets no limit: {name} is {TEXTS[name]}", fix=f"write {name}=NUMBER"
+            f"{text!r} sets no limit: {name} is {TEXTS[name]}",
+            fix=f"write {name}=NUMBER{', a whole one' if whole else ''}",
         )
     return name, number
 
@@ -72,17 +75,28 @@ def _limit(text: str) -> tuple[str, float]:
 def _time(text: str, now: float) -> float:
     """`30d`, `12h`, `2w` from now, or a day (UTC), at whose beginning it ends."""
     span = _SPAN.fullmatch(text)
-    if span is not None:
-        return now + float(span[1]) * _UNITS[span[2]]
-    try:
-        then = float(calendar.timegm(time.strptime(text, "%Y-%m-%d")))
-    except ValueError:
-        then = 0.0
-    if then <= now:
+    then = now + float(span[1]) * _UNITS[span[2]] if span is not None else _start_of(text)
+    if then is None or then <= now:
         raise SettingError(
             f"{text!r} is no time to come", fix="write 12h, 30d, 2w, or a day such as 2030-01-31"
         )
     return then
+
+
+def _start_of(text: str) -> float | None:
+    """When a day (UTC) begins; None for what is none."""
+    try:
+        return float(calendar.timegm(time.strptime(text, "%Y-%m-%d")))
+    except ValueError:
+        return None
+
+
+def day_in(text: str) -> str:
+    """A day (UTC), such as 2030-01-31; "" for "". Raises `SettingError`."""
+    start = _start_of(text) if text else 0.0
+    if start is None:
+        raise SettingError(f"{text!r} is no day", fix="write one such as 2030-01-31")
+    return day_of(start) if text else ""
 
 
 # -- showing ---------------------------------------------------------------------------------------

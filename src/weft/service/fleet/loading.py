@@ -12,13 +12,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from weft.engine.known import Known
-from weft.engine.publish import know
+from weft.engine.publish import know, tokenizer_beside
 from weft.families.loading import Source, load, load_options
 
 from .models import Deployment
@@ -31,11 +32,13 @@ Told = Callable[[int], object]
 
 def loaded(model: Deployment, told: Told | None = None) -> tuple[nn.Module, Known]:
     """The model with its weights, warm: the first pass of a process is slower than all others."""
+    place, options = Source.of(model.source), load_options(**model.options())
     with counted(told or (lambda loaded: None)):
-        options = load_options(**model.options())
-        net = load(Source.of(model.source), options, safetensors_only=True)
+        net = load(place, options, safetensors_only=True)
     known = know(net)
     if known.facts is not None:
+        # a module does not say whose text it reads, and stop strings are texts
+        known = replace(known, tokenizer=tokenizer_beside(place, None, options))
         with torch.no_grad():
             net(torch.zeros(1, 1, dtype=torch.long, device=next(net.parameters()).device))
     return net, known

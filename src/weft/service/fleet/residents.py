@@ -121,8 +121,13 @@ class Residents:
                 LOG.info("%s was deployed, and is not served: %s", row.id, error)
 
     def _checked(self, row: Deployed) -> Deployment:
+        """What its row says; weights that stay under another name stay under this one, too."""
         model = msgspec.json.decode(row.body, type=Deployment)
-        return replace(model, id=row.id, source=source_of(model.source, self._settings))
+        model = replace(model, id=row.id, source=source_of(model.source, self._settings))
+        same = [model, *[self.models[id] for id in self._fixed]]
+        said = [one.weights(self._settings) for one in same if one.source == model.source]
+        stay = [most for leave, most in said if not leave]
+        return replace(model, weights_leave=False, weights_bytes=min(stay)) if stay else model
 
     def _adopt(self, found: Iterator[tuple[Deployment, int]]) -> None:
         for model, tries in found:

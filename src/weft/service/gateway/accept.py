@@ -15,7 +15,6 @@ from msgspec.structs import replace
 
 from weft.errors import (
     GraphError,
-    LimitError,
     MessageError,
     ModelNotReadyError,
     NoSuchError,
@@ -39,7 +38,7 @@ from . import seats
 from .auth import other_protocol
 from .bodies import read
 from .errors import Refused
-from .limits import check_seconds, check_stored, queue_full
+from .limits import check_seconds, check_stored, queue_full, too_much
 from .state import Gateway, limits_for
 
 RETRY_SECONDS = 5
@@ -142,12 +141,13 @@ def check_model(
 
 
 def check_keep(settings: Settings, seconds: float | None) -> float:
-    """How long a job may be kept. Raises `LimitError`."""
+    """How long a job may be kept. Raises `Refused`."""
     if seconds is not None and seconds > settings.longest_keep_seconds:
-        raise LimitError(
-            f"a job is to be kept for {seconds:g} s; the limit longest_keep_seconds is "
-            f"{settings.longest_keep_seconds:g}",
-            fix="ask for less, and fetch the result before",
+        raise too_much(
+            "longest_keep_seconds",
+            settings.longest_keep_seconds,
+            f"a job is to be kept for {seconds:g} s",
+            "ask for less, and fetch the result before",
         )
     return settings.keep_seconds if seconds is None else seconds
 
@@ -158,9 +158,8 @@ def check_keep(settings: Settings, seconds: float | None) -> float:
 def check_graph(graph: Graph, nodes: int) -> None:
     """Grammar and size."""
     if len(graph.nodes) > nodes:
-        raise LimitError(
-            f"the graph has {len(graph.nodes)} nodes; the limit nodes is {nodes}",
-            fix="record less in one block",
+        raise too_much(
+            "nodes", nodes, f"the graph has {len(graph.nodes)} nodes", "record less in one block"
         )
     check(graph)
 
@@ -280,11 +279,11 @@ def enter(gateway: Gateway, job: Job, stored: bytes) -> tuple[Job, bool]:
     name = f"submits/{job.id}"
     gateway.objects.put(name, stored, durable=False)  # the row that names it comes next
     entered = False
+    most = settings_for(gateway.settings, job.limits).queued_jobs
     try:
-        most = settings_for(gateway.settings, job.limits).queued_jobs
         found, entered = gateway.ledger.submit(job, most)
-    except QueueFullError as error:
-        raise queue_full(gateway, job.model, error) from None
+    except QueueFullError:
+        raise queue_full(gateway, job.model, most) from None
     finally:
         if not entered:
             gateway.objects.delete(name)

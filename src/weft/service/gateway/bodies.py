@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import aclosing, nullcontext
+from contextlib import ExitStack, aclosing, asynccontextmanager
 from functools import cache
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import IO, Any, NamedTuple, NoReturn, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -36,7 +37,8 @@ IDLE_SECONDS = 30.0
 JSON_BYTES = 8 << 20
 """Bytes of a message in JSON: it is for people, and costs far more than msgpack to read."""
 LARGE = 1 << 20
-"""Messages from this size on are read one at a time: in memory they are many times as long."""
+"""Messages from this size on are read one at a time: in memory they are many times as long. Of one
+that is still coming no more than so many bytes are held."""
 _DIGITS = {
     int: re.compile("[0-9]{1,19}"),
     float: re.compile(r"[0-9]{1,19}(\.[0-9]{1,40})?(e[+-]?[0-9]{1,3})?"),
@@ -104,9 +106,37 @@ async def taken(gateway: Gateway, visit: Visit, work: Callable[..., T], *args: A
     bound = Bound(limits_for(gateway, visit.key).body_bytes, "body_bytes")
     if form == "json" and bound.limit > JSON_BYTES:
         bound = Bound(JSON_BYTES, "of JSON", "send it as application/msgpack")
-    data = b"".join([piece async for piece in pieces(visit.request, bound)])
-    async with gateway.large if len(data) >= LARGE else nullcontext():
+    async with held(gateway, visit.request, bound) as data:
         return await gateway.off(work, gateway, visit.owner, data, form, *args)
+
+
+@asynccontextmanager
+async def held(gateway: Gateway, request: Request, bound: Bound) -> AsyncIterator[bytes]:
+    """The whole body. Large ones lie in a file while they come, and are here one at a time: so many
+    at once take no more memory than one."""
+    parts: list[bytes] = []
+    size = 0
+    with ExitStack() as stack:
+        file: IO[bytes] | None = None
+        async for piece in pieces(request, bound):
+            parts.append(piece)
+            size += len(piece)
+            if size >= LARGE:
+                file = file or stack.enter_context(tempfile.TemporaryFile(dir=gateway.scratch))
+                await gateway.off(file.write, b"".join(parts))
+                parts, size = [], 0
+        rest = b"".join(parts)
+        if file is None:
+            yield rest
+            return
+        async with gateway.large:
+            yield await gateway.off(_read_back, file, rest)
+
+
+def _read_back(file: IO[bytes], rest: bytes) -> bytes:
+    file.write(rest)
+    file.seek(0)
+    return file.read()
 
 
 def form_of(request: Request) -> str:

@@ -13,14 +13,14 @@ from typing import BinaryIO, cast
 
 from starlette.responses import Response
 
-from weft.errors import LimitError, MessageError
+from weft.errors import MessageError
 from weft.wire import frames
 from weft.wire.messages import Missing, MissingQuery
 
 from .accept import constant_name, missing
 from .bodies import Bound, answer, pieces, read, taken
 from .errors import Refused
-from .limits import check_stored
+from .limits import check_stored, too_much
 from .state import Gateway, Visit, limits_for
 
 MEDIA = "application/octet-stream"
@@ -122,7 +122,5 @@ class Upload:
         if slot is None or self._seen != slot.end:
             raise MessageError("this is not the whole file of a tensor")
         if slot.end > limit:
-            raise LimitError(
-                f"the constant has {slot.end} bytes; the limit constant_bytes is {limit}"
-            )
+            raise too_much("constant_bytes", limit, f"the constant has {slot.end} bytes")
         return self._sha.hexdigest()

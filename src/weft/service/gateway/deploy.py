@@ -23,6 +23,7 @@ from .accept import models_of
 from .bodies import answer, read, taken
 from .errors import Refused
 from .models import info_of
+from .sources import HUB_ID as NAME
 from .sources import source_of
 from .state import Gateway, Visit
 
@@ -78,6 +79,12 @@ def _deployed(gateway: Gateway, owner: str, data: bytes, form: str, key: Key) ->
     _check_open(gateway)
     source = source_of(query.source, gateway.settings)
     name = query.name or (source.rpartition("/")[2] if source.startswith("/") else source)
+    if not NAME.fullmatch(name):
+        raise MessageError(
+            f"{name[:80]!r} cannot be what clients call a model",
+            fix="name it: letters, digits, '.', '_' and '-', of which the first is a letter or a "
+            "digit, as ids of the hub",
+        )
     if key.models and name not in key.models:
         raise AccessError(
             f"this key is for models of other names than {name!r}",

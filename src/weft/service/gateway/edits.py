@@ -20,9 +20,9 @@ from weft.service.store.interface import Key
 from weft.wire.codec import decode_edits
 from weft.wire.messages import EditInfo, EditList
 
-from .bodies import Bound, answer, pieces
+from .bodies import Bound, answer, held
 from .errors import Refused, trusted
-from .limits import check_stored
+from .limits import check_stored, too_much
 from .state import Gateway, Visit, limits_for
 
 MEDIA = "application/octet-stream"
@@ -39,8 +39,8 @@ def _place(owner: str, name: str) -> str:
 
 async def save(gateway: Gateway, visit: Visit) -> Response:
     bound = Bound(limits_for(gateway, visit.key).body_bytes, "body_bytes")
-    data = b"".join([piece async for piece in pieces(visit.request, bound)])
-    return await gateway.off(_saved, gateway, visit, data)
+    async with held(gateway, visit.request, bound) as data:
+        return await gateway.off(_saved, gateway, visit, data)
 
 
 def _saved(gateway: Gateway, visit: Visit, data: bytes) -> Response:
@@ -48,7 +48,7 @@ def _saved(gateway: Gateway, visit: Visit, data: bytes) -> Response:
     graph, _, _ = opened(data)
     nodes = limits_for(gateway, visit.key).nodes
     if len(graph.nodes) > nodes:
-        raise LimitError(f"the edit has {len(graph.nodes)} nodes; the limit nodes is {nodes}")
+        raise too_much("nodes", nodes, f"the edit has {len(graph.nodes)} nodes")
     if gateway.objects.size(place) is None:
         if len(gateway.objects.names(f"edits/{visit.owner}/")) >= MOST:
             raise Refused(LimitError(f"{MOST} edits are kept of one owner", fix="delete some"), 413)

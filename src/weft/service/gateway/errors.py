@@ -47,6 +47,10 @@ STATUS: dict[type[WeftError], int] = {
 """Others are 422: the request was understood, and what it asks for is refused."""
 
 
+FULL_SECONDS = 30
+"""What Retry-After says of a full disk, which somebody has to make room on."""
+
+
 class Refused(Exception):
     """An answer that is an error. `missing` lists digests of constants that are not there; `param`
     is the field that is to blame, for the routes in OpenAI's form; `limit` is the setting that
@@ -93,3 +97,11 @@ def mistake() -> ServerError:
     return ServerError(
         "the server made a mistake", fix="tell its operator the request id; its log has more"
     )
+
+
+def no_room() -> Refused:
+    """What a client reads where the disk of the server is full."""
+    error = ServerError(
+        "the server has no room on its disk", fix="try again later, and tell its operator"
+    )
+    return Refused(error, 503, {"Retry-After": str(FULL_SECONDS)})

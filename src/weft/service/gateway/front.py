@@ -16,10 +16,11 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from weft.errors import LimitError, MessageError, WeftError
+from weft.service.store.database import is_full
 
 from .auth import check_host, check_origin
 from .bodies import answer
-from .errors import Refused, mistake
+from .errors import Refused, mistake, no_room
 from .openai.errors import refusal
 from .state import Gateway
 
@@ -61,9 +62,10 @@ class Front:
             passage.status = CLOSED_EARLY
         except (Refused, WeftError) as error:
             await passage.refuse(error)
-        except Exception:
-            LOG.exception("unforeseen", extra=passage.fields())
-            await passage.refuse(mistake())
+        except Exception as error:
+            full = is_full(error)
+            LOG.exception("the disk is full" if full else "unforeseen", extra=passage.fields())
+            await passage.refuse(no_room() if full else mistake())
         finally:
             LOG.info("request", extra=passage.fields())
             await self._count(passage)
@@ -141,14 +143,18 @@ class Passage:
         if self.status:
             return
         refused = error if isinstance(error, Refused) else Refused(error)
-        if isinstance(refused.error, LimitError):
-            self.limit = refused.limit or "other"
+        self.meets(refused)
         request = Request(self._scope)
         if self._scope["path"].startswith("/v1/"):
             response = refusal(refused, self.id)
         else:
             response = answer(request, refused.report(self.id), refused.status, refused.headers)
         await response(self._scope, self.receive, self.send)
+
+    def meets(self, refused: Refused) -> None:
+        """It is refused; for which limit, if for one, is counted."""
+        if isinstance(refused.error, LimitError):
+            self.limit = refused.limit or "other"
 
     @property
     def labels(self) -> tuple[tuple[str, str], ...]:

@@ -1,8 +1,10 @@
 """What a key may do in a time, or have at once: the refusals, and what they say.
 
     raise over("queued_jobs", 1000, "1000 jobs of this key wait already", seconds=3.0, fix="...")
+    raise too_much("nodes", 10, "the graph has 12 nodes", "record less in one block")
 
-Each refusal is 429, names the limit and its value, and says in `Retry-After` when to come back.
+Each refusal names the limit and its value. Of what there may be again later it is 429 and says, in
+`Retry-After` too, when to come back; of what one request may not have at all it is 413.
 """
 
 from __future__ import annotations
@@ -32,16 +34,22 @@ def over(
     *,
     seconds: float,
     fix: str,
-    kind: type[LimitError] = LimitError,
+    sure: bool = True,
 ) -> Refused:
-    """The refusal of what is more than a limit lets. `seconds`: after which it may be asked anew.
+    """The refusal of what is more than a limit lets. `seconds`: after which it may be asked anew;
+    not `sure`: there may be room by then.
 
     Every refusal of that sort is made here, so that all say the limit, its value and the time.
     """
     again = max(1, math.ceil(seconds))
-    when = f"{fix}; in {in_words(again)} there is room"
-    error = kind(f"{what}; the limit {name} is {value:.15g}", fix=when)
+    when = f"{fix}; in {in_words(again)} there {'is' if sure else 'may be'} room"
+    error = LimitError(f"{what}; the limit {name} is {value:.15g}", fix=when)
     return Refused(error, 429, {"Retry-After": str(again)}, limit=name)
+
+
+def too_much(name: str, value: float, what: str, fix: str | None = None) -> Refused:
+    """The refusal of what no single request may have."""
+    return Refused(LimitError(f"{what}; the limit {name} is {value:.15g}", fix=fix), limit=name)
 
 
 def in_words(seconds: int) -> str:
@@ -110,7 +118,8 @@ def check_seconds(gateway: Gateway, key: Key) -> None:
 
 
 def check_stored(gateway: Gateway, key: Key | None, size: int) -> None:
-    """Holds a constant that is about to be kept to the bytes that are kept of one key. Blocks."""
+    """Holds a constant or an edit that is about to be kept to the bytes that are kept of one key.
+    Blocks."""
     most = limits_for(gateway, key).stored_bytes
     if key is None or not most or gateway.store.fits(key.owner, size, most):
         return
@@ -119,15 +128,23 @@ def check_stored(gateway: Gateway, key: Key | None, size: int) -> None:
     raise over(
         "stored_bytes",
         most,
-        f"with these {size} bytes more than may be kept of the constants of this key",
+        f"with these {size} bytes more than may be kept of the constants and edits of this key",
         seconds=idle if oldest is None else oldest + idle - gateway.clock(),
-        fix="use fewer tensors, or smaller ones; those that are not used any more go by themselves",
+        fix="use fewer tensors, or smaller ones, or delete edits; tensors that are not used any "
+        "more go by themselves",
+        sure=oldest is not None,
     )
 
 
-def queue_full(gateway: Gateway, model: str, error: LimitError) -> Refused:
+def queue_full(gateway: Gateway, model: str, most: int) -> Refused:
     """Too many jobs wait: there is room when one of them has run."""
     times = [job.stages.get("run", 0.0) for job in gateway.ledger.recent(model, 20)]
     seconds = sum(times) / len(times) if times else 1.0
-    again = max(1, min(60, math.ceil(seconds)))
-    return Refused(error, 429, {"Retry-After": str(again)}, limit="queued_jobs")
+    return over(
+        "queued_jobs",
+        most,
+        f"{most} jobs of this key wait already",
+        seconds=min(60.0, seconds),
+        fix="wait until some are done, or cancel some",
+        sure=False,
+    )

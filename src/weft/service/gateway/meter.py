@@ -105,7 +105,7 @@ class Meter:
 
 
 class Stored:
-    """How many bytes of constants are kept of each owner. All calls block."""
+    """How many bytes of constants and saved edits are kept of each owner. All calls block."""
 
     def __init__(self, objects: Objects) -> None:
         self._objects = objects
@@ -126,7 +126,8 @@ class Stored:
             return fit
 
     def _measured(self, owner: str) -> int:
-        names = self._objects.names(f"constants/{owner}/")
+        folders = (f"constants/{owner}/", f"edits/{owner}/")
+        names = [name for folder in folders for name in self._objects.names(folder)]
         return sum(self._objects.size(name) or 0 for name in names)
 
     def oldest(self, owner: str) -> float | None:

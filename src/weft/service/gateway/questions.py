@@ -38,6 +38,9 @@ ANSWERS: dict[type[Struct], type[Struct]] = {
     ApplyQuery: Applied,
     TokensQuery: Tokens,
 }
+STOPPING = "the server is about to stop and answers no questions"
+LAST_SECONDS = 2.0
+"""How long an answer is waited for once the checker has been told to stop."""
 KEPT_SECONDS = 600.0
 """Questions older than this have nobody waiting, and are dropped."""
 
@@ -73,7 +76,8 @@ async def answered(gateway: Gateway, id: str, kind: type[Struct]) -> Any:
             f"the checker had no answer within {gateway.settings.price_seconds:g} seconds, "
             "the limit price_seconds"
         )
-        raise Refused(error, 503, {"Retry-After": str(RETRY_SECONDS)})
+        again = {"Retry-After": str(RETRY_SECONDS)}
+        raise Refused(error, 503, again, limit="price_seconds")
     return said(found, ANSWERS[kind])
 
 
@@ -86,6 +90,8 @@ def ask(
 
 def put(gateway: Gateway, owner: str, query: Any, key: Key | None) -> str:
     """The same of a question that was read. Blocks."""
+    if gateway.draining:
+        raise not_ready(STOPPING)
     if check_model(gateway, key, query.model, getattr(query, "fingerprint", None)) is None:
         raise not_ready(f"{query.model} is still being loaded")
     now = gateway.clock()
@@ -96,19 +102,24 @@ def put(gateway: Gateway, owner: str, query: Any, key: Key | None) -> str:
 
 
 async def until_answered(gateway: Gateway, id: str) -> Question | None:
-    """The answered question. None: the time is over."""
-    end = time.monotonic() + gateway.settings.price_seconds
+    """The answered question. None: the time is over. Where the server is about to stop, the checker
+    only answers what it has in hand."""
+    end, stopping = time.monotonic() + gateway.settings.price_seconds, False
     with gateway.watch.attend() as waiter:
         while not gateway.closing:
             waiter.clear()
             found = await gateway.off(gateway.ledger.take_answer, id)
             if found is not None:
                 return found
+            if gateway.draining and not stopping:
+                end, stopping = min(end, time.monotonic() + LAST_SECONDS), True
             left = end - time.monotonic()
             if left <= 0:
+                if stopping:
+                    break
                 return None
             await waiter.over(left)
-    raise not_ready("the server is about to stop")
+    raise not_ready(STOPPING)
 
 
 def said(question: Question, kind: type[Struct]) -> Any:

@@ -18,7 +18,7 @@ from weft.wire.reports import report_of
 
 from .accept import check_model
 from .bodies import answer, read, taken
-from .errors import Refused
+from .limits import over
 from .models import not_ready
 from .seats import find, refuse_over, request_id
 from .state import Gateway, Visit, limits_for
@@ -52,10 +52,18 @@ def _open(gateway: Gateway, owner: str, data: bytes, form: str, key: Key) -> Ses
         created=now,
         until=now + gateway.settings.session_seconds,
     )
+    most = limits_for(gateway, key).sessions
     try:
-        return gateway.ledger.open_session(session, limits_for(gateway, key).sessions)
-    except SessionsFullError as error:
-        raise Refused(error, 429, {"Retry-After": str(RETRY_SECONDS)}) from None
+        return gateway.ledger.open_session(session, most)
+    except SessionsFullError:
+        raise over(
+            "sessions",
+            most,
+            f"{most} sessions of this key are open already",
+            seconds=RETRY_SECONDS,
+            fix="close one: leave its `with` block; one that was left behind ends by itself",
+            sure=False,
+        ) from None
 
 
 def shown(gateway: Gateway, visit: Visit) -> Response:

@@ -15,6 +15,7 @@ A connection serves one thread at a time and goes back to a pool. They must not 
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import threading
@@ -256,6 +257,13 @@ def _patiently(connection: sqlite3.Connection, statement: str) -> None:
         except sqlite3.OperationalError as error:
             if left == 0 or not _is_busy(error):
                 raise
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether something could not be written for want of room on the disk."""
+    if isinstance(error, sqlite3.OperationalError):
+        return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _is_busy(error: sqlite3.OperationalError) -> bool:

@@ -14,16 +14,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from weft.errors import ServerError
+from weft.errors import ServerError, SettingError
 
 
 @contextmanager
 def lock_folder(path: Path) -> Iterator[None]:
-    """Makes the folder, its owner's alone, and holds it. Raises `ServerError`."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path.chmod(0o700)
-    # The file stays: were it removed, two servers could each lock one of the same name.
-    fd = os.open(path / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+    """Makes the folder, its owner's alone, and holds it. Raises `ServerError`, and `SettingError`
+    where it cannot be made."""
+    make_folder(path)
+    with _named(path):
+        path.chmod(0o700)
+        # The file stays: were it removed, two servers could each lock one of the same name.
+        fd = os.open(path / "lock", os.O_CREAT | os.O_RDWR, 0o600)
     try:
         _lock(fd, path)
         os.ftruncate(fd, 0)
@@ -31,6 +33,23 @@ def lock_folder(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+def make_folder(path: Path) -> None:
+    """Makes the folder, its owner's alone, where there is none. Raises `SettingError`."""
+    with _named(path):
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SettingError(
+            f"{path} cannot be the data folder: {error.strerror or error}",
+            fix="give another one (data)",
+        ) from None
 
 
 def _lock(fd: int, path: Path) -> None:

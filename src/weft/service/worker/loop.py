@@ -37,6 +37,7 @@ from weft.run.weights import weights_of
 from weft.service.jobs.life import Event, Failed, Finished, Job, Stopped
 from weft.service.jobs.usage import settings_for
 from weft.service.store.bells import Bells
+from weft.service.store.database import is_full
 from weft.service.store.interface import Ledger, Objects
 from weft.service.store.life_signs import Sign
 from weft.service.store.requests import constant, limits_of, submit_of
@@ -282,11 +283,11 @@ class Worker:
         except WeftError as error:
             self.spoilt |= getattr(error, "retire", False)
             return Failed(encode(report_of(error, job.id), "json"))
-        except Exception:
+        except Exception as cause:
             if not still_held(self._ledger, job):
                 return None  # it is another's now, or over, and its request is gone
             LOG.exception("job %s failed in the server itself", job.id)
-            error = ServerError("the server made a mistake while it ran the job")
+            error = _no_room() if is_full(cause) else _mistake()
             return Failed(encode(report_of(error, job.id), "json"))
 
     def open(self, job: Job) -> tuple[Opened, bool]:
@@ -307,7 +308,7 @@ class Worker:
         uses = self._rooms.lent(job, submit)
         drawn = self._draw(opened, strict, pulse, limits, uses)
         done = self._finished(job, drawn)
-        self._rooms.leave(submit, drawn.kept)
+        self._rooms.leave(job, submit, drawn.kept)
         return done
 
     def _finished(self, job: Job, drawn: Drawn) -> Finished:
@@ -363,6 +364,17 @@ class Worker:
             if self._objects.put(name, cast(BinaryIO, file), durable=False):
                 return size, digest
         return measure(self._objects, name)
+
+
+def _mistake() -> ServerError:
+    return ServerError("the server made a mistake while it ran the job")
+
+
+def _no_room() -> ServerError:
+    return ServerError(
+        "the server has no room on its disk for what the job saved",
+        fix="send it again later, and tell its operator",
+    )
 
 
 def measure(objects: Objects, name: str) -> tuple[int, str]:

@@ -29,6 +29,7 @@ from weft.errors import (
 )
 from weft.run.price import short
 from weft.service.jobs.life import Job
+from weft.service.jobs.usage import settings_for
 from weft.service.store.interface import Ledger, Objects
 from weft.service.store.requests import submit_of
 from weft.settings import Settings
@@ -99,7 +100,7 @@ class Rooms:
         room.begun = time.monotonic()
         return {key: self._value(room, job, seat, kept) for key, kept in seat.uses.items()}
 
-    def leave(self, submit: Submit, kept: Values) -> None:
+    def leave(self, job: Job, submit: Submit, kept: Values) -> None:
         """The request has run: what it keeps is here from now on, what it drops is not.
 
         Raises `LimitError` where that would be too much; then nothing has changed.
@@ -111,7 +112,7 @@ class Rooms:
         gone = {one: room.values[one] for one in seat.drops if one in room.values}
         added = {Kept(number=seat.number, name=name): value for name, value in kept.items()}
         size = room.bytes + _bytes(added.values()) - _bytes(gone.values())
-        limit = self._settings.session_bytes
+        limit = settings_for(self._settings, job.limits).session_bytes
         if added and size > limit:
             raise LimitError(
                 f"with this block the session would keep {short(size, 1024, 'B')}; the server's "

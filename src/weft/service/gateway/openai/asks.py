@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -139,6 +140,8 @@ def _given(data: bytes, known: tuple[str, ...]) -> dict[str, Any]:
     body = read_pairs(data)
     if not isinstance(body, dict):
         odd(None, "the body is a JSON object")
+    if b"\\u" in data and not _is_text_of(body):
+        odd(None, "a text of the body has half a character in it", "send it as whole ones")
     given = {name: value for name, value in body.items() if value is not None}
     for name, value in given.items():
         if name in known:
@@ -150,6 +153,15 @@ def _given(data: bytes, known: tuple[str, ...]) -> dict[str, Any]:
             fix = WAYS.get(name, "leave it out")
             odd(name, f"{name}={str(value)[:60]} is not offered by this server", fix)
     return given
+
+
+def _is_text_of(body: dict[str, Any]) -> bool:
+    """Whether all of its texts can be written: JSON may name one half of a pair of surrogates."""
+    try:
+        json.dumps(body, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _likes(name: str) -> list[Any]:

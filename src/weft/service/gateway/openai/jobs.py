@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec.structs import replace
 
-from weft.errors import CancelledError, GraphError, LimitError, NoSuchError, OtherModelError
+from weft.errors import CancelledError, GraphError, NoSuchError, OtherModelError
 from weft.graph.check import check
 from weft.graph.everywhere import everywhere
 from weft.graph.frame import Frame
@@ -33,6 +33,7 @@ from weft.wire.reports import report_of
 
 from ..accept import accept_submit
 from ..edits import edit_of
+from ..limits import too_much
 from ..state import Gateway, limits_for
 from .asks import Asked
 from .errors import odd
@@ -58,9 +59,11 @@ def check_choices(gateway: Gateway, key: Key, asked: Asked) -> None:
     """Holds a request to the number of its choices."""
     most = limits_for(gateway, key).choices
     if asked.choices > most:
-        raise LimitError(
-            f"{asked.choices} choices are asked for; the limit choices is {most}",
-            fix="send more requests; their jobs share forward passes all the same",
+        raise too_much(
+            "choices",
+            most,
+            f"{asked.choices} choices are asked for",
+            "send more requests; their jobs share forward passes all the same",
         )
 
 
@@ -131,7 +134,7 @@ def _most(gateway: Gateway, key: Key, asked: Asked, begun: int, card: ModelCard)
     limit = limits_for(gateway, key).new_tokens
     if asked.most is not None:
         if asked.most > limit:
-            raise LimitError(f"{asked.most} tokens are asked for; the limit new_tokens is {limit}")
+            raise too_much("new_tokens", limit, f"{asked.most} tokens are asked for")
         _check_recorded(asked, asked.most)
         return asked.most
     if card.positions is None:

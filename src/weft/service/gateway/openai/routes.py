@@ -19,7 +19,7 @@ from weft.service.store.interface import Card
 from weft.wire.messages import ModelCard, decode
 
 from ..accept import check_model, models_of
-from ..bodies import Bound, check_plain, form_of, pieces
+from ..bodies import Bound, check_plain, form_of, held
 from ..errors import Refused, trusted
 from ..events import stream
 from ..models import not_ready
@@ -74,7 +74,8 @@ async def chats(gateway: Gateway, visit: Visit) -> Response:
 async def _answered(gateway: Gateway, visit: Visit, reading: Callable[[bytes], Asked]) -> Response:
     if gateway.draining:
         raise not_ready("the server is about to stop and takes no new jobs")
-    asked = reading(await _body(gateway, visit))
+    async with held(gateway, visit.request, _bound(gateway, visit)) as data:
+        asked = reading(data)
     card = await gateway.off(_card, gateway, visit, asked.model)
     if card is None and asked.stream:
         return stream(_streamed(gateway, visit, asked, None))
@@ -89,13 +90,12 @@ async def _answered(gateway: Gateway, visit: Visit, reading: Callable[[bytes], A
     return await _whole(gateway, visit, begun, headers)
 
 
-async def _body(gateway: Gateway, visit: Visit) -> bytes:
+def _bound(gateway: Gateway, visit: Visit) -> Bound:
     if form_of(visit.request) != "json":
         raise Refused(WeftError("the body is JSON"), 415)
     check_plain(visit.request)
     most = min(JSON_BYTES, limits_for(gateway, visit.key).body_bytes)
-    bound = Bound(most, "body_bytes")
-    return b"".join([piece async for piece in pieces(visit.request, bound)])
+    return Bound(most, "body_bytes")
 
 
 def _card(gateway: Gateway, visit: Visit, model: str) -> ModelCard | None:
@@ -202,6 +202,7 @@ async def _streamed(
                 yield piece
     except (Refused, WeftError) as error:
         refused = error if isinstance(error, Refused) else Refused(error)
+        visit.request.scope["weft"].meets(refused)
         yield event(error_of(refused.report(visit.id), refused.status))
     finally:
         if begun is not None:
