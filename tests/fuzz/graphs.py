@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -21,6 +22,7 @@ from tests.fuzz.samples import samples
 from tests.fuzz.targets import Target
 from tests.kernels.opdb import Sample
 from tests.run.graphs import Builder, _lowered
+from weft.engine.outcomes import outcome_of
 from weft.graph.frame import Frame
 from weft.graph.node import (
     Apply,
@@ -37,7 +39,7 @@ from weft.graph.node import (
 )
 from weft.graph.ops import EFFECTS, OPS, RANDOM
 from weft.graph.site import Leaf, Site, Where
-from weft.kernels.abstract import DataDependentError, evaluate, flatten
+from weft.kernels.abstract import DataDependentError, flatten
 from weft.kernels.aval import Aval, aval_of, dtype_name
 from weft.kernels.execute import call
 from weft.kernels.frames import to_frame
@@ -61,20 +63,12 @@ class Value:
 
 
 class Maker:
-    """Makes graphs for one target, each another. `tried` counts the operations that got in."""
+    """Makes graphs for one target, each another."""
 
     def __init__(self, target: Target, chance: random.Random) -> None:
         self._target = target
         self._chance = chance
         self._samples = samples()
-        self._names = sorted(self._samples)
-        self._sites = [site for site in target.signature.order if _has_tensors(target, site)]
-        self._weights = dict(target.net.named_parameters())
-        self._modules = [
-            (path, module)
-            for path, module in target.net.named_modules()
-            if isinstance(module, (torch.nn.Linear, torch.nn.LayerNorm, torch.nn.Embedding))
-        ]
 
     def make(self) -> tuple[Graph, dict[str, Frame]]:
         """One graph and its constants, not checked."""
@@ -119,10 +113,11 @@ class Maker:
     def _read(self) -> None:
         """Reads a site that fires later than those before, nearly always."""
         late = self._chance.random() < 0.97
-        span = range(self._at if late else 0, len(self._sites))
+        sites = self._target.sites
+        span = range(self._at if late else 0, len(sites))
         place = self._chance.choice([n for n in span if n < self._at + 6] or [self._at])
         self._at = max(self._at, place)
-        path, port, call = self._sites[place]
+        path, port, call = sites[place]
         signature = self._target.signature.site(path, port, call)
         leaf, aval = self._chance.choice(signature.tensors)
         site = Site(path, port, call)
@@ -141,8 +136,7 @@ class Maker:
             (part,) = self._emit(
                 "select", (read, dim, self._chance.randrange(read.aval.shape[dim]))
             )
-        writing = [name for name in self._names if OPS[name].kind in EFFECTS]
-        sample = self._sample(self._chance.choice(writing))
+        sample = self._sample(self._chance.choice(_names(writing=True)))
         rest = [self._given(arg) for arg in sample.args[1:]]
         if self._chance.random() < 0.7:
             self._emit("Tensor.mul_", (part, self._chance.choice([0.5, -1.0, 2.0])))
@@ -160,12 +154,12 @@ class Maker:
         self._g.add(Write, site=read.site, leaf=read.leaf, value=value.ref)
 
     def _take_weight(self) -> None:
-        path, weight = self._chance.choice(sorted(self._weights.items()))
+        path, weight = self._chance.choice(self._target.weights)
         ref = self._g.param(path, weight)
         self._pool.append(Value(ref, aval_of(weight.detach()), weight=True))
 
     def _apply(self) -> None:
-        path, module = self._chance.choice(self._modules)
+        path, module = self._chance.choice(self._target.modules)
         if isinstance(module, torch.nn.Embedding):
             given = self._constant(torch.tensor([[1, 2], [0, 3]]))
         else:
@@ -214,7 +208,7 @@ class Maker:
     # -- operations ----------------------------------------------------------------------------
 
     def _operate(self) -> None:
-        sample = self._sample(self._chance.choice(self._names))
+        sample = self._sample(self._chance.choice(_names()))
         args = tuple([self._given(arg) for arg in sample.args])
         kwargs = {name: self._given(arg) for name, arg in sample.kwargs.items()}
         writes = OPS[sample.name].kind in EFFECTS
@@ -264,7 +258,7 @@ class Maker:
         """Adds a call, as the recorder would have written it."""
         kwargs = kwargs or {}
         try:
-            outcome = evaluate(name, _as(args, _aval), _as(kwargs, _aval))
+            outcome = outcome_of(name, _as(args, _aval), _as(kwargs, _aval))
         except DataDependentError:
             self._emit_unknown(name, args, kwargs)
             return []
@@ -308,8 +302,10 @@ class Maker:
         return self._g.constants[getattr(node, "key", "")]
 
 
-def _has_tensors(target: Target, site: tuple[str, str, int]) -> bool:
-    return bool(target.signature.site(*site).tensors)
+@cache
+def _names(writing: bool = False) -> list[str]:
+    """The operations, or those in place."""
+    return [one for one in sorted(samples()) if not writing or OPS[one].kind in EFFECTS]
 
 
 def _avals(result: Any) -> list[Aval]:

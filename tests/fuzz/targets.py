@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ from tests.engine.enemy import Table
 from tests.run.nets import Block, example
 from weft.engine.admit import admit
 from weft.engine.draw import Drawn, draw, overwritten_by
+from weft.engine.kept import Kept
 from weft.engine.opened import Opened, open_submit
 from weft.engine.publish import know
 from weft.errors import NoSuchError
@@ -63,6 +65,23 @@ class Target:
         self._tensors = {name: to_frame(tensor) for name, tensor in tensors.items()}
         self.call = open_submit(self._decoded(Graph(nodes=()), {}), _nothing, self.known).call
         self.signature = self.known.signatures.for_call(self.call.args, dict(self.call.kwargs))
+        Kept.of(net).stays = True  # as in a worker
+
+    @cached_property
+    def sites(self) -> list[tuple[str, str, int]]:
+        """Where there are tensors."""
+        return [one for one in self.signature.order if self.signature.site(*one).tensors]
+
+    @cached_property
+    def weights(self) -> list[tuple[str, nn.Parameter]]:
+        """Each parameter once, by path."""
+        return sorted(self.net.named_parameters())
+
+    @cached_property
+    def modules(self) -> list[tuple[str, nn.Module]]:
+        """What can be applied."""
+        kinds = (nn.Linear, nn.LayerNorm, nn.Embedding)
+        return [(path, one) for path, one in self.net.named_modules() if isinstance(one, kinds)]
 
     def _decoded(self, graph: Graph, frames: dict[str, Frame]) -> Submit:
         return decode(msgspec.msgpack.encode(self.message(graph, frames)), Submit, "msgpack")

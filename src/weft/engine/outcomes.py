@@ -8,7 +8,7 @@ from weft.kernels.abstract import Outcome, OutcomeCache
 from weft.kernels.aval import Aval
 from weft.kernels.quick import outcome
 
-_KNOWN = OutcomeCache(2**14)
+_KNOWN: OutcomeCache[Outcome] = OutcomeCache(2**14)
 _LONG, _MANY = 256, 64
 """What is larger is not remembered: strangers choose what comes here."""
 _PLAIN = frozenset((bool, int, str, type(None)))

@@ -13,7 +13,7 @@ Not here: which forms of a call are allowed (`forms`), what a call costs (`cost`
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -154,7 +154,10 @@ def _check(name: str, results: list[Tensor], limit: int) -> None:
             )
 
 
-class OutcomeCache:
+T = TypeVar("T")
+
+
+class OutcomeCache(Generic[T]):
     """Outcomes by the caller's own keys; forgets the older half when full.
 
     Safe to share between threads: each step is one operation of a dict.
@@ -162,10 +165,10 @@ class OutcomeCache:
 
     def __init__(self, bound: int = 2**16) -> None:
         self._bound = bound
-        self._found: dict[Any, Outcome] = {}
+        self._found: dict[Any, T] = {}
         self.get = self._found.get
 
-    def put(self, key: Any, outcome: Outcome) -> None:
+    def put(self, key: Any, outcome: T) -> None:
         if len(self._found) >= self._bound:
             for old in list(self._found)[: self._bound // 2]:
                 self._found.pop(old, None)
@@ -175,4 +178,4 @@ class OutcomeCache:
         return len(self._found)
 
 
-OUTCOMES = OutcomeCache()
+OUTCOMES: OutcomeCache[Outcome] = OutcomeCache()

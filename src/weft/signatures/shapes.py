@@ -23,10 +23,13 @@ from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from .remembered import REMEMBERED, asked_of, remember
+
 # Integers with more elements than this (the mask of one row and 2,000 positions) are fake: nobody
 # asks for the numbers of so large a tensor.
 LARGEST = 1 << 22
 
+_DEVICE = torch.ops.prim.device.default
 _LOOKS = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape})
 _NOTHING: frozenset[int] = frozenset()
 
@@ -64,6 +67,7 @@ class Shapes(TorchDispatchMode):
         self.looks: list[Look] = []
         self.origin: dict[int, int] = {}  # storage of a fake -> storage of the tensor it stands for
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self._mode.cache_enabled = False  # `remembered` has asked before, and forgets
         self._weights = {storage_of(t) for t in weights}
         self._fakes: dict[int, FakeTensor] = {}
         self._bases: dict[int, torch.UntypedStorage] = {}
@@ -99,17 +103,35 @@ class Shapes(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
+        if func is _DEVICE and type(args[0]) is FakeTensor:  # a third of all that is asked
+            return args[0].fake_device
         kwargs = kwargs or {}
-        flat, spec = tree_flatten((args, kwargs))
-        tensors = [leaf for leaf in flat if isinstance(leaf, torch.Tensor)]
+        tensors: list[torch.Tensor] = []
+        _gather(args, tensors)
+        _gather(kwargs.values(), tensors)
         if tensors and self.integers and self._computable(func, tensors):
-            return self._on_numbers(func, flat, spec, tensors)
+            return self._on_numbers(func, *tree_flatten((args, kwargs)), tensors)
         if any(self._known(t) for t in _mutated(func, args, kwargs)):
             raise Unfakeable(f"{func} writes unknown numbers into known ones")
+        if tensors:
+            return self._from_memory(func, args, kwargs)
+        flat, spec = tree_flatten((args, kwargs))
         out = self._on_layouts(func, flat, spec)
-        if not tensors and self.integers and _worth_knowing(func, out):
+        if self.integers and _worth_knowing(func, out):
             out = self._really(func, flat, spec)
             self._note(out, _NOTHING)
+        return out
+
+    def _from_memory(self, func: Any, args: tuple, kwargs: dict) -> Any:
+        """What comes of layouts, found out where nobody has asked it before."""
+        asked = asked_of(func, args, kwargs, self._faked)
+        if asked is not None:
+            made = REMEMBERED.get(asked.key)
+            if made is not None:
+                return made.anew(asked.tensors, self._mode)
+        out = self._on_layouts(func, *tree_flatten((args, kwargs)))
+        if asked is not None:
+            remember(asked, out, self._mode)
         return out
 
     def _computable(self, func: Any, tensors: list[torch.Tensor]) -> bool:
@@ -140,13 +162,12 @@ class Shapes(TorchDispatchMode):
         return func(*args, **kwargs)
 
     def _on_layouts(self, func: Any, flat: list, spec: Any) -> Any:
-        flat = [
-            self.fake(leaf) if isinstance(leaf, torch.Tensor) else self._place(leaf)
-            for leaf in flat
-        ]
-        args, kwargs = tree_unflatten(flat, spec)
+        args, kwargs = tree_unflatten([self._faked(leaf) for leaf in flat], spec)
         # `with self._mode: func(...)` would go through the dispatcher twice, a third slower
         return self._mode.dispatch(func, (), args, kwargs)
+
+    def _faked(self, leaf: Any) -> Any:
+        return self.fake(leaf) if isinstance(leaf, torch.Tensor) else self._place(leaf)
 
     def _place(self, leaf: Any) -> Any:
         """What a module asks for on meta, as its weights are, belongs on the device pretended."""
@@ -196,6 +217,15 @@ class Shapes(TorchDispatchMode):
             self._kept.append(tensor)
         elem = torch.empty(0, dtype=tensor.dtype, device="meta")
         return elem.set_(self._bases[key], tensor.storage_offset(), tensor.size(), tensor.stride())
+
+
+def _gather(args: Any, tensors: list[torch.Tensor]) -> None:
+    """Adds the tensors among arguments, in order."""
+    for arg in args:
+        if isinstance(arg, torch.Tensor):
+            tensors.append(arg)
+        elif type(arg) in (tuple, list):
+            _gather(arg, tensors)
 
 
 def copied(storage: torch.UntypedStorage, device: torch.device) -> torch.UntypedStorage:
