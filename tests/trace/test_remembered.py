@@ -270,6 +270,17 @@ def test_a_change_of_sizes_is_not_remembered(without: Any) -> None:
         assert layout_of(act, torch.ones(3, 4)) == expected
 
 
+def test_an_out_that_is_made_larger_is_not_remembered(without: Any) -> None:
+    def act(x: torch.Tensor) -> Any:
+        out, same = torch.empty(0), torch.empty(3, 4)
+        return torch.add(x, x, out=out), out, torch.add(x, x, out=same), same
+
+    expected = without(lambda: layout_of(act, torch.ones(3, 4)))
+    assert [tuple(one.shape) for one in expected.what] == [(3, 4)] * 4
+    for _ in range(3):
+        assert layout_of(act, torch.ones(3, 4)) == expected
+
+
 def test_no_tensor_is_held(memory: OutcomeCache) -> None:
     net = zoo.build("llama")
     table(net, torch.tensor([[1, 2, 3]]))

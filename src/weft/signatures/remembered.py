@@ -11,12 +11,13 @@ that, in a table that forgets.
 A key says all that a result on layouts may hang on: the operation, every argument that is no tensor
 with its type, and of each tensor sizes, strides, offset, dtype, device, the bytes of its storage,
 its dispatch keys, whether it requires gradients, and which of the others share its storage or are
-itself. A result is layouts
-again, and which argument's storage each shares. So nothing of any tensor's numbers is held or
-looked at, and where a result hangs on numbers PyTorch raises, which is not remembered.
+itself. A result is layouts again, and which argument's storage each shares. So nothing of any
+tensor's numbers is held or looked at, and where a result hangs on numbers PyTorch raises, which is
+not remembered.
 
-Not remembered: operations of others than PyTorch, whose fakes may do as they like, those that
-change the sizes of an argument, and results that are no plain tensors.
+Not remembered: operations of others than PyTorch, whose fakes may do as they like, calls that
+change the sizes of an argument (`torch.add(x, y, out=torch.empty(0))`), and results that are no
+plain tensors.
 """
 
 from __future__ import annotations
@@ -131,7 +132,7 @@ def asked_of(
 
 @lru_cache(4096)
 def _is_steady(func: Any) -> bool:
-    """Whether an operation is PyTorch's own, and leaves the sizes of its arguments alone."""
+    """Whether an operation is PyTorch's own, and not one that is there to change sizes."""
     return (
         type(func) is OpOverload
         and func.namespace in ("aten", "prims")
