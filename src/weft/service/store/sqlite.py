@@ -34,6 +34,7 @@ from weft.service.store.said import (
     was_lost,
 )
 from weft.service.store.session_rows import SqliteSessions
+from weft.service.store.sqlite_claims import Claiming, anything
 from weft.service.store.sqlite_models import SqliteModels, use
 from weft.service.store.sqlite_tallies import SqliteTallies, tally
 from weft.service.store.sqlite_usage import SqliteUsage, add
@@ -149,22 +150,21 @@ class SqliteLedger(SqliteModels, SqliteSessions, SqliteUsage, SqliteTallies):
         asked = Asked(stage, tuple(models), lane, tokens, peak, None, running)
         return self._claim(asked, holder, now, until, most)
 
-    def _claim(
-        self, asked: Asked | None, holder: str, now: float, until: float, most: int
-    ) -> list[Job]:
+    def _claim(self, asked: Asked, holder: str, now: float, until: float, most: int) -> list[Job]:
         changes: list[life.Change] = []
         with self._database.read() as rows:
-            if asked and not fair.anything(
-                rows, asked
-            ):  # most calls end here: no writer is waited for
+            if not anything(rows, asked):  # most calls end here: no writer is waited for
                 return []
+        left: Asked | None = asked
         with self._database.write(durable=False) as rows:
-            while asked is not None and len(changes) < most:
-                job = fair.next_job(rows, asked, now)
+            claiming = Claiming(rows, asked, now)
+            while left is not None and len(changes) < most:
+                job = claiming.next(left)
                 if job is None:
                     break
                 changes.append(self._step(rows, job, Leased(holder, new_token(), until), now))
-                asked = None if was_lost(job) else asked.without(job)
+                left = None if was_lost(job) else left.without(job)
+            claiming.write()
         for change in changes:
             self._carry(change.job, change.commands)
         return [change.job for change in changes]
