@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from weft.errors import SamplingError
 from weft.run.part import ModuleCall
 
-from .caches import caches_in, can_join, fresh_cache, join, narrow
+from .caches import caches_in, fresh_cache, has_joining_cache, join, narrow
 from .call import ModelCall
 from .decoding import Decoding, inputs_of
 from .forward import language_facts
@@ -330,10 +330,7 @@ class Decodings:
 def may_share(one: Decoding) -> bool:
     """Whether a generation's rows can stand beside others: it is plain, and has a cache of a kind
     that can be put together."""
-    if not is_plain(one.prompt, one.sampling):
-        return False
-    cache = fresh_cache(one.net)
-    return bool(cache) and all(can_join(it) for it in cache.values())
+    return is_plain(one.prompt, one.sampling) and has_joining_cache(one.net)
 
 
 def is_plain(prompt: ModelCall, sampling: Sampling) -> bool:
