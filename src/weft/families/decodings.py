@@ -87,6 +87,7 @@ class Decodings:
         self.net: Any = net
         self.errors: dict[int, SamplingError] = {}
         self._limits = rows, positions
+        self._takes = language_facts(net.config, type(net)).takes
         self._in_turn = not shared or bool(moving_ropes(net))
         self._count = 0
         self._all: dict[int, Decoding] = {}  # that are not over
@@ -321,7 +322,7 @@ class Decodings:
         first: bool = False,
         keep: int = 1,
     ) -> ModuleCall:
-        takes = language_facts(self.net.config, type(self.net)).takes
+        takes = self._takes
         kept = {"attention_mask": mask, "position_ids": positions, "logits_to_keep": keep}
         kept = {name: value for name, value in kept.items() if name in takes}
         return (), inputs_of(self.net, ids, None, first, {**kept, **cache, "use_cache": True})
