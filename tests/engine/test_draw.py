@@ -13,7 +13,7 @@ from tests.engine.bench import Bench, limits, state_of, values_of
 from tests.run.graphs import Builder
 from tests.run.nets import Chain, Does, example, hook_count, hooked, moved
 from weft.client.values import opened_value
-from weft.engine.draw import LostDeviceError, draw
+from weft.engine.draw import LostDeviceError, RunWatch, draw
 from weft.engine.kept import SpoiltError
 from weft.engine.opened import Opened
 from weft.errors import (
@@ -595,3 +595,17 @@ def test_what_is_streamed_is_told_as_events_within_the_limits(bench, g):
     assert len(told) == 5
     with pytest.raises(LimitError, match="stream_bytes"):
         bench.price(g, stream_bytes=2 * X.nbytes)
+
+
+def test_the_time_of_others_counts_only_where_time_seems_over(g):
+    watch = RunWatch(g.graph(), limits(run_seconds=30.0), None, None)
+    asked: list[float] = []
+    watch.others = lambda: asked.append(60.0) or 60.0
+    watch.look()
+    assert not asked
+    watch._until -= 60.0
+    watch.look()
+    assert asked == [60.0]
+    watch._until -= 60.0
+    with pytest.raises(TimeLimitError):
+        watch.look()

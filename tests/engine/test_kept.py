@@ -72,6 +72,24 @@ def test_what_its_owner_changes_between_jobs_stays(kept):
     assert isinstance(net.more, nn.Linear)
 
 
+@pytest.mark.parametrize("change", ["renamed", "gone", "exchanged", "equal"])
+def test_what_stands_under_a_name_is_the_very_same_object(kept, change):
+    net, found = kept
+    net.last = [1.5]
+    for _ in range(2):
+        was = net.last
+        with found.job(net):
+            if change == "equal":
+                net.last = [1.5]
+            elif change == "exchanged":
+                net.last, net.longest = net.longest, net.last
+            else:
+                del net.last
+                if change == "renamed":
+                    net.final = was  # the last of as many, and the same object
+        assert net.last is was and net.longest == 0
+
+
 def test_a_changed_weight_is_told(kept):
     net, found = kept
     for _ in range(2):

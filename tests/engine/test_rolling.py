@@ -115,6 +115,39 @@ def drawn(made: Requests, asked: list[Asked], **options: Any) -> list[Any]:
         decode.close()
 
 
+def test_a_module_that_a_graph_calls_while_it_joins_leaves_nothing(made, family, monkeypatch):
+    """Before any forward: nobody else puts back what that leaves on the model."""
+    name = zoo.paths(family).norm
+    norm = made.net.get_submodule(name)
+
+    def block(model: Any) -> Any:
+        module = model.get(name)
+        with model.generate(ids(4, 1), max_new_tokens=2, do_sample=False) as tracer:
+            module(module.weight[None, None]).save("n")
+            tracer.result.save("ids")
+        return tracer
+
+    asked = made.ask(block)
+    drawn(made, [asked])  # the model has had its trials
+    called: list[int] = []
+    forward = type(norm).forward
+
+    def notes(module: Any, x: torch.Tensor) -> Any:
+        called.append(x.dim())
+        module.left = torch.ones(1)
+        return forward(module, x)
+
+    monkeypatch.setattr(type(norm), "forward", notes)
+    decode = made.decode()
+    ticket = decode.join(made.entry(asked))
+    assert called == [3] and not hasattr(norm, "left")
+    while decode.turn():
+        pass
+    (left,) = decode.left()
+    assert left is ticket and not hasattr(norm, "left")
+    check(left, asked)
+
+
 def test_nothing_of_the_model_has_changed(made, pool):
     before = {name: tensor.clone() for name, tensor in made.net.state_dict().items()}
     hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in made.net.modules())

@@ -9,16 +9,19 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec.structs import replace
 
 import weft
 from tests.engine.strangers import KINDS, Experiments, Generations, ids
 from tests.families import zoo
+from tests.service import jobs as jobs_of
 from weft.client.find import Place
 from weft.client.servers import Server as Known
 from weft.engine.rolling import Decode
 from weft.errors import CancelledError, RunError
 from weft.service.fleet.keys import add_key
-from weft.service.worker.batch import Claims, groups
+from weft.service.store.memory import MemoryLedger
+from weft.service.worker.batch import STEPS, Claims, groups
 from weft.service.worker.loop import Worker
 from weft.settings import Settings
 from weft.testing.same import bounded
@@ -279,3 +282,19 @@ def test_groups_are_neither_too_wide_nor_too_large():
     assert found == [[200, 190], [31, 30, 24, 7, 6, 5]]
     assert list(groups([9, 9, 9], lambda w: w, lambda w: 2, 36)) == [[9, 9], [9]]
     assert list(groups([], lambda w: w, lambda w: 1, 36)) == []
+
+
+def test_generations_that_wait_are_claimed_together():
+    """As many as there is room for, in the order in which they would come one by one."""
+    ledger = MemoryLedger(Settings())
+    made = []
+    for number, owner in enumerate(("ann", "bob", "ann", "eve", "ann")):
+        one, _ = ledger.submit(jobs_of.job(100.0 + number, owner=owner), 100)
+        lane = "" if number == 3 else STEPS
+        ledger.step(one.id, replace(jobs_of.PRICED, lane=lane, tokens=10, peak=1), 200.0)
+        made.append(one.id)
+    claims = Claims(ledger, "tiny", "w", Settings(), time.time, time.sleep)
+    assert [one.id for one in claims.steps(35, 2)] == made[:2]
+    assert [one.id for one in claims.steps(15, 8)] == [made[2]]
+    assert claims.steps(9, 8) == []
+    assert [one.id for one in claims.steps(35, 8)] == [made[4]]

@@ -247,7 +247,8 @@ class RunWatch:
     def look(self) -> None:
         if self._cancelled is not None and self._cancelled():
             raise CancelledError("the job was cancelled")
-        if time.monotonic() > self._until + self.others():
+        now = time.monotonic()
+        if now > self._until and now > self._until + self.others():
             seconds = f"{self._limits.run_seconds:g} s"
             raise over("run_seconds", seconds, "the job runs longer", kind=TimeLimitError)
 

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
+from operator import is_
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -83,7 +84,9 @@ class _State:
         self._modules = list(net.modules())
         self._spaces = [space for module in self._modules for space in _spaces(module)]
         self._were = [dict(space) for space in self._spaces]
-        self._names, self._ids = self._seen()
+        self._sizes = list(map(len, self._spaces))
+        self._names = [*chain.from_iterable(self._spaces)]
+        self._values = [*chain.from_iterable(map(dict.values, self._spaces))]
         self._weights = list(net.parameters())
         self._buffers = {id(buffer): buffer for buffer in net.buffers()}
         self._loud: set[int] = set()
@@ -91,15 +94,14 @@ class _State:
         for gone in copies.keys() - self._buffers.keys():
             del copies[gone]
 
-    def _seen(self) -> tuple[list[str], list[int]]:
-        """All names and the objects under them, one after another. `_were` keeps the objects."""
-        values = chain.from_iterable([space.values() for space in self._spaces])
-        return list(chain.from_iterable(self._spaces)), list(map(id, values))
-
     def holds(self) -> bool:
         """Whether all names still stand for the very same objects."""
-        names, ids = self._seen()
-        return ids == self._ids and names == self._names
+        spaces = self._spaces
+        if list(map(len, spaces)) != self._sizes:
+            return False
+        values = chain.from_iterable(map(dict.values, spaces))
+        names = chain.from_iterable(spaces)
+        return all(map(is_, values, self._values)) and all(map(is_, names, self._names))
 
     def begin(self) -> None:
         """Notes what may have changed without a new object."""

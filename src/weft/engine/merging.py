@@ -62,8 +62,12 @@ class Merger:
         assert found is not None  # a model that is in use has them
         return found
 
+    def allows(self, module: nn.Module) -> bool:
+        """Whether calls of this model may share forwards at all."""
+        return may_share(self._facts, module)
+
     def keys(self, calls: Sequence[ModuleCall], module: nn.Module) -> list[Hashable | None]:
-        if not may_share(self._facts, module):
+        if not self.allows(module):
             return [None] * len(calls)
         return ["tokens" if is_plain(call) else None for call in calls]
 

@@ -35,6 +35,7 @@ from weft.wire.messages import Limits, ValueEvent
 from .draw import BoundedLog, Drawn, LostDeviceError, RunWatch, brought, constants_of, understood
 from .kept import Kept
 from .merging import Merger
+from .merging import is_plain as is_tokens
 from .opened import Opened
 from .telling import Streaming
 
@@ -75,6 +76,8 @@ class _PassFailedError(Exception):
 
 def _drawn(net: nn.Module, entries: Sequence[Entry], merger: Merger) -> list[Found]:
     found: list[Found] = [None] * len(entries)
+    if not merger.allows(net):
+        return found
     comers = {n: one for n, entry in enumerate(entries) if (one := _comer(net, entry, merger))}
     try:
         call, pieces = merger.seats([(one.calls, one.leaves) for one in comers.values()], net)
@@ -150,7 +153,7 @@ class _Comer:
         if not self.leaves or not is_plain(plan) or self._entry.opened.alone:
             return False
         if len({site.invoke for site in self.leaves}) == 1:
-            return None not in merger.keys(self.calls, net)
+            return all(map(is_tokens, self.calls))
         return in_step(plan, self.calls, merger, net)
 
     def _later(self, say: Callable[[Any], None] | None) -> Callable[[Any], None] | None:

@@ -14,12 +14,13 @@ nothing of the others. Where the model itself fails in a step, memory most of al
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from torch import nn
 
 from weft.run.guests import Guest
-from weft.run.rolling import Boarder, Rolling, may_board
+from weft.run.rolling import Boarder, Rolling, calls_modules, may_board
 from weft.run.rows import leaves_of
 from weft.run.weights import weights_of
 
@@ -96,7 +97,8 @@ class Decode:
             max(0.0, rolling.spent - spent - guest.spent) + self._paused - paused
         )
         self._tickets[ticket.boarder] = ticket
-        with Kept.of(self._net).job(self._net):
+        kept = Kept.of(self._net).job(self._net) if calls_modules(guest.plan) else nullcontext()
+        with kept:
             rolling.join(ticket.boarder)
         self._collect()
         return ticket

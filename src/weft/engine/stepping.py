@@ -49,6 +49,13 @@ class Template(NamedTuple):
     stride: tuple[int, ...]
 
 
+class _Told(NamedTuple):
+    """What was found out of one generation: its steps, and tensors of its sites."""
+
+    steps: dict[int, Signature]
+    templates: dict[tuple[Site, Leaf], Template | None]
+
+
 class Stepping:
     """See the module's text and `run.joined.Sharer`."""
 
@@ -56,6 +63,7 @@ class Stepping:
         self._their = ref(signatures)  # who knows this by its signatures must let go of them
         self._facts = facts
         self._trials: WeakKeyDictionary[nn.Module, tuple[Any, Shown | None]] = WeakKeyDictionary()
+        self._told: WeakKeyDictionary[Decoding, _Told] = WeakKeyDictionary()
 
     @property
     def _signatures(self) -> Signatures:
@@ -112,6 +120,14 @@ class Stepping:
         length = place.length if place.step == 0 else 1
         return Piece(found.dims, place.rows, length, batch, length, found.shape, found.stride)
 
+    def _told_of(self, decoder: Decoding) -> _Told:
+        if not isinstance(decoder, Decoding):  # a `forecast.Foreseen`, which stands for one
+            return _Told({}, {})
+        found = self._told.get(decoder)
+        if found is None:
+            found = self._told[decoder] = _Told({}, {})
+        return found
+
     def _known(self, decoder: Any, site: Site, leaves: Sequence[Leaf], shown: Shown) -> bool:
         """Whether all of these tensors of a site were shown to be what they are alone."""
         path = self.signature(decoder, site.step).canonical(site.path)
@@ -135,7 +151,11 @@ class Stepping:
 
     def signature(self, decoder: Decoding, step: int) -> Signature:
         """One step of a generation, as it is alone."""
-        return self.turns.at(decoder.prompt, decoder.sampling, step)
+        told = self._told_of(decoder).steps
+        found = told.get(step)
+        if found is None:
+            found = told[step] = self.turns.at(decoder.prompt, decoder.sampling, step)
+        return found
 
     def template(self, decoder: Decoding, site: Site, leaf: Leaf) -> Template | None:
         """What a tensor is like; None where it is not certain where its rows lie.
@@ -143,6 +163,12 @@ class Stepping:
         Of operations inside a forward the trial has said nothing. Raises nothing: a site that does
         not fire is for the run to tell.
         """
+        told = self._told_of(decoder).templates
+        if (site, leaf) not in told:
+            told[site, leaf] = self._found_out(decoder, site, leaf)
+        return told[site, leaf]
+
+    def _found_out(self, decoder: Decoding, site: Site, leaf: Leaf) -> Template | None:
         if is_inside(site.port):
             return None
         own = self.signature(decoder, site.step)

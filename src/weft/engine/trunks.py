@@ -159,7 +159,7 @@ def _call(lot: Lot, owners: Sequence[int], rows: Mapping[int, int]) -> ModuleCal
 
 def _placed(site: Site, piece: Piece, growth: Growth, index: Mapping[Site, int]) -> Piece:
     segment = growth.segment(index[site])
-    return replace(piece, rows=segment.places[site.invoke], batch=segment.size)
+    return piece._replace(rows=segment.places[site.invoke], batch=segment.size)
 
 
 # -- the trial -----------------------------------------------------------------------------------

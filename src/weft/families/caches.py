@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -26,6 +27,20 @@ def fresh_cache(net: Any) -> dict[str, Any]:
         return {}
     name = "cache_params" if "mamba" in type(net).__name__.lower() else "past_key_values"
     return {name: DynamicCache(config=net.config.get_text_config(decoder=True))}
+
+
+def has_joining_cache(net: Any) -> bool:
+    """Whether a model's caches can be put together. What it makes is looked at once."""
+    known = _JOINING.get(net)
+    if known is None or known[0] is not net.config:
+        made = fresh_cache(net)
+        joining = bool(made) and all(can_join(it) for it in made.values())
+        known = _JOINING[net] = net.config, joining
+    return known[1]
+
+
+_JOINING: WeakKeyDictionary[Any, tuple[Any, bool]] = WeakKeyDictionary()
+"""By model: its configuration, and the answer."""
 
 
 def can_join(cache: Any) -> bool:

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from weft.errors import SamplingError
 from weft.run.part import ModuleCall
 
-from .caches import caches_in, can_join, fresh_cache, join, narrow
+from .caches import caches_in, fresh_cache, has_joining_cache, join, narrow
 from .call import ModelCall
 from .decoding import Decoding, inputs_of
 from .forward import language_facts
@@ -87,6 +87,7 @@ class Decodings:
         self.net: Any = net
         self.errors: dict[int, SamplingError] = {}
         self._limits = rows, positions
+        self._takes = language_facts(net.config, type(net)).takes
         self._in_turn = not shared or bool(moving_ropes(net))
         self._count = 0
         self._all: dict[int, Decoding] = {}  # that are not over
@@ -321,7 +322,7 @@ class Decodings:
         first: bool = False,
         keep: int = 1,
     ) -> ModuleCall:
-        takes = language_facts(self.net.config, type(self.net)).takes
+        takes = self._takes
         kept = {"attention_mask": mask, "position_ids": positions, "logits_to_keep": keep}
         kept = {name: value for name, value in kept.items() if name in takes}
         return (), inputs_of(self.net, ids, None, first, {**kept, **cache, "use_cache": True})
@@ -330,10 +331,7 @@ class Decodings:
 def may_share(one: Decoding) -> bool:
     """Whether a generation's rows can stand beside others: it is plain, and has a cache of a kind
     that can be put together."""
-    if not is_plain(one.prompt, one.sampling):
-        return False
-    cache = fresh_cache(one.net)
-    return bool(cache) and all(can_join(it) for it in cache.values())
+    return is_plain(one.prompt, one.sampling) and has_joining_cache(one.net)
 
 
 def is_plain(prompt: ModelCall, sampling: Sampling) -> bool:

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch.nn import Module
 
+from weft.graph.node import Apply
 from weft.graph.site import RESULT, Site
 
 from .guests import Guest
@@ -97,6 +98,11 @@ def may_board(plan: Plan) -> bool:
         return False
     found = levels(plan)
     return len(found) == 1 and all(len(group) == 1 for group in found[0])
+
+
+def calls_modules(plan: Plan) -> bool:
+    """Whether a graph itself calls modules of the model, which may leave traces on them."""
+    return any(step is not None and step.kind is Apply for step in plan.steps)
 
 
 class Rolling(Crowd):

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import lru_cache
 from math import prod
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -34,8 +34,7 @@ Dims = tuple[tuple["str | int", ...], ...]
 """Of each dimension its factors: `B` (rows), `S` (positions), and numbers."""
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """Where the rows of one invoke lie in a tensor of a shared forward.
 
     `rows` and `length` are the invoke's own, `batch` and `width` those of the forward; `shape` and
@@ -50,49 +49,56 @@ class Piece:
     shape: tuple[int, ...]
     stride: tuple[int, ...]
 
-    @cached_property
-    def _make(self) -> Callable[..., torch.Tensor]:
-        extent = 1 + sum([(n - 1) * s for n, s in zip(self.shape, self.stride, strict=True)])
-        return torch.empty_strided if extent == prod(self.shape) else _zeros_strided
-
-    @cached_property
-    def _index(self) -> tuple[slice, ...]:
-        """The part, in a view with a dimension for each factor."""
-        return tuple([self._slice(factor) for factors in self.dims for factor in factors or (-1,)])
-
     def cut(self, whole: torch.Tensor) -> torch.Tensor:
         """A private copy of the invoke's part."""
-        part = self._part(whole).reshape(self.shape)
-        own = self._make(self.shape, self.stride, dtype=whole.dtype, device=whole.device)
-        return own.copy_(part)
+        part, shape = self._part(whole), self.shape
+        if part.shape != shape:
+            part = part.reshape(shape)
+        make = _maker(shape, self.stride)
+        if make is None:
+            return part.clone(memory_format=torch.contiguous_format)
+        return make(shape, self.stride, dtype=whole.dtype, device=whole.device).copy_(part)
 
     def put(self, whole: torch.Tensor, value: torch.Tensor) -> None:
         """Writes the invoke's part."""
         part = self._part(whole)
-        part.copy_(value.reshape(part.shape))
+        part.copy_(value if value.shape == part.shape else value.reshape(part.shape))
 
     def _part(self, whole: torch.Tensor) -> torch.Tensor:
         """A view of `whole`, with a dimension for each factor."""
-        sizes = self._sizes
+        sizes = _sizes(self.dims, self.batch, self.width)
         view = whole if len(sizes) == whole.dim() else _split(whole, self.dims, sizes)
-        for size, got in zip(sizes, view.shape, strict=True):
-            if size not in (got, -1):
-                raise ValueError(f"a tensor of {list(whole.shape)} is not of the sizes {sizes}")
-        return view[self._index]
-
-    @cached_property
-    def _sizes(self) -> list[int]:
-        """The size of each factor; -1 where a dimension is everybody's."""
-        named = {"B": self.batch, "S": self.width}
-        return [named.get(factor, factor) for factors in self.dims for factor in factors or (-1,)]  # type: ignore[arg-type, misc]
-
-    def _slice(self, factor: str | int) -> slice:
-        if factor == "B":
-            return slice(*self.rows)
-        return slice(0, self.length) if factor == "S" else slice(None)
+        if view.shape != sizes:
+            for size, got in zip(sizes, view.shape, strict=True):
+                if size not in (got, -1):
+                    raise ValueError(f"a tensor of {list(whole.shape)} is not of the sizes {sizes}")
+        return view[_index(self.dims, self.rows, self.length)]
 
 
-def _split(whole: torch.Tensor, dims: Dims, sizes: list[int]) -> torch.Tensor:
+@lru_cache(maxsize=1 << 12)
+def _sizes(dims: Dims, batch: int, width: int) -> tuple[int, ...]:
+    """The size of each factor; -1 where a dimension is everybody's."""
+    named: dict[str | int, int] = {"B": batch, "S": width}
+    return tuple([named.get(f, f) for factors in dims for f in factors or (-1,)])  # type: ignore[misc]
+
+
+@lru_cache(maxsize=1 << 12)
+def _index(dims: Dims, rows: tuple[int, int], length: int) -> tuple[slice, ...]:
+    """An invoke's part, in a view with a dimension for each factor."""
+    own = {"B": slice(*rows), "S": slice(0, length)}
+    return tuple([own.get(f, slice(None)) for factors in dims for f in factors or (-1,)])  # type: ignore[call-overload]
+
+
+@lru_cache(maxsize=1 << 12)
+def _maker(shape: tuple[int, ...], stride: tuple[int, ...]) -> Callable[..., torch.Tensor] | None:
+    """What makes a tensor with these strides; None where they are those of any new one."""
+    if torch.empty(shape, device="meta").stride() == stride:
+        return None
+    extent = 1 + sum([(n - 1) * s for n, s in zip(shape, stride, strict=True)])
+    return torch.empty_strided if extent == prod(shape) else _zeros_strided
+
+
+def _split(whole: torch.Tensor, dims: Dims, sizes: tuple[int, ...]) -> torch.Tensor:
     """`whole` with a dimension for each factor; splitting one is always a view."""
     place = 0
     for factors in dims:
@@ -240,20 +246,26 @@ class Standing:
         return structure
 
 
-def leaves_of(plan: Plan, site: Site) -> list[Leaf]:
+def leaves_of(plan: Plan, site: Site) -> Sequence[Leaf]:
     """The leaves of a site that a graph uses."""
-    steps: list[Any] = [plan.steps[index] for index in plan.sites[site].steps]
-    return list(dict.fromkeys([step.node.leaf for step in steps]))
+    there = plan.sites[site]
+    if there.leaves is None:
+        steps: list[Any] = [plan.steps[index] for index in there.steps]
+        there.leaves = tuple(dict.fromkeys([step.node.leaf for step in steps]))
+    return there.leaves
 
 
-def changed_leaves(plan: Plan, site: Site) -> dict[Leaf, bool]:
+def changed_leaves(plan: Plan, site: Site) -> Mapping[Leaf, bool]:
     """The leaves of a site that a graph changes, and whether all of it is done in place."""
-    found: dict[Leaf, bool] = {}
-    for index in plan.sites[site].effects:
-        step: Any = plan.steps[index]
-        leaf = step.node.leaf
-        found[leaf] = found.get(leaf, True) and step.kind is Fill
-    return found
+    there = plan.sites[site]
+    if there.changes is None:
+        found: dict[Leaf, bool] = {}
+        for index in there.effects:
+            step: Any = plan.steps[index]
+            leaf = step.node.leaf
+            found[leaf] = found.get(leaf, True) and step.kind is Fill
+        there.changes = found
+    return there.changes
 
 
 def is_mixed(plan: Plan) -> bool:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from weft.graph.node import AnyNode, Bound, Graph
-from weft.graph.site import Site, Where
+from weft.graph.site import Leaf, Site, Where
 
 from .lower import Args, Hole
 
@@ -54,11 +54,13 @@ class Step:
 class SitePlan:
     """The steps of one site in program order, and those among them that change it."""
 
-    __slots__ = ("effects", "follow", "steps", "taken")
+    __slots__ = ("changes", "effects", "follow", "leaves", "steps", "taken")
 
     def __init__(self) -> None:
         self.steps: list[int] = []
         self.effects: list[int] = []
+        self.leaves: Sequence[Leaf] | None = None  # `rows.leaves_of`, once it was asked
+        self.changes: Mapping[Leaf, bool] | None = None  # `rows.changed_leaves`
         self.follow = False  # whether what the model does with its tensors is followed from here
         self.taken: Any = None  # where nothing else happens: what is read and saved (`taken`)
 

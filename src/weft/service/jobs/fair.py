@@ -143,7 +143,13 @@ def settled(share: Share, pace: Pace, job: Job, seconds: float) -> Share:
 
 def in_order(shares: Mapping[str, Share]) -> list[tuple[str, Share]]:
     """Who is next stands first."""
-    return sorted(shares.items(), key=lambda item: (item[1].tag, item[1].since, item[0]))
+    return sorted(shares.items(), key=place)
+
+
+def place(one: tuple[str, Share]) -> tuple[float, float, str]:
+    """Where an owner stands: the least is next."""
+    owner, share = one
+    return share.tag, share.since, owner
 
 
 def before(mine: Job, waiting: Iterable[Job], shares: Mapping[str, Share], clock: float) -> int:

@@ -34,6 +34,7 @@ from weft.service.store.said import (
     lost,
 )
 from weft.service.store.session_rows import SqliteSessions
+from weft.service.store.sqlite_claims import Turns, anything
 from weft.service.store.sqlite_models import SqliteModels, use
 from weft.service.store.sqlite_tallies import SqliteTallies, tally
 from weft.service.store.sqlite_usage import SqliteUsage, add
@@ -116,12 +117,14 @@ class SqliteLedger(Claiming, SqliteModels, SqliteSessions, SqliteUsage, SqliteTa
 
     def _claim(self, asked: Asked, holder: str, now: float, until: float, most: int) -> list[Job]:
         with self._database.read() as rows:
-            if not fair.anything(rows, asked):  # most calls end here: no writer is waited for
+            if not anything(rows, asked):  # most calls end here: no writer is waited for
                 return []
         changes: list[life.Change] = []
         with self._database.write(durable=False) as rows:
-            for job in in_turn(asked, most, lambda rest: fair.next_job(rows, rest, now)):
+            turns = Turns(rows, asked, now)
+            for job in in_turn(asked, most, turns.next):
                 changes.append(self._step(rows, job, Leased(holder, new_token(), until), now))
+            turns.write()
         for change in changes:
             self._carry(change.job, change.commands)
         return [change.job for change in changes]

@@ -1,33 +1,26 @@
 """Fair order in SQLite: what `jobs.fair` decides on, and what it decided. Used by `sqlite`.
 
-Each function works inside the transaction of its caller. A claim asks the tables for the shares of
-its queue and then, in their order, for the first job of one owner after another: two or three short
-searches of an index, however many jobs wait.
+Each function works inside the transaction of its caller. Whose job is next is asked in
+`sqlite_claims`.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator
-
-import msgspec
+from collections.abc import Mapping
 
 from weft.service.jobs.fair import (
     PRICING,
-    Head,
     Pace,
     Share,
-    Turn,
     arrived,
     charge_of,
-    choose,
     learnt,
     queue_of,
     run_queue,
     settled,
 )
 from weft.service.jobs.life import Job
-from weft.service.store.said import Asked
 
 TABLES = (
     "CREATE TABLE queue (name TEXT PRIMARY KEY, clock REAL NOT NULL) STRICT",
@@ -57,118 +50,11 @@ PACE_TABLES = (
 )
 """Another step: the pace of each queue."""
 
-_FREE = "model = ? AND state = ? AND owner = ? AND token IS NULL AND ended IS NULL"
-_IN_TURN = """AND (after IS NULL OR NOT EXISTS (
-    SELECT 1 FROM job AS before WHERE before.id = job.after AND before.ended IS NULL))"""
-"""A job of a session runs when the one before it is over."""
 _SET_SHARE = "INSERT OR REPLACE INTO share (queue, owner, tag, since) VALUES (?, ?, ?, ?)"
 _SET_CLOCK = """INSERT INTO queue (name, clock) VALUES (?, ?)
     ON CONFLICT (name) DO UPDATE SET clock = excluded.clock"""
 _SET_PACE = """INSERT INTO queue (name, clock, charged, seconds) VALUES (?, 0.0, ?, ?)
     ON CONFLICT (name) DO UPDATE SET charged = excluded.charged, seconds = excluded.seconds"""
-_job_of = msgspec.msgpack.Decoder(Job).decode
-
-
-def anything(rows: sqlite3.Connection, asked: Asked) -> bool:
-    """Whether any job may be there for the asking."""
-    which, values = _fitting(asked)
-    query = f"""SELECT 1 FROM job WHERE model = ? AND state = ? AND ended IS NULL
-        AND token IS NULL {which} LIMIT 1"""
-    found = (rows.execute(query, (one, asked.stage, *values)).fetchone() for one in asked.models)
-    return any(row is not None for row in found)
-
-
-def _fitting(asked: Asked) -> tuple[str, tuple[object, ...]]:
-    """What `Asked.fits` says, in SQL."""
-    wanted = {"lane =": asked.lane, "tokens <=": asked.tokens, "peak <=": asked.peak}
-    wanted["peak >"] = asked.beyond
-    given = {text: value for text, value in wanted.items() if value is not None}
-    return "".join(f"AND {text} ? " for text in given), tuple(given.values())
-
-
-def next_job(rows: sqlite3.Connection, asked: Asked, now: float) -> Job | None:
-    """The next job in fair order; its turn is written down. Of several queues, the oldest job."""
-    turns = [(queue, _turn(rows, queue, asked, now)) for queue in _queues(asked)]
-    found = [(queue, turn) for queue, turn in turns if turn is not None]
-    if not found:
-        return None
-    queue, turn = min(found, key=lambda one: (one[1].job.created, one[1].job.id))
-    _set_clock(rows, queue, turn.clock)
-    for owner, share in turn.shares.items():
-        if share is None:
-            rows.execute("DELETE FROM share WHERE queue = ? AND owner = ?", (queue, owner))
-        else:
-            rows.execute(_SET_SHARE, (queue, owner, share.tag, share.since))
-    return turn.job
-
-
-def _queues(asked: Asked) -> Iterable[str]:
-    return [PRICING] if asked.stage == "received" else [run_queue(one) for one in asked.models]
-
-
-def _turn(rows: sqlite3.Connection, queue: str, asked: Asked, now: float) -> Turn | None:
-    mine = [model for model in asked.models if queue in (PRICING, run_queue(model))]
-
-    def head(owner: str) -> Head:
-        jobs = [job for model in mine if (job := _first(rows, asked, owner, model))]
-        if not jobs:
-            return _without(rows, queue, asked, owner, mine)
-        job = min(jobs, key=lambda job: (job.created, job.id))
-        most = asked.most_running(job)
-        return "held" if most and _running(rows, owner) >= most else job
-
-    return choose(_shares(rows, queue), _clock(rows, queue), head, now)
-
-
-def _first(rows: sqlite3.Connection, asked: Asked, owner: str, model: str) -> Job | None:
-    which, values = _fitting(asked)
-    turn = _IN_TURN if asked.stage == "queued" else ""
-    query = f"SELECT body FROM job WHERE {_FREE} {turn} {which} ORDER BY created, id LIMIT 1"
-    row = rows.execute(query, (model, asked.stage, owner, *values)).fetchone()
-    return None if row is None else _job_of(row[0])
-
-
-def _without(
-    rows: sqlite3.Connection, queue: str, asked: Asked, owner: str, models: list[str]
-) -> Head:
-    """What an owner has of whose jobs none may be taken."""
-    anyhow = asked._replace(lane=None, tokens=None, peak=None, beyond=None)
-    if asked.is_choosy and any(_first(rows, anyhow, owner, model) for model in models):
-        return "unfit"
-    waits = _waits(rows, queue, asked.stage, owner)
-    if waits or _is_out_of_turn(rows, asked, owner, models):
-        return "held"
-    return "busy" if queue != PRICING and _runs(rows, owner, models) else "idle"
-
-
-def _is_out_of_turn(rows: sqlite3.Connection, asked: Asked, owner: str, models: list[str]) -> bool:
-    """Whether an owner has jobs here which wait for others of his own."""
-    query = f"SELECT 1 FROM job WHERE {_FREE} LIMIT 1"
-    found = (rows.execute(query, (one, asked.stage, owner)).fetchone() for one in models)
-    return any(row is not None for row in found)
-
-
-def _waits(rows: sqlite3.Connection, queue: str, stage: str, owner: str) -> bool:
-    """Whether an owner has anything in the queue, which may be of other models too."""
-    if queue != PRICING:
-        return False
-    query = """SELECT 1 FROM job
-        WHERE owner = ? AND state = ? AND token IS NULL AND ended IS NULL LIMIT 1"""
-    return rows.execute(query, (owner, stage)).fetchone() is not None
-
-
-def _runs(rows: sqlite3.Connection, owner: str, models: list[str]) -> bool:
-    """Whether a job of an owner runs on one of the models."""
-    query = """SELECT 1 FROM job
-        WHERE owner = ? AND model = ? AND ended IS NULL AND state = 'running' LIMIT 1"""
-    found = (rows.execute(query, (owner, model)).fetchone() for model in models)
-    return any(row is not None for row in found)
-
-
-def _running(rows: sqlite3.Connection, owner: str) -> int:
-    query = "SELECT count(*) FROM job WHERE owner = ? AND ended IS NULL AND state = 'running'"
-    return rows.execute(query, (owner,)).fetchone()[0]
-
 
 # -- shares ----------------------------------------------------------------------------------------
 
@@ -180,10 +66,10 @@ def arrive(rows: sqlite3.Connection, job: Job, now: float) -> None:
         return
     if _is_alone(rows, queue, job):
         rows.execute("DELETE FROM share WHERE queue = ?", (queue,))
-        _set_clock(rows, queue, 0.0)
+        set_clock(rows, queue, 0.0)
     share = _share(rows, queue, job.owner)
     if share is None or not _has_others(rows, queue, job):
-        place = arrived(share, _clock(rows, queue), now)
+        place = arrived(share, clock_of(rows, queue), now)
         rows.execute(_SET_SHARE, (queue, job.owner, place.tag, place.since))
 
 
@@ -218,24 +104,27 @@ def _has_others(rows: sqlite3.Connection, queue: str, job: Job) -> bool:
     return rows.execute(query, (job.owner, job.state, job.id, model)).fetchone() is not None
 
 
-def _shares(rows: sqlite3.Connection, queue: str) -> Iterator[tuple[str, Share]]:
-    """`fair.in_order`, read as far as somebody wants to know."""
-    query = "SELECT owner, tag, since FROM share WHERE queue = ? ORDER BY tag, since, owner"
-    return ((owner, Share(tag, since)) for owner, tag, since in rows.execute(query, (queue,)))
-
-
 def _share(rows: sqlite3.Connection, queue: str, owner: str) -> Share | None:
     query = "SELECT tag, since FROM share WHERE queue = ? AND owner = ?"
     row = rows.execute(query, (queue, owner)).fetchone()
     return None if row is None else Share(*row)
 
 
-def _clock(rows: sqlite3.Connection, queue: str) -> float:
+def clock_of(rows: sqlite3.Connection, queue: str) -> float:
     row = rows.execute("SELECT clock FROM queue WHERE name = ?", (queue,)).fetchone()
     return 0.0 if row is None else row[0]
 
 
-def _set_clock(rows: sqlite3.Connection, queue: str, clock: float) -> None:
+def move(rows: sqlite3.Connection, queue: str, shares: Mapping[str, Share | None]) -> None:
+    """Owners stand here from now on; None: nothing is known of them any more."""
+    for owner, share in shares.items():
+        if share is None:
+            rows.execute("DELETE FROM share WHERE queue = ? AND owner = ?", (queue, owner))
+        else:
+            rows.execute(_SET_SHARE, (queue, owner, share.tag, share.since))
+
+
+def set_clock(rows: sqlite3.Connection, queue: str, clock: float) -> None:
     rows.execute(_SET_CLOCK, (queue, clock))
 
 
@@ -269,7 +158,7 @@ def ahead(rows: sqlite3.Connection, job: Job) -> int:
     """`fair.before`, and those that run."""
     running = """SELECT count(*) FROM job
         WHERE model = ? AND state = 'running' AND ended IS NULL"""
-    clock = _clock(rows, run_queue(job.model))
+    clock = clock_of(rows, run_queue(job.model))
     (before,) = rows.execute(_AHEAD, (job.model, clock, job.id)).fetchone()
     return before + rows.execute(running, (job.model,)).fetchone()[0]
 

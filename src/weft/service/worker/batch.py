@@ -55,9 +55,10 @@ class Claims:
             return self._claimed()
         return self._claimed(peak=space.free) or self._claimed(beyond=space.most)
 
-    def step(self, room: int) -> Job | None:
-        """The next generation, of at most so many positions."""
-        return self._claimed(lane=STEPS, tokens=room, peak=self._free())
+    def steps(self, room: int, most: int) -> list[Job]:
+        """The next generations, at most so many, and of so many positions together."""
+        who, free = self._who(), self._free()
+        return self._ledger.claim_all("queued", *who, most, lane=STEPS, tokens=room, peak=free)
 
     def _free(self) -> int:
         """Bytes that a batch may take now."""

@@ -161,8 +161,7 @@ class Worker:
             return self._claims.next()
         if self._underway.full:
             return []
-        job = self._claims.step(self._underway.room)
-        return [] if job is None else [job]
+        return self._claims.steps(self._underway.room, self._underway.seats)
 
     def stop(self) -> None:
         """Lets `run` return after the job in hand."""

@@ -64,8 +64,13 @@ class Underway:
         return self._settings.merge_positions - sum([job.tokens for job, _ in self._jobs.values()])
 
     @property
+    def seats(self) -> int:
+        """How many more jobs it takes."""
+        return self._settings.merge_jobs - len(self)
+
+    @property
     def full(self) -> bool:
-        return self.room <= 0 or len(self) >= self._settings.merge_jobs
+        return self.room <= 0 or self.seats <= 0
 
     def pause(self, seconds: float) -> None:
         """The model was somebody else's for so long."""
