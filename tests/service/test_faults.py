@@ -284,8 +284,8 @@ def check_files(data: Path, jobs: dict[str, Job]) -> None:
         assert objects.names("") == done
     assert list((objects_of(data) / NEW).iterdir()) == []
     database = ledger_of(data).name
-    known = {"lock", LOCAL_FILE, "objects", database, f"{database}-wal", f"{database}-shm"}
-    assert {path.name for path in data.iterdir()} <= known
+    ours = {f"{database}{end}" for end in ("", "-wal", "-shm", "-door")}
+    assert {path.name for path in data.iterdir()} <= {"lock", LOCAL_FILE, "objects", *ours}
     with closing(sqlite3.connect(ledger_of(data))) as rows:
         assert rows.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 

@@ -166,7 +166,8 @@ def test_only_its_owner_may_read_the_database(tmp_path):
     ledger = open_ledger(path)
     ledger.submit(job(), 10)
     modes = {file.name: file.stat().st_mode & 0o777 for file in path.parent.iterdir()}
-    assert modes == dict.fromkeys(("weft.sqlite", "weft.sqlite-wal", "weft.sqlite-shm"), 0o600)
+    files = [f"weft.sqlite{end}" for end in ("", "-wal", "-shm", "-door")]
+    assert modes == dict.fromkeys(files, 0o600)
     assert path.parent.stat().st_mode & 0o777 == 0o700
     ledger.close()
 

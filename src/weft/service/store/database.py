@@ -25,6 +25,8 @@ from pathlib import Path
 
 from weft.errors import ServerError
 
+from .door import Door
+
 BUSY_SECONDS = 5.0
 BUSY_TIMES = 6
 """How long, and how often, to wait for another process that writes; each write takes about 1 ms."""
@@ -58,6 +60,7 @@ class Database:
         self._group: _Group | None = None  # open; belongs to who has `_writer`
         self._closed = False
         _make_private(path)
+        self._door = Door(path.with_name(f"{path.name}-door"))
         try:
             self._migrate(migrations)
         except sqlite3.DatabaseError as error:
@@ -88,13 +91,23 @@ class Database:
             return
         with self._turn(), self._connection(durable=False) as connection:
             self._close_group()
-            _patiently(connection, "BEGIN IMMEDIATE")
+            self._begin(connection)
             try:
                 yield connection
                 connection.execute("COMMIT")
             finally:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
+                self._door.leave()
+
+    def _begin(self, connection: sqlite3.Connection) -> None:
+        """Begins to write, once no other process does. `_door.leave()` ends it."""
+        self._door.enter()
+        try:
+            _patiently(connection, "BEGIN IMMEDIATE")
+        except BaseException:
+            self._door.leave()
+            raise
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
@@ -137,7 +150,7 @@ class Database:
         if self._group is None:
             connection = self._taken(durable=True)
             try:
-                _patiently(connection, "BEGIN IMMEDIATE")
+                self._begin(connection)
             except BaseException:
                 self._take_back(connection, durable=True)
                 raise
@@ -158,6 +171,7 @@ class Database:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
         finally:
+            self._door.leave()
             group.over.set()
             self._take_back(connection, durable=True)
 
@@ -169,6 +183,7 @@ class Database:
             self._idle = {True: [], False: []}
         for connection in idle:
             connection.close()
+        self._door.close()
 
     @contextmanager
     def _connection(self, durable: bool) -> Iterator[sqlite3.Connection]:
