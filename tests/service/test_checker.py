@@ -29,7 +29,7 @@ from weft.errors import (
 from weft.graph.node import Ref
 from weft.service.checker.loop import Checker
 from weft.service.fleet.child import reason_of
-from weft.service.jobs.life import Cancel, Job
+from weft.service.jobs.life import Cancel, Job, Leased
 from weft.service.store.interface import Question
 from weft.service.store.requests import constant_type, submit_of
 from weft.signatures import reading
@@ -244,6 +244,115 @@ def test_many_questions_do_not_keep_jobs_waiting(shop: Shop) -> None:
         assert made.turn()
     assert [shop.job(job).state for job in jobs] == ["queued", "queued"]
     assert sum(shop.ledger.take_answer(f"q{number}") is not None for number in range(6)) == 2
+
+
+# -- what is written down together -----------------------------------------------------------------
+
+
+@pytest.fixture
+def written(shop: Shop, monkeypatch) -> list[list[str]]:
+    """The jobs of each transaction in which verdicts are written down."""
+    found: list[list[str]] = []
+    step_all = shop.ledger.step_all
+
+    def noting(steps: Any, now: float) -> Any:
+        steps = list(steps)
+        found.append([id for id, _, _ in steps])
+        return step_all(steps, now)
+
+    monkeypatch.setattr(shop.ledger, "step_all", noting)
+    monkeypatch.setattr("weft.service.checker.loop.HELD_SECONDS", 1e6)
+    return found
+
+
+def turns(made: Checker) -> int:
+    count = 0
+    while made.turn():
+        count += 1
+    return count
+
+
+def test_verdicts_of_a_batch_are_written_down_together(shop: Shop, written: Any) -> None:
+    jobs = [shop.received(reads("last")) for _ in range(11)]
+    refused = shop.received(Builder())  # which saves nothing
+    made = checker(shop)
+    assert turns(made) == 12
+    ids = [job.id for job in (*jobs, refused)]
+    assert written == [ids[:8], ids[8:]]
+    assert {shop.job(job).state for job in jobs} == {"queued"}
+    assert shop.job(refused).state == "failed"
+
+
+def test_one_that_cannot_be_written_down_is_no_matter_to_the_others(shop: Shop, written) -> None:
+    first, second, third = [shop.received(reads("last")) for _ in range(3)]
+    made = checker(shop)
+    assert made.turn() and made.turn()
+    assert {shop.job(job).state for job in (first, second)} == {"received"}
+    report = encode(ErrorReport(code="cancelled", message="no more"), "json")
+    shop.ledger.step(second.id, Cancel(report), shop.clock())
+    assert made.turn()
+    assert [shop.job(job).state for job in (first, second, third)] == [
+        "queued",
+        "cancelled",
+        "queued",
+    ]
+
+
+def test_verdicts_do_not_wait_for_what_may_be_long(shop: Shop, written: Any, monkeypatch) -> None:
+    jobs = [shop.received(reads("last")) for _ in range(3)]
+    made = checker(shop)
+    monkeypatch.setattr("weft.service.checker.loop.HELD_SECONDS", -1.0)
+    assert made.turn() and made.turn()
+    assert [shop.job(job).state for job in jobs] == ["queued", "received", "received"]
+    monkeypatch.setattr("weft.service.checker.loop.HELD_SECONDS", 1e6)
+    monkeypatch.setattr("weft.service.checker.loop.LONG_NODES", -1)
+    assert made.turn()
+    assert [len(ids) for ids in written] == [1, 1, 1]
+
+
+def test_verdicts_do_not_wait_for_a_question(shop: Shop, written: Any) -> None:
+    jobs = [shop.received(reads("last")) for _ in range(2)]
+    made = checker(shop)
+    assert made.turn()
+    asked(shop, apply_query(shop))
+    assert made.turn()
+    assert [shop.job(job).state for job in jobs] == ["queued", "received"]
+
+
+def test_verdicts_are_written_down_before_a_job_that_was_lost(shop: Shop, written: Any) -> None:
+    *jobs, lost = [shop.received(reads("last")) for _ in range(3)]
+    shop.ledger.step(lost.id, Leased("another", "token", shop.clock() + 1), shop.clock())
+    shop.ledger.release("another", shop.clock())
+    made = checker(shop)
+    states: list[str] = []
+    verdict = made._verdict
+
+    def looking(job: Job) -> Any:
+        if job.id == lost.id:
+            states.extend(shop.job(one).state for one in jobs)
+        return verdict(job)
+
+    made._verdict = looking  # type: ignore[method-assign]
+    turns(made)
+    assert shop.job(lost).pricings == 2
+    assert states == ["queued", "queued"]
+    assert [len(ids) for ids in written] == [2, 1]
+
+
+def test_a_checker_that_is_stopped_writes_down_what_it_found(shop: Shop, written: Any) -> None:
+    jobs = [shop.received(reads("last")) for _ in range(3)]
+    made = checker(shop)
+    assert made.turn()
+    made.stop()
+    made.run()
+    assert [shop.job(job).state for job in jobs] == ["queued", "received", "received"]
+
+
+def test_a_batch_takes_no_more_of_the_weights_than_one_after_another(make: Make) -> None:
+    shop = make(weights_leave=False, weights_bytes=40)  # each takes 24
+    jobs = [shop.received(reads("last")) for _ in range(3)]
+    turns(checker(shop))
+    assert sorted(shop.job(job).state for job in jobs) == ["failed", "failed", "queued"]
 
 
 # -- models that cannot be served ----------------------------------------------------------------

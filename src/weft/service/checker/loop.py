@@ -36,10 +36,10 @@ from weft.errors import (
     WrongModelError,
 )
 from weft.graph.node import Save
-from weft.service.jobs.life import Event, Failed, IllegalStepError, Job, Priced, Refused
+from weft.service.jobs.life import Event, Failed, Job, Priced, Refused
 from weft.service.jobs.usage import day_of
 from weft.service.store.bells import Bells
-from weft.service.store.interface import Card, Ledger, LostClaimError, Objects, Question
+from weft.service.store.interface import Card, Ledger, Objects, Question
 from weft.service.store.life_signs import Sign
 from weft.service.store.requests import constant_type, limits_of, submit_of
 from weft.service.store.said import check_space, still_held
@@ -62,6 +62,10 @@ POLL = 0.5
 """How long a lost ring may cost."""
 CLAIMS = 8
 """So many jobs are claimed at once."""
+HELD_SECONDS = 0.02
+"""A verdict is written down with those after it, unless it is older when the next job begins."""
+LONG_NODES = 300
+"""What other jobs' verdicts do not wait for."""
 QUERIES: dict[str, type] = {
     kind.__name__: kind for kind in (SignatureQuery, SourceQuery, ApplyQuery, TokensQuery)
 }
@@ -124,6 +128,8 @@ class Checker:
         self._stopping = False
         self._replied = False  # the last thing that was done
         self._claimed: deque[Job] = deque()
+        self._found: list[tuple[Job, Event]] = []  # verdicts that are not in the ledger yet
+        self._found_at = 0.0
         for id, known in models.items():
             self.add(id, known)
 
@@ -208,10 +214,13 @@ class Checker:
         """Does what there is to do, and waits for more. Returns when a bound was met, too: then
         the process is to be replaced."""
         sign = Sign(self._ledger, "checker", self._clock)
-        while not (self._stopping or self._bounds.tripped):
-            sign.give()
-            if not self.turn():
-                self._bells.checker.wait(POLL)
+        try:
+            while not (self._stopping or self._bounds.tripped):
+                sign.give()
+                if not self.turn():
+                    self._bells.checker.wait(POLL)
+        finally:
+            self._write_down()
 
     def stop(self) -> None:
         """Lets `run` return after what it has in hand."""
@@ -230,6 +239,7 @@ class Checker:
     def _reply_next(self) -> bool:
         question = self._ledger.next_question()
         if question is not None:
+            self._write_down()
             self.reply(question)
             self._replied = True
         return question is not None
@@ -239,7 +249,12 @@ class Checker:
             self._claimed.extend(self._claim())
         if not self._claimed:
             return False
-        self.check(self._claimed.popleft())
+        job = self._claimed.popleft()
+        if self._has_to_be_written(job):
+            self._write_down()
+        self._judge(job)
+        if not self._claimed:
+            self._write_down()
         self._replied = False
         return True
 
@@ -262,13 +277,35 @@ class Checker:
 
     def check(self, job: Job) -> None:
         """Prices one claimed job, or refuses it."""
+        self._judge(job)
+        self._write_down()
+
+    def _judge(self, job: Job) -> None:
         event = self._verdict(job)
-        if event is None:
+        if event is not None:
+            self._found_at = self._found_at if self._found else time.monotonic()
+            self._found.append((job, event))
+
+    def _has_to_be_written(self, job: Job) -> bool:
+        """Whether what was found out must be in the ledger before this job is looked at: it may
+        be long, or the end of this process once more, or hang on what others have taken away."""
+        if not self._found:
+            return False
+        late = time.monotonic() - self._found_at > HELD_SECONDS
+        taken = any(isinstance(event, Priced) and event.weights for _, event in self._found)
+        return late or taken or job.pricings > 1 or job.nodes > LONG_NODES
+
+    def _write_down(self) -> None:
+        """Writes what was found out into the ledger: in one transaction, as a writer waits his turn
+        among the threads of the gateway and the workers."""
+        found, self._found = self._found, []
+        if not found:
             return
-        try:
-            self._ledger.step(job.id, event, self._clock(), job.token)
-        except (LostClaimError, IllegalStepError) as error:
-            LOG.info("job %s went on without the checker: %s", job.id, error)
+        steps = [(job.id, event, job.token) for job, event in found]
+        said = self._ledger.step_all(steps, self._clock())
+        for (job, _), one in zip(found, said, strict=True):
+            if isinstance(one, Exception):
+                LOG.info("job %s went on without the checker: %s", job.id, one)
 
     def _verdict(self, job: Job) -> Event | None:
         refused = Failed if job.state == "running" else Refused

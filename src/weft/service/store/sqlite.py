@@ -103,7 +103,9 @@ class SqliteLedger(Claiming, SqliteModels, SqliteSessions, SqliteUsage, SqliteTa
         self, steps: Iterable[tuple[str, life.Event, str | None]], now: float
     ) -> list[Job | Exception]:
         done: list[life.Change | Exception] = []
-        with self._database.write() as rows:
+        steps = list(steps)
+        durable = not all(isinstance(event, life.Priced) for _, event, _ in steps)
+        with self._database.write(durable=durable) as rows:
             for id, event, token in steps:
                 try:
                     with one_of_many(rows):
