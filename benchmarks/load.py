@@ -40,7 +40,7 @@ VARIANTS = 8
 SAMPLE = 100
 """How many answers of a row are checked."""
 WARM_USERS = BATCH = 32
-LONGEST_ROW = 20.0
+LONGEST_ROW = 40.0
 OPTIONS = ("--requests-per-minute", "0")
 """A user alone asks more often than the default lets one key."""
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
