@@ -5,6 +5,7 @@ Whose job is next is known to `memory_fair` and `sqlite_fair`; `_claim` is a tra
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 
 from weft.service.jobs.life import Job
@@ -12,7 +13,7 @@ from weft.service.store.said import Asked, was_lost
 from weft.settings import Settings
 
 
-class Claiming:
+class Claiming(ABC):
     """`claim` and `claim_all` of `interface.Ledger`."""
 
     _settings: Settings
@@ -52,9 +53,9 @@ class Claiming:
         asked = Asked(stage, tuple(models), lane, tokens, peak, None, running)
         return self._claim(asked, holder, now, until, most)
 
+    @abstractmethod
     def _claim(self, asked: Asked, holder: str, now: float, until: float, most: int) -> list[Job]:
         """Up to `most` jobs that are the holder's from now on."""
-        raise NotImplementedError
 
 
 def in_turn(asked: Asked, most: int, next_job: Callable[[Asked], Job | None]) -> Iterator[Job]:
