@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -131,14 +132,33 @@ def test_who_is_killed_inside_lets_the_others_in(tmp_path: Path, child: Any) -> 
     door.close()
 
 
+def test_nobody_hangs_on_one_who_is_stopped_inside(tmp_path, monkeypatch, child) -> None:
+    database = Database(tmp_path / "x", TABLES)
+    holder = child(HOLD, tmp_path / "x-door")
+    assert holder.says("inside")
+    holder.process.send_signal(signal.SIGSTOP)
+    monkeypatch.setattr("weft.service.store.door.PATIENCE", 0.05)
+    for durable in (True, False):
+        with database.write(durable=durable) as rows:
+            rows.execute("UPDATE turn SET number = number + 1")
+    assert number(database) == 2
+    holder.process.send_signal(signal.SIGCONT)
+    holder.go_on()
+    assert holder.says("outside")
+    monkeypatch.undo()
+    other = child(HOLD, tmp_path / "x-door")  # nothing was left in the doorway either
+    assert other.says("inside")
+    database.close()
+
+
 def test_ctrl_c_while_one_waits_leaves_nothing(tmp_path: Path, monkeypatch, child: Any) -> None:
     door = Door(tmp_path / "door")
     take = door._take
 
-    def interrupted(byte: int) -> None:
+    def interrupted(byte: int, until: float) -> bool:
         if byte:
             raise KeyboardInterrupt
-        take(byte)
+        return take(byte, until)
 
     with monkeypatch.context() as patch:
         patch.setattr(door, "_take", interrupted)

@@ -6,11 +6,12 @@
     door.close()
 
 SQLite has a writer look again after pauses that grow to a tenth of a second, so that a process that
-writes without end shuts all others out. Here the kernel wakes them, and whoever waits longest goes
-first: he stands in the doorway, and who has just left has to queue behind him.
+writes without end shuts all others out. Here one of those who wait stands in the doorway and looks
+into the room again and again; who has just left has to queue for the doorway behind him.
 
 A courtesy. What keeps two writers apart is SQLite's own lock: where this one cannot be had (a file
-system without locks, a process that has the file twice) all goes on without it.
+system without locks, a process that has the file twice, one that is stopped inside) all goes on
+without it.
 """
 
 from __future__ import annotations
@@ -18,11 +19,16 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 
 _DOORWAY, _ROOM = 0, 1
 """Bytes of the file. They are locked and never written."""
+PAUSE = 0.0002
+"""Seconds between two looks."""
+PATIENCE = 5.0
+"""Seconds after which one goes on without: then SQLite waits, and says what is wrong."""
 
 
 class Door:
@@ -34,16 +40,17 @@ class Door:
         self._inside = self._closed = self._shut = False
 
     def enter(self) -> None:
-        """Waits until nobody else is inside."""
+        """Waits until nobody else is inside, or for `PATIENCE`."""
         with self._lock:
             if self._closed:
                 return
             self._inside = True
         try:
+            until = time.monotonic() + PATIENCE
             with suppress(OSError):
-                self._take(_DOORWAY)
                 try:
-                    self._take(_ROOM)
+                    if self._take(_DOORWAY, until):
+                        self._take(_ROOM, until)
                 finally:
                     self._give(_DOORWAY)
         except BaseException:  # Ctrl-C
@@ -70,8 +77,16 @@ class Door:
             self._shut = True
             os.close(self._file)
 
-    def _take(self, byte: int) -> None:
-        fcntl.lockf(self._file, fcntl.LOCK_EX, 1, byte)
+    def _take(self, byte: int, until: float) -> bool:
+        while True:
+            try:
+                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
+            except (BlockingIOError, PermissionError):  # another has it: EAGAIN, or EACCES
+                if time.monotonic() >= until:
+                    return False
+                time.sleep(PAUSE)
+            else:
+                return True
 
     def _give(self, byte: int) -> None:
         fcntl.lockf(self._file, fcntl.LOCK_UN, 1, byte)
