@@ -49,10 +49,11 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 @dataclass(frozen=True)
 class Subject:
-    """A model under load. `opened()` gives its folder and the model itself."""
+    """A model under load. `opened()` gives its folder and the model itself, on its device."""
 
     name: str
     opened: Callable[[], Any]
+    device: str = "cpu"
 
 
 @contextmanager
@@ -113,7 +114,8 @@ def measured(
     longer for each job). Raises `AssertionError` where an answer is not the right one."""
     with subject.opened() as (folder, net):
         environ = {**os.environ, **ONE_THREAD}
-        with served(f"{subject.name}={folder}", options=OPTIONS, environ=environ) as server:
+        options = (*OPTIONS, "--device", subject.device)
+        with served(f"{subject.name}={folder}", options=options, environ=environ) as server:
             works = record(folder, net, server_at(server.url), variants)
             site = Site(server, subject.name, works, max(2, *users))
             asyncio.run(crowd(site, min(WARM_USERS, max(users)), seconds / 2))

@@ -18,6 +18,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from transformers import GPT2LMHeadModel
 
 import weft
 from weft.client import loopback
@@ -33,7 +34,7 @@ from weft.settings import load
 from weft.testing.same import bounded
 
 from .measure import Sample, in_turn, ratio
-from .models import gpt2, prompt
+from .models import gpt2, prompt, waited
 
 USERS, SHORTEST, LONGEST = 32, 5, 200
 GENERATIONS, NEW = 8, 20
@@ -58,10 +59,10 @@ class Merged:
 class Users:
     """The requests of many users, as they lie before a worker."""
 
-    def __init__(self, layers: int, width: int, longest: int = LONGEST) -> None:
-        self.net: Any = gpt2(layers, width)
+    def __init__(self, net: GPT2LMHeadModel, longest: int = LONGEST) -> None:
+        self.net: Any = net
         self.model: Any = weft.LanguageModel(self.net, remote="local")
-        self.layers = layers
+        self.layers = net.config.n_layer
         self.longest = longest
         self.limits = loopback.limits_of(load())
         self.known: Any = None
@@ -153,18 +154,19 @@ class Users:
     # -- the ways ----------------------------------------------------------------------------------
 
     def padded(self, entries: Sequence[Entry]) -> torch.Tensor:
-        """The rows of all, padded on the right `[rows, longest]`."""
+        """The rows of all, padded on the right `[rows, longest]`, where the model is."""
         rows: list[Any] = [
             call.kwargs["input_ids"] for entry in entries for call in entry.opened.calls
         ]
         found = torch.zeros(len(rows), max(row.shape[1] for row in rows), dtype=torch.long)
         for place, row in zip(found, rows, strict=True):
             place[: row.shape[1]] = row[0]
-        return found
+        return found.to(self.net.device)
 
     def bare(self, ids: torch.Tensor, i: int = 0) -> None:
         with torch.no_grad():
             self.net(input_ids=ids, use_cache=False)
+        waited(ids.device)
 
     def together(self, entries: Sequence[Entry], i: int = 0) -> list[Drawn]:
         merger = merger_of(self.known)
@@ -204,18 +206,26 @@ def merging_rows(rounds: int) -> Iterator[Merged]:
     """Everything, each row in turns of its own."""
     rounds = min(rounds, ROUNDS)
     for width, longest, budget in ((64, 32, ""), (64, LONGEST, "1.30"), (256, LONGEST, "1.30")):
-        users = Users(12, width, longest)
-        entries = users.entries(users.blocks())
-        _same(users.together(entries), users.alone(entries))
-        ids = users.padded(entries)
-        ways = [partial(users.bare, ids), partial(users.together, entries)]
-        name = f"{USERS} users, up to {longest} tokens, 12 layers of {width}"
-        bare, ours = in_turn(ways, rounds, warmup=0)
-        yield Merged(name, "the same rows, bare", bare, ours, budget)
-    yield _one_loop(Users(12, 64), rounds)
+        yield one_pass(gpt2(12, width), longest, rounds, budget)
+    yield one_loop(gpt2(12), rounds)
 
 
-def _one_loop(users: Users, rounds: int) -> Merged:
+def one_pass(net: GPT2LMHeadModel, longest: int, rounds: int, budget: str = "") -> Merged:
+    """All users in one forward, beside the padded rows through the model alone."""
+    users = Users(net, longest)
+    entries = users.entries(users.blocks())
+    _same(users.together(entries), users.alone(entries))
+    ids = users.padded(entries)
+    ways = [partial(users.bare, ids), partial(users.together, entries)]
+    shape = f"{net.config.n_layer} layers of {net.config.n_embd}"
+    bare, ours = in_turn(ways, rounds, warmup=0)
+    name = f"{USERS} users, up to {longest} tokens, {shape}"
+    return Merged(name, "the same rows, bare", bare, ours, budget)
+
+
+def one_loop(net: GPT2LMHeadModel, rounds: int) -> Merged:
+    """All generations in one decode loop, beside one after another."""
+    users = Users(net)
     lengths = [SHORTEST + 4 * n for n in range(GENERATIONS)]
     entries = users.entries(
         [partial(users.generate, length, n) for n, length in enumerate(lengths)]

@@ -29,7 +29,7 @@ from weft.client.travel import Parcel
 from weft.testing.same import bounded
 from weft.wire.messages import Submit, decode
 
-from .models import prompt
+from .models import prompt, waited
 
 SHORTEST, LONGEST = 8, 32
 NEW_TOKENS = 6
@@ -170,7 +170,10 @@ def record(folder: str, net: Any, server: Server, variants: int) -> list[Work]:
     found = []
     for task in tasks(net, variants):
         task.on(here)
-        expected = noting.reply.saved
+        expected = {
+            name: value.cpu() if isinstance(value, torch.Tensor) else value
+            for name, value in noting.reply.saved.items()
+        }
         wire.bodies.clear()
         task.on(there)
         (body,) = wire.bodies
@@ -191,12 +194,15 @@ def _work(task: Task, net: Any, body: bytes, expected: dict[str, Any]) -> Work:
 
 @torch.no_grad()
 def _forward(net: Any, ids: torch.Tensor, mask: torch.Tensor) -> None:
-    net(input_ids=ids, attention_mask=mask, use_cache=False)
+    net(input_ids=ids.to(net.device), attention_mask=mask.to(net.device), use_cache=False)
+    waited(net.device)
 
 
 @torch.no_grad()
 def _generation(net: Any, ids: torch.Tensor, mask: torch.Tensor) -> None:
+    ids, mask = ids.to(net.device), mask.to(net.device)
     net.generate(ids, attention_mask=mask, pad_token_id=0, **GREEDY)
+    waited(net.device)
 
 
 def all_at_once(works: Sequence[Work], net: Any) -> None:

@@ -25,3 +25,9 @@ def prompt(length: int, vocab: int = 256) -> torch.Tensor:
     """Token ids `[1, length]`."""
     generator = torch.Generator().manual_seed(length)
     return torch.randint(1, vocab, (1, length), generator=generator)
+
+
+def waited(device: torch.device) -> None:
+    """Returns when the device has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

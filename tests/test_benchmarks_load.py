@@ -115,6 +115,8 @@ def _tables(lines: list[str]) -> Iterator[list[str]]:
 
 def test_all_jobs_at_once_are_the_rows_of_all_of_them() -> None:
     class Net:
+        device = torch.device("cpu")
+
         def __call__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **_: Any) -> None:
             calls.append((input_ids, attention_mask))
 

@@ -92,7 +92,8 @@ class Requests:
 
 
 def _plain(value: Any) -> Any:
-    return value.clone() if isinstance(value, torch.Tensor) else value
+    """A copy, on the CPU, where what was saved comes back to."""
+    return value.cpu().clone() if isinstance(value, torch.Tensor) else value
 
 
 def saved(found: Found) -> dict[str, Any]:
