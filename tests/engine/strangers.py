@@ -248,6 +248,20 @@ class Generations:
                 self.layer(model, number).output[:, -1].save("h")
         return tracer
 
+    def ends(self, model: Any, number: int) -> Any:
+        """All of the prompt's positions, and an edit of what the head is given of it."""
+        head = model.get(self.paths.head)
+        with model.generate(self._ids(number), **self._how(number)) as tracer:
+            with tracer.iter[0]:
+                h = self.layer(model, number).output
+                h[:, 0] += 0.5
+                h.save("h")
+                head.input *= 1.5
+                head.output = head.output.flip(-1)
+                head.output.save("logits")
+            tracer.result.save("ids")
+        return tracer
+
     def stopped(self, model: Any, number: int) -> Any:
         """Ends itself where its numbers say so."""
         with model.generate(self._ids(number), **self._how(number)) as tracer:
@@ -266,4 +280,4 @@ class Generations:
         return tracer
 
 
-GENERATED = ("plain", "steered", "read", "pinned", "stopped", "two")
+GENERATED = ("plain", "steered", "read", "pinned", "ends", "stopped", "two")

@@ -253,6 +253,68 @@ def test_places_say_where_rows_are() -> None:
                 assert real[:, place.width - place.length :].all()
 
 
+def prompts_of(turns: list[Turn]) -> list[list[int]]:
+    """Who shared each of the prompts' forwards."""
+    first = [[place.number for place in turn.places if place.step == 0] for turn in turns]
+    return [numbers for numbers in first if numbers]
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+def test_prompts_of_several_lengths_share_a_forward(keep: int) -> None:
+    net = zoo.build("llama")
+    lengths = (5, 23, 4, 5, 7)
+    requests = [(zoo.tokens(n, seed=n), {"max_new_tokens": 4}) for n in lengths]
+    expected = [run(net, one) for one in _ones(net, requests)]
+    ones = [decoding(net, r, **o, logits_to_keep=keep) for r, o in requests]
+    turns = together(net, ones)
+    assert prompts_of(turns) == [[0, 1, 2, 3, 4]]
+    assert len(turns) == 4
+    ids = turns[0].call[1]["input_ids"]
+    for place in turns[0].places:
+        row, length = ids[place.rows[0]], lengths[place.number]
+        assert (place.length, place.width) == (length, 23)
+        assert row[:length].tolist() == requests[place.number][0][0]
+        places = [4, 7, 5, 23] if keep == 0 else [4, 5, 7, 23]
+        assert place.last == (length - 1 if keep == 0 else places.index(length))
+    for one, alone in zip(ones, expected, strict=True):
+        assert torch.equal(one.result, alone)
+
+
+def test_prompts_are_padded_as_far_as_their_caches_keep_all() -> None:
+    """The window of the sliding layers is 6, with the next position."""
+    net = zoo.build("gemma3")
+    requests = [(zoo.tokens(n, seed=n), {"max_new_tokens": 8}) for n in (3, 5, 9, 4, 2)]
+    expected = [run(net, one) for one in _ones(net, requests)]
+    ones = _ones(net, requests)
+    turns = together(net, ones)
+    assert prompts_of(turns) == [[0, 1, 3, 4], [2]]
+    for one, alone in zip(ones, expected, strict=True):
+        assert torch.equal(one.result, alone)
+
+
+def test_states_that_run_over_padding_are_not_padded() -> None:
+    net = build("mamba")
+    turns = together(net, [decoding(net, zoo.tokens(n), max_new_tokens=2) for n in (3, 5, 3)])
+    assert prompts_of(turns) == [[0, 2], [1]]
+
+
+def test_prompts_that_look_otherwise_wait_for_the_next_forward() -> None:
+    net = zoo.build("gpt2", n_positions=1024)
+    much = [(zoo.tokens(n), {}) for n in (3, 600, 4, 500)]  # padding would be most of it
+    more = [(zoo.tokens(4), {"logits_to_keep": 0}), (zoo.tokens(3), {"logits_to_keep": 2})]
+    more += [(zoo.tokens(4), {"logits_to_keep": 2}), (zoo.tokens(9), {"logits_to_keep": 0})]
+    many = [(zoo.tokens(n), {}) for n in range(1, 12)]
+    for requests, expected in (
+        (much, [[0, 2], [1, 3]]),
+        (more, [[0, 3], [1], [2]]),
+        (many, [[*range(8)], [8, 9, 10]]),
+    ):
+        ones = [decoding(net, rows, max_new_tokens=2, **how) for rows, how in requests]
+        alone = [decoding(net, rows, max_new_tokens=2, **how) for rows, how in requests]
+        assert prompts_of(together(net, ones)) == expected
+        assert all(torch.equal(a.result, run(net, b)) for a, b in zip(ones, alone, strict=True))
+
+
 def test_no_more_rows_at_once_than_is_allowed() -> None:
     net = zoo.build("gpt2")
     ones = [decoding(net, zoo.tokens(4), max_new_tokens=4) for _ in range(5)]
@@ -410,9 +472,9 @@ def test_who_leaves_with_a_turn_has_no_token_of_it() -> None:
         while (turn := decodings.turn()) is not None:
             turns += 1
             output = net(**turn.call[1])
-            if turns == 4:  # two prompts, a step, and this one
+            if turns == 3:  # the prompts, a step, and this one
                 output.logits[0] = float("nan")
-            decodings.took(output, [numbers[0]] if turns == 4 else [])
+            decodings.took(output, [numbers[0]] if turns == 3 else [])
     assert torch.equal(ones[0].result, expected[0][:, : 3 + 2])
     assert torch.equal(ones[1].result, expected[1])
     assert not decodings.errors
@@ -425,10 +487,11 @@ def test_a_turn_that_is_dropped_ends_all_that_are_in_it() -> None:
     expected = [run(net, one) for one in _ones(net, requests)]
     ones = _ones(net, requests)
     with closing(Decodings(net, shared=True)) as decodings:
-        for one in ones:
+        for one in ones[:2]:
             decodings.add(one)
         first = decodings.turn()
         assert first is not None and [place.number for place in first.places] == [0, 1]
+        decodings.add(ones[2])
         decodings.drop()
         while (turn := decodings.turn()) is not None:
             decodings.took(net(**turn.call[1]))

@@ -127,4 +127,6 @@ def _schedule(name: str, random: Random) -> tuple[list[Turn], int]:
 def _assert_as_alone(turn: Turn, hidden: Hidden, requests: list[Alone]) -> None:
     for place in turn.places:
         mine = [layer[slice(*place.rows)] for layer in hidden]
+        if place.step == 0:  # what is on the right of a prompt is padding
+            mine = [layer[:, : place.length] for layer in mine]
         same.bounded(mine, requests[place.number].steps[place.step])

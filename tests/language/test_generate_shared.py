@@ -100,7 +100,8 @@ def test_each_is_what_it_is_alone(subjects, name, v):
     together(subject, v)  # the trial of the model
     with counted(subject.net) as rows:
         got = together(subject, v)
-    assert rows == [3, 1, 1] + [5] * (NEW - 1)  # two prompts of one length have one forward
+    # a cache that keeps a window only takes no padding: there prompts of one length share
+    assert rows == ([3, 1, 1] if name == "gemma2" else [5]) + [5] * (NEW - 1)
     for (ids, seen), one in zip(got, expected, strict=True):
         bitwise(ids, one.result)
         bounded(list(seen), steps_of(subject, one))
@@ -159,7 +160,7 @@ def test_those_that_end_leave_and_the_others_go_on(gpt2, v):
     assert len(set(ends)) > 1
     sizes = [len(ids) for ids in PROMPTS]
     there = [[n for n, last in zip(sizes, ends, strict=True) if last > k] for k in range(1, NEW)]
-    assert rows == [3, 1, 1] + [sum(ones) for ones in there if ones]
+    assert rows == [5] + [sum(ones) for ones in there if ones]
     for (ids, seen), one in zip(got, expected, strict=True):
         bitwise(ids, one.result)
         bounded(list(seen), steps_of(gpt2, one))
@@ -181,7 +182,7 @@ def test_one_that_needs_no_further_step_leaves(gpt2):
     run()
     with counted(gpt2.net) as rows:
         h, ids = run()
-    assert rows == [1, 1, 2] + [1] * (NEW - 2)
+    assert rows == [2, 2] + [1] * (NEW - 2)
     bounded(h, one[key(gpt2, 2), 1])
     bitwise(ids, two.result)
 
@@ -203,7 +204,7 @@ def test_forwards_stop_where_nobody_needs_more(gpt2):
     )
     got = run()
     hook.remove()
-    assert len(calls) == 2  # of the prompts; step 1 was left after layer 1
+    assert len(calls) == 1  # of the prompts; step 1 was left after layer 1
     for ids, h in zip(PROMPTS, got, strict=False):
         one = generated(gpt2.net, ids, {key(gpt2, 1): None}, **GREEDY)
         bounded(h, one[key(gpt2, 1), 1])
@@ -230,7 +231,7 @@ def test_a_stop_ends_one_and_not_the_others(gpt2, v):
     run()
     with counted(gpt2.net) as rows:
         got, late = run()
-    assert rows == [3, 1, 1, 5, 5, 4, 4]
+    assert rows == [5, 5, 5, 4, 4]
     for number, ((ids, seen), one) in enumerate(zip(got, expected, strict=True)):
         want, length = steps_of(gpt2, one), ids.shape[1]
         bitwise(ids, one.result[:, :length])
@@ -357,7 +358,7 @@ def test_those_that_need_anothers_values_come_after_it(gpt2):
     run()
     with counted(gpt2.net) as rows:
         got = run()
-    assert rows == [1, 1, 1] + [1, 1] + [2] * (NEW - 1)
+    assert rows == [1, 1, 1] + [2] * NEW
     for ids, found in zip((PROMPTS[1], PROMPTS[3]), got, strict=True):
         bitwise(found, generated(gpt2.net, ids, {key(gpt2, 1): put}, **GREEDY).result)
 

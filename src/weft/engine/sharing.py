@@ -38,7 +38,7 @@ POISON = {2: float("nan"), 3: float("inf"), 4: 1e30}
 STEPS = (6, 3, 6, 4, 6, 5)
 """Tokens of each generation: some leave while the victims go on."""
 
-_LATE = 7  # the last victim joins after so many turns: five prompts, and steps
+_LATE = 4  # the last victim joins after so many turns: prompts, and steps
 
 _TRIALS: WeakKeyDictionary[nn.Module, tuple[Any, bool]] = WeakKeyDictionary()
 
@@ -100,7 +100,7 @@ def _alone(net: nn.Module, call: ModelCall, number: int) -> Iterator[_Step]:
     with closing(Decodings(net)) as decodings:
         decodings.add(_decoding(net, call, number))
         for turn, logits in _turns(net, decodings):
-            yield _Step(number, turn.places[0].step, logits)
+            yield _Step(number, turn.places[0].step, logits[:, turn.places[0].last])
 
 
 def _together(net: nn.Module, calls: list[ModelCall]) -> Iterator[_Step]:
@@ -115,15 +115,16 @@ def _together(net: nn.Module, calls: list[ModelCall]) -> Iterator[_Step]:
                     for cache in caches_in(turn.call[1]).values():
                         overwrite(cache, place.rows, POISON[place.number])
                 elif place.number in VICTIMS:
-                    yield _Step(place.number, place.step, logits[slice(*place.rows)])
+                    mine = logits[slice(*place.rows), place.last]
+                    yield _Step(place.number, place.step, mine)
             if count == _LATE:
                 decodings.add(ones[late])
 
 
 @torch.no_grad()
 def _turns(net: nn.Module, decodings: Decodings) -> Iterator[tuple[Turn, Tensor]]:
-    """Each forward; its logits `[rows, vocab]` are seen before it is taken."""
+    """Each forward; its logits `[rows, pos, vocab]` are seen before it is taken."""
     while (turn := decodings.turn()) is not None:
         output = net(*turn.call[0], **turn.call[1])
-        yield turn, output.logits[:, -1].clone()
+        yield turn, output.logits.clone()
         decodings.took(output)

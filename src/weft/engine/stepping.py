@@ -14,6 +14,7 @@ one has forwards of its own.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import prod
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, ref
@@ -24,6 +25,7 @@ from weft.families.decoding import Decoding
 from weft.families.decodings import Decodings, is_plain, may_share
 from weft.families.forward import LanguageFacts
 from weft.families.rehearsal import Layout, first_keywords, prompt_of
+from weft.families.sampling import Sampling
 from weft.graph.site import Leaf, Site, is_inside
 from weft.run.joined import Loop, Rows
 from weft.run.rows import Dims, Piece
@@ -42,11 +44,16 @@ _SAMPLE = Layout(3, 7)
 
 
 class Template(NamedTuple):
-    """What a tensor of one invoke is like where it runs alone."""
+    """What a tensor of one invoke is like where it runs alone.
+
+    `ends`: its dimensions in a forward of prompts of several lengths, where the head has the last
+    position of each length only: of its tensors "S" is which of these.
+    """
 
     dims: Dims
     shape: tuple[int, ...]
     stride: tuple[int, ...]
+    ends: Dims
 
 
 class _Told(NamedTuple):
@@ -117,8 +124,12 @@ class Stepping:
     def piece(self, decoder: Any, site: Site, leaf: Leaf, place: Rows, batch: int) -> Piece:
         found = self.template(decoder, site, leaf)
         assert found is not None  # who has such a site was not let in
-        length = place.length if place.step == 0 else 1
-        return Piece(found.dims, place.rows, length, batch, length, found.shape, found.stride)
+        dims, shape, stride, ends = found
+        if place.step:
+            return Piece(dims, place.rows, 1, batch, 1, shape, stride)
+        if ends != dims and place.kept > 1:
+            return Piece(ends, place.rows, 1, batch, place.kept, shape, stride, place.last)
+        return Piece(dims, place.rows, place.length, batch, place.width, shape, stride)
 
     def _told_of(self, decoder: Decoding) -> _Told:
         if not isinstance(decoder, Decoding):  # a `forecast.Foreseen`, which stands for one
@@ -200,7 +211,20 @@ class Stepping:
         for factors, got in zip(dims, aval.shape, strict=True):
             if factors and prod([sizes.get(factor, factor) for factor in factors]) != got:
                 return None
-        return Template(dims, tuple(aval.shape), tuple(aval.stride))
+        ends = dims if site.step else self._ends(site, leaf, dims, sampling)
+        if ends is None or (ends != dims and sum([("S" in factors) for factors in ends]) > 1):
+            return None  # its positions are not certain to be those that the head has
+        return Template(dims, tuple(aval.shape), tuple(aval.stride), ends)
+
+    def _ends(self, site: Site, leaf: Leaf, dims: Dims, sampling: Sampling) -> Dims | None:
+        """`Template.ends` of a tensor of the prompt's forward; None where it is not known."""
+        if sampling.logits_to_keep != 1 or "logits_to_keep" not in self._facts.takes:
+            return dims
+        every = replace(sampling, logits_to_keep=0)
+        keywords = first_keywords(prompt_of(_SAMPLE), every, self._facts)
+        found = self._signatures.formulas((), keywords)
+        there = self._signatures.for_call((), keywords).site(site.path, site.port, site.call)
+        return None if found is None else dims_of(found[0], there.index, leaf)
 
 
 class _Untried(Stepping):

@@ -7,8 +7,9 @@ alone; what is left of a shorter row is zero, and masked.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -29,18 +30,45 @@ def fresh_cache(net: Any) -> dict[str, Any]:
     return {name: DynamicCache(config=net.config.get_text_config(decoder=True))}
 
 
+class _Kind(NamedTuple):
+    """What is known of the caches of a model with this configuration."""
+
+    config: Any
+    joining: bool
+    padded: int
+
+
 def has_joining_cache(net: Any) -> bool:
     """Whether a model's caches can be put together. What it makes is looked at once."""
-    known = _JOINING.get(net)
-    if known is None or known[0] is not net.config:
+    return _kind(net).joining
+
+
+def longest_padded(net: Any) -> int:
+    """The longest forward on an empty cache in which rows may be padded on the right: all of its
+    positions are kept, so that the real ones can be told from the others. 0: none, as states have
+    run over all of them."""
+    return _kind(net).padded
+
+
+def _kind(net: Any) -> _Kind:
+    known = _KINDS.get(net)
+    if known is None or known.config is not net.config:
         made = fresh_cache(net)
         joining = bool(made) and all(can_join(it) for it in made.values())
-        known = _JOINING[net] = net.config, joining
-    return known[1]
+        layers = [layer for it in made.values() for layer in it.layers] if joining else []
+        padded = min([_most_padded(layer) for layer in layers], default=0)
+        known = _KINDS[net] = _Kind(net.config, joining, padded)
+    return known
 
 
-_JOINING: WeakKeyDictionary[Any, tuple[Any, bool]] = WeakKeyDictionary()
-"""By model: its configuration, and the answer."""
+_KINDS: WeakKeyDictionary[Any, _Kind] = WeakKeyDictionary()
+
+
+def _most_padded(layer: Any) -> int:
+    from transformers import cache_utils as kinds
+
+    known = (kinds.DynamicLayer, kinds.DynamicSlidingWindowLayer)
+    return _columns(layer, sys.maxsize) if type(layer) in known else 0
 
 
 def can_join(cache: Any) -> bool:
@@ -68,6 +96,18 @@ def join(cache: Any, width: int, other: Any, others: int) -> None:
             _counted(mine, both)
         for states, new in zip(_states(mine), _states(its), strict=True):
             states.update({n: torch.cat([one, new[n]]) for n, one in states.items()})
+
+
+def align(cache: Any, lengths: Tensor, width: int) -> None:
+    """Rows of these lengths, padded on the right of `width`, stand at the right from now on; what
+    is left of them is zero. lengths `[rows]`."""
+    for layer in cache.layers:
+        places = torch.arange(width)[None] - (width - lengths[:, None])  # where each comes from
+        places = places.to(layer.keys.device)[:, None, :, None]
+        for name in ("keys", "values"):
+            old = getattr(layer, name)
+            moved = old.gather(2, places.clamp(min=0).expand_as(old))
+            setattr(layer, name, moved.masked_fill_(places < 0, 0))
 
 
 def narrow(cache: Any, rows: Tensor, width: int) -> None:

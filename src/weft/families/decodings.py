@@ -8,11 +8,12 @@
             ...                                                    # here others may join, or leave
     first.result, second.result
 
-A generation begins with a forward for its prompt, alone or beside prompts of the same length, so
-without padding. Then its rows join those that are there, and leave when it is over. In the shared
-forwards each row has one token, its own position, and its cache at the right of the common width;
-what is left of it is zero and masked. A row sees nothing of its neighbours, and each generation has
-a sampler of its own whose draws are keyed, so its tokens are those it has alone.
+A generation begins with a forward for its prompt, alone or beside other prompts: shorter ones are
+padded on the right, where a causal model does not look, and only where its cache keeps all that it
+is given. Then its rows join those that are there, and leave when it is over. In the steps each row
+has one token, its own position, and its cache at the right of the common width; what is left of it
+is zero and masked. A row sees nothing of its neighbours, and each generation has a sampler of its
+own whose draws are keyed, so its tokens are those it has alone.
 
 Numbers are then those of another shape of batch: within rounding. Whether the model is one that
 allows it is decided elsewhere (`engine.sharing`); without, and where rotary embeddings follow the
@@ -35,7 +36,15 @@ from torch import Tensor, nn
 from weft.errors import SamplingError
 from weft.run.part import ModuleCall
 
-from .caches import caches_in, fresh_cache, has_joining_cache, join, narrow
+from .caches import (
+    align,
+    caches_in,
+    fresh_cache,
+    has_joining_cache,
+    join,
+    longest_padded,
+    narrow,
+)
 from .call import ModelCall
 from .decoding import Decoding, inputs_of
 from .forward import language_facts
@@ -43,7 +52,13 @@ from .ropes import moving_ropes
 from .sampling import Sampling
 
 LARGEST = 1 << 15
-"""Tokens of one shared prompt forward."""
+"""Tokens of one shared prompt forward, padding included."""
+
+LITTLE = 256
+"""So much padding costs nothing; what is more may be half as much as the prompts at most."""
+
+ENDS = 8
+"""Lengths of prompts that share a forward: the head runs at the last position of each, for all."""
 
 POSITIONS = 1 << 16
 """Positions of the shared cache, rows times the longest that one of them may become."""
@@ -54,7 +69,8 @@ class Place(NamedTuple):
 
     number: which generation; step: the step of its own; rows: from and to; length: how many
     positions it has, this step's included; width: of the forward's cache and step. Its positions
-    are the last `length` of `width`.
+    are the last `length` of `width`, of a prompt's forward the first. Of the `kept` positions that
+    the forward has logits of (1 where they are all, too), its last one is at `last`.
     """
 
     number: int
@@ -62,6 +78,8 @@ class Place(NamedTuple):
     rows: tuple[int, int]
     length: int
     width: int
+    last: int = -1
+    kept: int = 1
 
 
 class Turn(NamedTuple):
@@ -87,7 +105,8 @@ class Decodings:
         self.net: Any = net
         self.errors: dict[int, SamplingError] = {}
         self._limits = rows, positions
-        self._takes = language_facts(net.config, type(net)).takes
+        facts = language_facts(net.config, type(net))
+        self._takes, self._pad = facts.takes, facts.pad
         self._in_turn = not shared or bool(moving_ropes(net))
         self._count = 0
         self._all: dict[int, Decoding] = {}  # that are not over
@@ -173,7 +192,7 @@ class Decodings:
         self._now = None
 
     def _go_on(self, kind: str, turn: Turn, output: Any) -> None:
-        logits = output.logits[:, -1]
+        logits = output.logits
         if kind == "prompt":
             self._absorb(turn, output)
         for place in turn.places:
@@ -181,7 +200,7 @@ class Decodings:
             if self._all[place.number].over:
                 continue  # it leaves
             try:
-                self._all[place.number].take(logits[slice(*place.rows)])
+                self._all[place.number].take(logits[slice(*place.rows), place.last])
             except SamplingError as error:
                 self._failed(place.number, error)
 
@@ -245,34 +264,61 @@ class Decodings:
     # -- prompts -----------------------------------------------------------------------------------
 
     def _prompts(self) -> Turn:
-        """The first that waits, and those behind it that look like it."""
-        first = self._all[self._waiting[0]]
-        length = first.ids.shape[1]
+        """The first that waits, and those behind it that can stand beside it."""
         taken = self._waiting[:1]
         for number in self._waiting[1:]:
-            alike = self._may_share[number] and _looks(self._all[number]) == _looks(first)
-            tokens = length * sum([self._rows(one) for one in [*taken, number]])
-            if alike and tokens <= LARGEST and self._fits(self._shared + taken, number):
+            every = [*taken, number]
+            able = self._may_share[number] and self._may_stand([self._all[n] for n in every])
+            if able and self._fits(self._shared + taken, number):
                 taken.append(number)
         self._waiting = [one for one in self._waiting if one not in taken]
-        ids = torch.cat([self._all[number].ids for number in taken])
-        positions = torch.arange(length, device=ids.device).repeat(len(ids), 1)
-        keep = first.sampling.logits_to_keep
+        ones = [self._all[number] for number in taken]
+        ends = sorted({_length(one) for one in ones})
+        width, keep = ends[-1], ones[0].sampling.logits_to_keep
+        ids = torch.cat([_padded(one.ids, width, self._pad) for one in ones])
+        positions = torch.arange(width, device=ids.device).repeat(len(ids), 1)
+        places = [*self._places(taken, width, width)]
+        if len(ends) > 1:
+            places = [self._ended(place, keep, ends) for place in places]
+            keep = torch.tensor(ends, device=ids.device) - 1 if keep else 0
         call = self._call(ids, fresh_cache(self.net), positions, first=True, keep=keep)
-        return Turn(call, tuple(self._places(taken, length, length)))
+        return Turn(call, tuple(places))
+
+    def _may_stand(self, ones: list[Decoding]) -> bool:
+        """Whether these prompts can share a forward, as far as it is theirs to say."""
+        lengths, keeps = set(map(_length, ones)), {one.sampling.logits_to_keep for one in ones}
+        tokens = max(lengths) * sum([len(one.ids) for one in ones])
+        if len(keeps) > 1 or tokens > LARGEST:
+            return False
+        if len(lengths) == 1:
+            return True
+        real = sum([one.ids.numel() for one in ones])
+        padded = tokens - real <= max(LITTLE, real // 2)
+        apart = max(lengths) <= longest_padded(self.net) and max(keeps) <= 1
+        return apart and padded and len(lengths) <= ENDS
+
+    def _ended(self, place: Place, keep: int, ends: list[int]) -> Place:
+        """The same among prompts of several lengths."""
+        length = _length(self._all[place.number])
+        if not keep or "logits_to_keep" not in self._takes:
+            return place._replace(length=length, last=length - 1)
+        return place._replace(length=length, last=ends.index(length), kept=len(ends))
 
     def _absorb(self, turn: Turn, output: Any) -> None:
         """The rows of a prompt's forward join those that are there."""
-        length = turn.places[0].length
-        cache = _cache_of(output, turn.call)
+        width, cache = turn.places[0].width, _cache_of(output, turn.call)
+        lengths = [place.length for place in turn.places for _ in range(*place.rows)]
+        if min(lengths) < width:
+            for its in cache.values():
+                align(its, torch.tensor(lengths), width)
         if not self._shared:
             self._cache = cache
         else:
             for name, mine in self._cache.items():
-                join(mine, self._width(), cache[name], length)
+                join(mine, self._width(), cache[name], width)
         for place in turn.places:
             self._shared.append(place.number)
-            self._lengths[place.number] = length
+            self._lengths[place.number] = place.length
 
     # -- steps -------------------------------------------------------------------------------------
 
@@ -320,7 +366,7 @@ class Decodings:
         positions: Tensor,
         mask: Tensor | None = None,
         first: bool = False,
-        keep: int = 1,
+        keep: int | Tensor = 1,
     ) -> ModuleCall:
         takes = self._takes
         kept = {"attention_mask": mask, "position_ids": positions, "logits_to_keep": keep}
@@ -341,9 +387,14 @@ def is_plain(prompt: ModelCall, sampling: Sampling) -> bool:
     return prompt.kwargs.keys() <= {"input_ids", "use_cache"} and prompt.mask is None and not more
 
 
-def _looks(one: Decoding) -> tuple[int, int]:
-    """Prompts of which this is equal can share a forward."""
-    return one.ids.shape[1], one.sampling.logits_to_keep
+def _length(one: Decoding) -> int:
+    """Of its prompt, which is all that it has."""
+    return one.ids.shape[1]
+
+
+def _padded(ids: Tensor, width: int, pad: int) -> Tensor:
+    """`[rows, width]`."""
+    return torch.nn.functional.pad(ids, (0, width - ids.shape[1]), value=pad)
 
 
 def _cache_of(output: Any, call: ModuleCall) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class Piece(NamedTuple):
     """Where the rows of one invoke lie in a tensor of a shared forward.
 
     `rows` and `length` are the invoke's own, `batch` and `width` those of the forward; `shape` and
-    `stride` are what the tensor has where the invoke runs alone.
+    `stride` are what the tensor has where the invoke runs alone. Its positions begin at `start`.
     """
 
     dims: Dims
@@ -48,6 +48,7 @@ class Piece(NamedTuple):
     width: int
     shape: tuple[int, ...]
     stride: tuple[int, ...]
+    start: int = 0
 
     def cut(self, whole: torch.Tensor) -> torch.Tensor:
         """A private copy of the invoke's part."""
@@ -72,7 +73,7 @@ class Piece(NamedTuple):
             for size, got in zip(sizes, view.shape, strict=True):
                 if size not in (got, -1):
                     raise ValueError(f"a tensor of {list(whole.shape)} is not of the sizes {sizes}")
-        return view[_index(self.dims, self.rows, self.length)]
+        return view[_index(self.dims, self.rows, self.start, self.start + self.length)]
 
 
 @lru_cache(maxsize=1 << 12)
@@ -83,9 +84,9 @@ def _sizes(dims: Dims, batch: int, width: int) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=1 << 12)
-def _index(dims: Dims, rows: tuple[int, int], length: int) -> tuple[slice, ...]:
+def _index(dims: Dims, rows: tuple[int, int], start: int, stop: int) -> tuple[slice, ...]:
     """An invoke's part, in a view with a dimension for each factor."""
-    own = {"B": slice(*rows), "S": slice(0, length)}
+    own = {"B": slice(*rows), "S": slice(start, stop)}
     return tuple([own.get(f, slice(None)) for factors in dims for f in factors or (-1,)])  # type: ignore[call-overload]
 
 
