@@ -210,11 +210,8 @@ def test_what_came_with_the_ring_is_not_looked_for_again(
         next(stream)
         follower = Follow(id, 1, 0)
         eventually(lambda: {w.follows for w in house.app.gateway.watch._waiters} == {follower})
-        found = []
-        for act in (house.price, house.begin, lambda: house.finish(house.ledger.job(id))):
-            act()  # one by one: a note between the two questions of a ring is looked for
-            found.append(next(stream).event)
-        assert found == ["state", "state", "end"] and list(stream) == []
+        house.do()
+        assert [one.event for one in stream] == ["state", "state", "end"]
     assert looked == [0]
 
 
@@ -243,6 +240,26 @@ def test_a_server_that_ends_lets_its_followers_go(house: House) -> None:
         assert house.server is not None
         house.server.finish()
         assert list(stream) == []
+
+
+def test_a_server_that_ends_tells_the_end_of_what_is_over(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its followers may not have heard of it yet: there is no other server to resume at."""
+    monkeypatch.setattr(house.bells.gateway, "ring", lambda: None)
+    monkeypatch.setattr(watch, "POLL_SECONDS", 100.0)
+    id = house.job()
+    with (
+        live(house) as url,
+        httpx.Client(base_url=url, headers=bearer(), timeout=60) as client,
+        client.stream("GET", f"/api/jobs/{id}/events") as reply,
+    ):
+        stream = told(reply)
+        next(stream)
+        house.do()
+        assert house.server is not None
+        house.server.finish()
+        assert [one.event for one in stream] == ["state", "state", "end"]
 
 
 def test_a_submission_is_acknowledged_as_the_first_event(house: House) -> None:
