@@ -11,7 +11,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -269,7 +269,8 @@ def test_a_worker_that_dies_while_jobs_wait_is_replaced(
     with model.trace(PROMPT, blocking=False) as tracer:
         model.lm_head.output[:, -1].save("x")
     for pid in pids(server.process.pid, "worker"):
-        kill(pid)
+        with suppress(ProcessLookupError):  # one of a model that was put away has just ended
+            kill(pid)
     assert torch.equal(tracer.job.result("x"), plain)
 
 
