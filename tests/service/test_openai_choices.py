@@ -193,7 +193,7 @@ def test_all_jobs_of_a_request_are_counted_limited_and_cancelled(
 def test_a_full_queue_leaves_none_of_a_requests_jobs(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server.checker, "_claim", lambda: [])  # they wait, each of them
+    monkeypatch.setattr(server.checker, "_claim", list)  # they wait, each of them
     print_ = hashlib.sha256(b"weft_queue").hexdigest()
     server.ledger.add_key(Key("queue", print_, 0.0, limits={"queued_jobs": 2}))
     one = openai.OpenAI(base_url=f"{server.url}/v1", api_key="weft_queue", max_retries=0)
