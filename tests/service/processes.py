@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
-PATIENCE = 60.0
+PATIENCE = 120.0
+"""Seconds after which what does not happen counts as never happening: processes load torch."""
 _STAT = re.compile(r"(\d+) \((.*)\) (\S) (\d+) ")
 
 
