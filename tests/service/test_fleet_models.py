@@ -20,7 +20,7 @@ import torch
 
 import weft
 from tests.home import own_home
-from tests.service.processes import all_gone, family, kill, pids, until
+from tests.service.processes import all_gone, family, kill, one, pids, stopped, until
 from weft.cli import main
 from weft.client.servers import close as close_clients
 from weft.errors import ModelNotReadyError, WrongModelError
@@ -175,13 +175,13 @@ def test_a_model_on_demand_is_there_before_it_is_loaded_and_loads_for_a_job(
 ) -> None:
     put_away(server, capsys, "a")
     model = weft.LanguageModel("a", remote=server.url)
-    with model.trace(PROMPT, blocking=False, keep_seconds=77) as tracer:
-        found = model.lm_head.output[:, -1].save("x")
-    waits = tracer.job.status()
+    with stopped(one(server.process.pid, "nursery")):  # where a worker would come from
+        with model.trace(PROMPT, blocking=False, keep_seconds=77) as tracer:
+            found = model.lm_head.output[:, -1].save("x")
+        until(lambda: tracer.job.status().model_state == "loading", "the beginning of the load")
+        assert tracer.job.status().state == "queued"
     events = list(tracer.job.events())
     assert torch.equal(tracer.job.result("x"), plain) and torch.equal(found, plain)
-    if waits.state == "queued":
-        assert waits.model_state in ("cold", "warm", "loading")
     comes_to(server, "a", "ready")
     until(lambda: info(server, "a").host_bytes, "that its process was measured")
     told = info(server, "a")

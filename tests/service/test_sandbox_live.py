@@ -8,7 +8,6 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch
 
 import weft
 from tests.home import own_home
-from tests.service.processes import family, kill, one, until
+from tests.service.processes import family, kill, one, opened, threads_of, until
 from weft.client.servers import close as close_clients
 from weft.service.sandbox.means import means
 from weft.testing import tiny_path
@@ -62,34 +61,16 @@ def work(model: Any, server: Running) -> None:
     assert tokens.shape[-1] >= 3
 
 
-def status(path: Path) -> dict[str, str]:
+def status(text: str) -> dict[str, str]:
     """The lines of /proc/.../status."""
-    pairs = (line.split(":", 1) for line in path.read_text().splitlines())
+    pairs = (line.split(":", 1) for line in text.splitlines())
     return {name: value.strip() for name, value in pairs}
-
-
-def threads_of(pid: int) -> list[dict[str, str]]:
-    """What the kernel tells of each thread, but of one that has just ended."""
-    found = []
-    for path in Path(f"/proc/{pid}/task").iterdir():
-        with suppress(FileNotFoundError, ProcessLookupError):
-            found.append(status(path / "status"))
-    return found
-
-
-def opened_by(pid: int) -> list[str]:
-    """What a process has open, but what it has just closed."""
-    found = []
-    for path in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(FileNotFoundError):
-            found.append(str(path.readlink()))
-    return found
 
 
 @pytest.mark.parametrize("role", DRAWING)
 def test_every_thread_is_filtered(server: Running, model: Any, role: str) -> None:
     work(model, server)
-    threads = threads_of(one(server.process.pid, role))
+    threads = [status(text) for text in threads_of(one(server.process.pid, role))]
     assert len(threads) > 1
     assert {(one["Seccomp"], one["NoNewPrivs"]) for one in threads} == {("2", "1")}
     capable = {int(one[name], 16) for one in threads for name in ("CapEff", "CapPrm")}
@@ -100,8 +81,8 @@ def test_who_draws_nothing_is_not(server: Running) -> None:
     """Or the test above would prove nothing."""
     for pid in (server.process.pid, one(server.process.pid, "nursery")):
         assert (
-            status(Path(f"/proc/{pid}/status"))["Seccomp"]
-            == status(Path("/proc/self/status"))["Seccomp"]
+            status(Path(f"/proc/{pid}/status").read_text())["Seccomp"]
+            == status(Path("/proc/self/status").read_text())["Seccomp"]
         )
 
 
@@ -117,11 +98,10 @@ def test_only_who_loads_models_has_the_token(server: Running) -> None:
 @pytest.mark.parametrize("role", DRAWING)
 def test_it_has_no_socket_but_its_line_to_the_fleet(server: Running, role: str) -> None:
     pid = one(server.process.pid, role)
-    opened = opened_by(pid)
-    assert len([one for one in opened if one.startswith("socket:")]) == 1
+    assert len([one for one in opened(pid) if one.startswith("socket:")]) == 1
 
     def others() -> list[str]:
-        files = [one for one in opened_by(pid) if one.startswith("/")]
+        files = [one for one in opened(pid) if one.startswith("/")]
         return [one for one in files if not one.startswith((str(server.data), "/dev/null"))]
 
     until(lambda: others() == [], "that it has no other file")  # it measures itself after a job
@@ -150,7 +130,8 @@ def test_a_new_one_has_them_too(server: Running, model: Any) -> None:
     kill(pid)
     until(lambda: one(server.process.pid, "worker") != pid)
     work(model, server)
-    assert status(Path(f"/proc/{one(server.process.pid, 'worker')}/status"))["Seccomp"] == "2"
+    new = Path(f"/proc/{one(server.process.pid, 'worker')}/status").read_text()
+    assert status(new)["Seccomp"] == "2"
 
 
 def test_the_log_and_the_greeting_say_what_is_up(server: Running) -> None:
