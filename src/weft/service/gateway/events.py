@@ -71,7 +71,7 @@ async def follow(
             closing = gateway.closing  # asked before it looks: what there is by then is told
             waiter.clear()
             news = waiter.brought()
-            if news is None:
+            if news is None or closing:
                 news = await gateway.off(look, gateway, id, after, inline)
             after = news.after
             waiter.has(after, inline)
