@@ -23,8 +23,10 @@ from urllib.parse import urlsplit
 import torch
 from torch import nn
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 """Seconds after which what does not happen counts as never happening."""
+MOMENT = 0.5
+"""Of a door before each of a hundred gates: nearly a minute in which a test can step in."""
 
 
 class Door:
@@ -78,7 +80,7 @@ def gated_net() -> nn.Sequential:
 
 
 def slow_net() -> nn.Sequential:
-    """A hundred gates: with a door that is closed for a moment only, a pass takes its time."""
+    """A hundred gates: with a door that is closed for a `MOMENT` only, a pass takes its time."""
     return nn.Sequential(*[Gate() for _ in range(100)]).eval()
 
 

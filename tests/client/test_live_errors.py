@@ -60,7 +60,6 @@ def _strict(tmp_path_factory: Any) -> Iterator[Any]:
         "nodes": 200,
         "queued_jobs": 2,
         "result_bytes": 50_000,
-        "run_seconds": 1.0,
     }
     models = {"net": plain_net(), "moody": nn.Sequential(nn.Linear(4, 8), Moody())}
     with pytest.MonkeyPatch.context() as patch:
@@ -165,19 +164,25 @@ def test_the_server_says_so_too(
     goes_on(strict, x, hidden)
 
 
-def test_a_job_that_runs_too_long(strict: str, x: Any, hidden: Any) -> None:
-    model = weft.Model("gated", remote=strict)
-    late = pytest.raises(errors.TimeLimitError, match="run_seconds")
-    with DOOR.closed(1.5), late as caught, model.trace(x):
-        model[1].output.save()
-    assert caught.value.code == "time-limit" and isinstance(caught.value, TimeoutError)
-    goes_on(strict, x, hidden)
+def test_a_job_that_runs_too_long(x: Any, hidden: Any) -> None:
+    from weft.testing.service import serve
+
+    before = held()
+    with serve({"net": plain_net(), "gated": gated_net()}, run_seconds=5.0) as server:
+        model = weft.Model("gated", remote=server.url)
+        late = pytest.raises(errors.TimeLimitError, match="run_seconds")
+        with DOOR.closed(5.5), late as caught, model.trace(x):
+            model[1].output.save()
+        assert caught.value.code == "time-limit" and isinstance(caught.value, TimeoutError)
+        goes_on(server.url, x, hidden)
+    close()
+    check_nothing_left(before)
 
 
 def test_more_jobs_than_may_wait(strict: str, x: Any, monkeypatch: Any) -> None:
     monkeypatch.setenv("WEFT_RETRY_SECONDS", "0.1")
     model = weft.Model("gated", remote=strict)
-    with DOOR.closed(20.0):
+    with DOOR.closed():
         sent = []
         with pytest.raises(errors.LimitError, match="queued_jobs"):
             for _ in range(10):

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import weft
-from tests.client.live import DOOR, gated_net, soon
+from tests.client.live import DOOR, MOMENT, gated_net, soon
 from weft.client import events as sse
 from weft.client.transport import httpx
 from weft.errors import CancelledError, FailedRunError, NoSuchError, NotFinishedError
@@ -75,9 +75,9 @@ def test_events_tell_its_life_as_it_happens(gated: Any, x: Any, beyond: Any) -> 
         for event in tracer.job.events():
             told.append(event)
             if isinstance(event, ProgressEvent):
-                assert (event.done, event.total) == (1, 2)
                 DOOR.open()
-    assert any(isinstance(event, ProgressEvent) for event in told)
+    progress = [(event.done, event.total) for event in told if isinstance(event, ProgressEvent)]
+    assert progress in ([(1, 2)], [(1, 2), (2, 2)])  # before the gate, and perhaps behind it
     states = [event.state for event in told if isinstance(event, StateEvent)]
     assert states == ["received", "queued", "running"]
     logs = [event.text for event in told if isinstance(event, LogEvent)]
@@ -129,7 +129,7 @@ def slowly(model: Any, **options: Any) -> Any:
 
 
 def test_a_job_is_cancelled_while_it_runs(slow: Any) -> None:
-    with DOOR.closed(0.1):
+    with DOOR.closed(MOMENT):
         tracer = slowly(slow, blocking=False)
         DOOR.reached.wait()
         assert tracer.job.cancel().state == "running"
@@ -147,7 +147,7 @@ def test_ctrl_c_cancels_the_job_that_is_waited_for(live: Any, slow: Any, monkeyp
 
     monkeypatch.setattr("builtins.print", lambda *text, **_: begun.set())
     thread = threading.Thread(target=interrupt)
-    with DOOR.closed(0.1):
+    with DOOR.closed(MOMENT):
         thread.start()
         with pytest.raises(KeyboardInterrupt):
             slowly(slow)

@@ -144,7 +144,7 @@ def test_what_nobody_holds_any_more_goes(model, there, x) -> None:
             y = model.output
         y.sum().item()
         assert len(session) <= 2
-        assert len(kept(there)) <= 3
+        soon(lambda: len(kept(there)) <= 3)  # those of earlier sessions may be about to go
     del h, y
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import weft
-from tests.client.live import DOOR, PATIENCE, Proxy, held, soon
+from tests.client.live import DOOR, MOMENT, PATIENCE, Proxy, held, soon
 from weft.client import progress
 from weft.errors import ResultChangedError
 from weft.testing.same import bitwise
@@ -254,7 +254,7 @@ def test_a_task_that_is_cancelled_cancels_its_job(live: Any, monkeypatch: Any) -
 
     begun = threading.Event()
     monkeypatch.setattr("builtins.print", lambda *text, **_: begun.set())
-    with DOOR.closed(0.1):
+    with DOOR.closed(MOMENT):
         asyncio.run(main())
         job = live.ledger.jobs("local")[0]
         assert weft.Job.get(job.id, live.url).wait().state == "cancelled"

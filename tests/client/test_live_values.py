@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import weft
-from tests.client.live import DOOR, gated_net, soon
+from tests.client.live import DOOR, MOMENT, gated_net, soon
 from weft.client.values import opened_value
 from weft.errors import CancelledError, LimitError, MessageError, RecordingError
 from weft.graph.node import Ref, Seq
@@ -115,7 +115,7 @@ def slow(live: Any) -> Any:
 
 
 def test_a_cancelled_job_ends_its_stream(slow: Any) -> None:
-    with DOOR.closed(0.1):
+    with DOOR.closed(MOMENT):
         tracer = slowly(slow, blocking=False)
         coming = iter(tracer.stream)
         bitwise(next(coming), torch.ones(2))
@@ -144,7 +144,7 @@ def test_who_hears_no_more_cancels_the_job(live: Any, slow: Any) -> None:
     def fail(value: Any) -> None:
         raise KeyError("mine")
 
-    with DOOR.closed(0.1):
+    with DOOR.closed(MOMENT):
         with pytest.raises(KeyError, match="mine"):
             slowly(slow, to=fail)
         soon(lambda: live.ledger.jobs("local")[0].state == "cancelled")

@@ -28,7 +28,7 @@ with atheris.instrument_imports(include=[*CODE, *CHECKING], enable_loader_overri
     from weft.errors import WeftError
 
 LARGE = ("torch", "transformers", "hypothesis")
-BOUNDS = ["-timeout=20", "-rss_limit_mb=4096", "-max_len=8192", "-print_final_stats=1"]
+BOUNDS = ["-timeout=100", "-rss_limit_mb=4096", "-max_len=8192", "-print_final_stats=1"]
 
 
 def entries(what: str) -> list[Entry]:

@@ -156,7 +156,7 @@ def test_an_error_that_is_none_of_ours_ends_it(tmp_path: Path) -> None:
         "def broken(data):\n"
         "    if data[:1] > b'x': raise KeyError(data)\n"
         "cover.ENTRIES['file'] = cover.Entry(broken, lambda: [b'abc'])\n"
-        "cover.main('file', '-seed=1', '-max_total_time=20')\n"
+        "cover.main('file', '-seed=1', '-max_total_time=100')\n"
     )
     child = subprocess.run(
         [sys.executable, "-c", code],

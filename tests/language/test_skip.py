@@ -418,7 +418,7 @@ def test_eight_threads_skip_different_layers(gpt2):
 
     def work(number):
         try:
-            start.wait(10)
+            start.wait(60)
             for turn in range(6):
                 which = (number + turn) % 4
                 with gpt2.model.trace(gpt2.ids, alone=True) as tracer:

@@ -346,7 +346,7 @@ def test_threads_do_not_see_each_others_copies():
         return graph_that(*nodes)
 
     def work(number):
-        start.wait(30)
+        start.wait(60)
         for turn in range(60):
             try:
                 if number % 2:

@@ -14,7 +14,6 @@ import hashlib
 import io
 import os
 import random
-import select
 import signal
 import sys
 import time
@@ -89,6 +88,7 @@ def hold(path: Path) -> None:
 
 
 def _kill_again_and_again(work: Work, times: int, chance: random.Random) -> None:
+    """At times before anything was said, at times in the middle of work, early or late."""
     for number in range(times):
         reading, writing = os.pipe()
         child = os.fork()
@@ -96,13 +96,15 @@ def _kill_again_and_again(work: Work, times: int, chance: random.Random) -> None
             os.close(reading)
             _work(work, writing, number)
         os.close(writing)
-        _kill_at_some_point(child, reading, chance)
-        _, status = os.waitpid(child, 0)
-        if os.WTERMSIG(status) != signal.SIGKILL:
-            sys.exit(f"child {number} ended by itself: {status}")
         with os.fdopen(reading) as said:
+            lines = [said.readline() for _ in range(chance.choice((0, 1, 1, 1, 2, 4)))]
+            time.sleep(chance.random() * 0.02)
+            os.kill(child, signal.SIGKILL)
+            _, status = os.waitpid(child, 0)
+            if os.WTERMSIG(status) != signal.SIGKILL:
+                sys.exit(f"child {number} ended by itself: {status}")
             # A line that was cut off was not acknowledged.
-            print(*[line for line in said if line.endswith("\n")], sep="", end="")
+            print(*[line for line in [*lines, *said] if line.endswith("\n")], sep="", end="")
 
 
 def _work(work: Work, writing: int, number: int) -> None:
@@ -110,14 +112,6 @@ def _work(work: Work, writing: int, number: int) -> None:
         work(lambda line: os.write(writing, f"{line}\n".encode()) and None, number)
     finally:
         os._exit(1)
-
-
-def _kill_at_some_point(child: int, reading: int, chance: random.Random) -> None:
-    """At times before anything was said, at times in the middle of work."""
-    if chance.random() < 0.8:
-        select.select([reading], [], [], 10.0)
-    time.sleep(chance.random() * 0.02)
-    os.kill(child, signal.SIGKILL)
 
 
 if __name__ == "__main__":

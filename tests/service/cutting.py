@@ -72,7 +72,7 @@ def cutting(url: str, after: list[int]) -> Iterator[tuple[str, Callable[[], int]
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
         for thread in threads:
-            thread.join(10)
+            thread.join(60)
             assert not thread.is_alive()
 
 

@@ -85,7 +85,7 @@ PICKLE = pickle.dumps(Boom())
 def connected(url: str) -> socket.socket:
     place = urlsplit(url)
     assert place.hostname is not None
-    return socket.create_connection((place.hostname, place.port or 80), timeout=20)
+    return socket.create_connection((place.hostname, place.port or 80), timeout=60)
 
 
 def exchange(

@@ -6,12 +6,16 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
-PATIENCE = 60.0
+PATIENCE = 120.0
+"""Seconds after which what does not happen counts as never happening: processes load torch."""
+ENDED = (FileNotFoundError, ProcessLookupError)
+"""What reading /proc raises of somebody who has just ended."""
 _STAT = re.compile(r"(\d+) \((.*)\) (\S) (\d+) ")
 
 
@@ -40,11 +44,36 @@ def family(pid: int) -> dict[int, str]:
 
 def _children(pid: int) -> list[int]:
     found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            found += map(int, task.read_text().split())
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # it has just ended
+    for task in _listed(Path(f"/proc/{pid}/task")):
+        with suppress(*ENDED):
+            found += map(int, (task / "children").read_text().split())
+    return found
+
+
+def _listed(folder: Path) -> list[Path]:
+    """What is in a folder of /proc; nothing where its process has just ended."""
+    try:
+        return list(folder.iterdir())
+    except ENDED:
+        return []
+
+
+def opened(pid: int) -> list[str]:
+    """What a process has open, but what it has just closed."""
+    found: list[str] = []
+    for path in _listed(Path(f"/proc/{pid}/fd")):
+        with suppress(*ENDED):
+            found.append(str(path.readlink()))
+    return found
+
+
+def threads_of(pid: int) -> list[str]:
+    """What the kernel tells of each thread of a process (`status`), but of one that has just
+    ended."""
+    found: list[str] = []
+    for path in _listed(Path(f"/proc/{pid}/task")):
+        with suppress(*ENDED):
+            found.append((path / "status").read_text())
     return found
 
 
@@ -52,7 +81,7 @@ def _stat(pid: int) -> tuple[str, int] | None:
     """Name and parent of a living process."""
     try:
         found = _STAT.match(Path(f"/proc/{pid}/stat").read_text())
-    except (FileNotFoundError, ProcessLookupError):
+    except ENDED:
         return None
     assert found is not None
     return None if found[3] in "ZX" else (found[2], int(found[4]))
@@ -76,6 +105,16 @@ def kill(pid: int) -> None:
     """`kill -9`, and waits until it is gone."""
     os.kill(pid, signal.SIGKILL)
     until(lambda: not alive(pid), "its end")
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """The process does nothing until the block is left."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 def all_gone(pids: dict[int, str]) -> None:

@@ -230,7 +230,7 @@ def test_jobs_and_questions_of_a_running_checker_are_done(shop: Shop) -> None:
     while shop.ledger.take_answer("q") is None:
         threading.Event().wait(0.005)
     made.stop()
-    thread.join(30)
+    thread.join(60)
     assert not thread.is_alive()
 
 
@@ -574,7 +574,7 @@ def forever():
         except Exception:
             pass
 print(told(forever), bounds.tripped)
-print(told(lambda: None))
+print(told(lambda: None, 20))
 """)
     assert found.returncode == 0, found.stderr
     first, second = found.stdout.splitlines()

@@ -204,11 +204,15 @@ class Killer:
     def _wait(self) -> None:
         """Any time; on average each third time only after something was done again."""
         if self._chance.random() < 1 / 3:
-            before = self._over()
-            until(lambda: self._over() > before, "another job's end")
+            self.wait_for_another()
         time.sleep(self._chance.uniform(0, PAUSE))
 
-    def _over(self) -> int:
+    def wait_for_another(self) -> None:
+        before = self.over()
+        until(lambda: self.over() > before, "another job's end")
+
+    def over(self) -> int:
+        """How many jobs are."""
         query = "SELECT count(*) FROM job WHERE ended IS NOT NULL"
         return self._rows.execute(query).fetchone()[0]
 
@@ -301,6 +305,7 @@ def told(killer: Killer, taken: float, jobs: dict[str, Job]) -> str:
     )
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_nothing_acknowledged_is_lost_over_many_kills(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
@@ -317,6 +322,8 @@ def test_nothing_acknowledged_is_lost_over_many_kills(
             killer.run()
             taken = time.monotonic() - began
             killer.server.ready()
+            while killer.over() <= KILLS:
+                killer.wait_for_another()
         assert not load.errors, load.errors
         assert killer.count.total() == KILLS
         assert set(killer.count) == {*ROLES, "server", "nursery"}

@@ -1,6 +1,8 @@
 """Several models on one real server: loaded on demand, evicted, deployed, refused, remembered.
 
-One server for all tests, in any order: who counts on a state of a model first brings it about.
+One server for all tests, in any order: who counts on a state of a model first brings it about. A
+job may be over before the word that its model is there, or has left, has reached who tells of it:
+what is told of models is waited for.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import torch
 
 import weft
 from tests.home import own_home
-from tests.service.processes import all_gone, family, kill, pids, until
+from tests.service.processes import all_gone, family, kill, one, pids, stopped, until
 from weft.cli import main
 from weft.client.servers import close as close_clients
 from weft.errors import ModelNotReadyError, WrongModelError
@@ -137,11 +139,18 @@ def logits(server: Running, name: str) -> torch.Tensor:
 
 
 def info(server: Running, name: str) -> Any:
-    return next(model for model in weft.models(server.url) if model.id == name)
+    """What is told of a model, as soon as it is listed."""
+    listed = lambda: [model for model in weft.models(server.url) if model.id == name]
+    return until(listed, f"that {name} is listed")[0]
 
 
 def states(server: Running) -> dict[str, str]:
     return {model.id: model.state for model in weft.models(server.url)}
+
+
+def comes_to(server: Running, name: str, *wanted: str) -> None:
+    """Waits until the model is told to be in one of these states."""
+    until(lambda: states(server).get(name) in wanted, f"that {name} is {' or '.join(wanted)}")
 
 
 def settle(server: Running) -> None:
@@ -158,7 +167,7 @@ def run(capsys: pytest.CaptureFixture[str], server: Running, *command: str) -> s
 def put_away(server: Running, capsys: pytest.CaptureFixture[str], name: str) -> None:
     """Nobody has the model in memory from now on."""
     run(capsys, server, "evict", name)
-    until(lambda: states(server)[name] in ("cold", "warm"), "the eviction")
+    comes_to(server, name, "cold", "warm")
 
 
 def test_a_model_on_demand_is_there_before_it_is_loaded_and_loads_for_a_job(
@@ -166,13 +175,15 @@ def test_a_model_on_demand_is_there_before_it_is_loaded_and_loads_for_a_job(
 ) -> None:
     put_away(server, capsys, "a")
     model = weft.LanguageModel("a", remote=server.url)
-    with model.trace(PROMPT, blocking=False, keep_seconds=77) as tracer:
-        found = model.lm_head.output[:, -1].save("x")
-    waits = tracer.job.status()
+    with stopped(one(server.process.pid, "nursery")):  # where a worker would come from
+        with model.trace(PROMPT, blocking=False, keep_seconds=77) as tracer:
+            found = model.lm_head.output[:, -1].save("x")
+        until(lambda: tracer.job.status().model_state == "loading", "the beginning of the load")
+        assert tracer.job.status().state == "queued"
     events = list(tracer.job.events())
     assert torch.equal(tracer.job.result("x"), plain) and torch.equal(found, plain)
-    if waits.state == "queued":
-        assert waits.model_state in ("cold", "warm", "loading")
+    comes_to(server, "a", "ready")
+    until(lambda: info(server, "a").host_bytes, "that its process was measured")
     told = info(server, "a")
     assert (told.state, told.pinned, told.loaded_bytes) == ("ready", False, told.weight_bytes)
     assert 10 << 20 < told.host_bytes <= BUDGET and told.used is not None
@@ -189,21 +200,24 @@ def test_the_least_recently_used_leaves_for_another_and_comes_back(
     assert torch.equal(logits(server, "a"), plain)
     run(capsys, server, "deploy", "new")
     assert torch.equal(logits(server, "new"), plain)
-    assert states(server)["a"] in ("cold", "warm"), "both did not fit as it was estimated"
+    comes_to(server, "a", "cold", "warm")  # both did not fit as it was estimated
     assert info(server, "a").host_bytes == 0 and info(server, "a").need_bytes > 10 << 20
     assert torch.equal(logits(server, "a"), plain)
-    assert (states(server)["a"], states(server)["new"]) == ("ready", "ready"), "measured, both fit"
+    comes_to(server, "a", "ready")
+    assert states(server)["new"] == "ready", "measured, both fit"
 
 
 def test_what_cannot_fit_is_refused_by_name_with_the_figures(
     server: Running, plain: torch.Tensor, capsys
 ) -> None:
     assert torch.equal(logits(server, "a"), plain)
+    comes_to(server, "a", "ready")
     assert "huge" in run(capsys, server, "deploy", "huge")
     until(lambda: info(server, "huge").fingerprint, "that the checker knows it")
     with pytest.raises(ModelNotReadyError, match=r"huge .*it needs .*GiB of memory; .*300.0 MiB"):
         logits(server, "huge")
-    assert states(server)["huge"] == "failed" and "300.0 MiB" in info(server, "huge").reason
+    comes_to(server, "huge", "failed")
+    assert "300.0 MiB" in info(server, "huge").reason
     assert states(server)["a"] == "ready", "nobody left for it"
 
 
@@ -214,6 +228,7 @@ def test_a_load_that_fails_fails_its_jobs_by_name_and_can_be_tried_again(
     until(lambda: info(server, "broken").fingerprint, "that the checker knows it")
     with pytest.raises(ModelNotReadyError, match="broken could not be loaded"):
         logits(server, "broken")
+    comes_to(server, "broken", "failed")
     assert str(folder) not in info(server, "broken").reason
     shutil.copy(Path(tiny_path()) / "model.safetensors", folder / "root" / "broken")
     run(capsys, server, "deploy", "broken")
@@ -230,16 +245,17 @@ def test_code_that_lies_beside_weights_is_never_run(server: Running, folder: Pat
 
 def test_evicting_by_hand_and_loading_again(server: Running, plain: torch.Tensor, capsys) -> None:
     logits(server, "a")
+    comes_to(server, "a", "ready")
     before = set(pids(server.process.pid, "worker"))
-    run(capsys, server, "evict", "a")
-    until(lambda: states(server)["a"] in ("cold", "warm"), "the eviction")
+    put_away(server, capsys, "a")
+    until(lambda: before - set(pids(server.process.pid, "worker")), "the end of its process")
     assert len(before - set(pids(server.process.pid, "worker"))) == 1
     assert torch.equal(logits(server, "a"), plain)
 
 
 def test_a_pinned_model_is_not_evicted(server: Running, capsys) -> None:
     run(capsys, server, "deploy", "late", "--pin")
-    until(lambda: states(server)["late"] == "ready", "the load of a pinned model")
+    comes_to(server, "late", "ready")
     assert "is pinned" in run(capsys, server, "evict", "late")
     assert "own configuration" in run(capsys, server, "evict", "a", "--forget")
     assert json.loads(run(capsys, server, "list", "--json"))["models"][0]["id"] == "a"
@@ -253,7 +269,8 @@ def test_a_worker_that_dies_while_jobs_wait_is_replaced(
     with model.trace(PROMPT, blocking=False) as tracer:
         model.lm_head.output[:, -1].save("x")
     for pid in pids(server.process.pid, "worker"):
-        kill(pid)
+        with suppress(ProcessLookupError):  # one of a model that was put away has just ended
+            kill(pid)
     assert torch.equal(tracer.job.result("x"), plain)
 
 
@@ -262,7 +279,7 @@ def test_forgetting_a_model_ends_what_waits_for_it(server: Running, capsys) -> N
     run(capsys, server, "deploy", "gone")
     until(lambda: info(server, "gone").fingerprint, "that the checker knows it")
     run(capsys, server, "evict", "gone", "--forget")
-    assert "gone" not in states(server)
+    until(lambda: "gone" not in states(server), "that it is listed no more")
     with pytest.raises(WrongModelError):
         logits(server, "gone")
 
@@ -274,7 +291,7 @@ def test_all_of_it_is_there_after_a_restart(house: House, plain: torch.Tensor, c
         assert torch.equal(logits(server, name), plain)
     for name, *how in (("huge",), ("coded",), ("late", "--pin")):
         run(capsys, server, "deploy", name, *how)
-    until(lambda: states(server)["late"] == "ready", "the load of a pinned model")
+    comes_to(server, "late", "ready")
     before = {model.id: model for model in weft.models(server.url)}
     server = house.again()
     after = {model.id: model for model in weft.models(server.url)}

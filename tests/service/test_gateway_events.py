@@ -51,7 +51,7 @@ def kinds(reply: httpx.Response) -> list[tuple[int, str]]:
 
 def eventually(check) -> None:
     """Waits for something that another thread is about to do."""
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while not check():
         assert time.monotonic() < end
         time.sleep(0.005)
@@ -135,7 +135,7 @@ def test_many_follow_one_job(house: House) -> None:
 
         def follow() -> None:
             with (
-                httpx.Client(base_url=url, headers=bearer(), timeout=30) as client,
+                httpx.Client(base_url=url, headers=bearer(), timeout=60) as client,
                 client.stream("GET", f"/api/jobs/{id}/events") as reply,
             ):
                 found.append(kinds(reply))
@@ -146,7 +146,7 @@ def test_many_follow_one_job(house: House) -> None:
         eventually(lambda: house.app.gateway.watch.waiting == 12)
         house.do()
         for thread in threads:
-            thread.join(30)
+            thread.join(60)
     assert found == [[(1, "state"), (2, "state"), (3, "state"), (4, "end")]] * 12
 
 
@@ -240,6 +240,26 @@ def test_a_server_that_ends_lets_its_followers_go(house: House) -> None:
         assert house.server is not None
         house.server.finish()
         assert list(stream) == []
+
+
+def test_a_server_that_ends_tells_the_end_of_what_is_over(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its followers may not have heard of it yet: there is no other server to resume at."""
+    monkeypatch.setattr(house.bells.gateway, "ring", lambda: None)
+    monkeypatch.setattr(watch, "POLL_SECONDS", 100.0)
+    id = house.job()
+    with (
+        live(house) as url,
+        httpx.Client(base_url=url, headers=bearer(), timeout=60) as client,
+        client.stream("GET", f"/api/jobs/{id}/events") as reply,
+    ):
+        stream = told(reply)
+        next(stream)
+        house.do()
+        assert house.server is not None
+        house.server.finish()
+        assert [one.event for one in stream] == ["state", "state", "end"]
 
 
 def test_a_submission_is_acknowledged_as_the_first_event(house: House) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import json
 import pickle
 import struct
+import threading
 import time
 import zlib
 from typing import Any
@@ -157,14 +158,16 @@ def test_json_is_for_people(house: House, monkeypatch: pytest.MonkeyPatch) -> No
 def test_large_messages_are_read_one_at_a_time(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    at_once, most = 0, 0
+    at_once, most, counting = 0, 0, threading.Lock()
 
     def read(*args: Any) -> Any:
         nonlocal at_once, most
-        at_once += 1
-        most = max(most, at_once)
-        time.sleep(0.02)
-        at_once -= 1
+        with counting:
+            at_once += 1
+            most = max(most, at_once)
+        time.sleep(0.1)
+        with counting:
+            at_once -= 1
         raise MessageError("enough")
 
     async def many() -> None:

@@ -174,6 +174,7 @@ def test_twice_too_many_are_hung_up_at_once(
     house: House, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limited(monkeypatch, house, connections=1)
+    monkeypatch.setattr(protocol, "AWAY_SECONDS", 60.0)
     with connected(url), connected(url):
         until(lambda: house.app.gateway.connected() == 2)
         with connected(url) as line:
@@ -193,11 +194,11 @@ def test_of_this_machine_all_may_come_from_one_address(
 def test_who_waits_between_two_requests_is_not_given_up_for_the_second(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", 2.0)
     with httpx.Client(base_url=url, timeout=60) as client:
         for _ in range(3):
             assert client.get("/api/hello").status_code == 200
-            time.sleep(0.2)
+            time.sleep(1.2)
 
 
 @pytest.mark.parametrize("version", [b"1.0", b"1.1"])

@@ -64,7 +64,7 @@ def checker(house: House, answer: Callable[[Question], tuple[bytes, bool]]) -> I
         yield seen
     finally:
         over.set()
-        thread.join(10)
+        thread.join()
 
 
 def test_nobody_waits_for_a_checker_that_has_been_told_to_stop() -> None:

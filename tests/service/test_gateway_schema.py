@@ -78,7 +78,7 @@ class Town:
         """The reply to a case, after every check."""
         headers = bearer() | {"Accept": accept}
         by: dict[str, Any] = {"base_url": self.url, "session": self.session, "headers": headers}
-        reply = case.call(**by, timeout=20)
+        reply = case.call(**by, timeout=60)
         checks = [CHECKS.get_one(name) for name in CHECKS.get_all_names() if name not in without]
         case.validate_response(reply, checks, headers=headers, transport_kwargs=by)
         return reply
@@ -87,7 +87,7 @@ class Town:
 @pytest.fixture(scope="module")
 def town() -> Iterator[Town]:
     load_all_checks()
-    house = House(Settings(price_seconds=5.0))
+    house = House(Settings(price_seconds=60.0))
     house.ledger.put_card(card_of("other"))
     jobs = {"done": house.job(request_id="done")}
     house.do()

@@ -51,7 +51,7 @@ def test_no_more_than_so_many_at_once(threads: Threads) -> None:
         with lock:
             inside[0] += 1
             inside[1] = max(inside)
-        gate.wait(10)  # until three are here
+        gate.wait(60)  # until three are here
         with lock:
             inside[0] -= 1
         return 1
@@ -68,7 +68,7 @@ def test_who_is_cancelled_leaves_its_thread_to_others(threads: Threads) -> None:
     held = threading.Event()
 
     async def main() -> int:
-        task = asyncio.create_task(threads.run(lambda: held.wait(10)))
+        task = asyncio.create_task(threads.run(lambda: held.wait(60)))
         await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -83,7 +83,7 @@ def test_a_loop_that_is_gone_is_no_matter(threads: Threads) -> None:
     held = threading.Event()
 
     async def leave() -> None:
-        task = asyncio.create_task(threads.run(lambda: held.wait(10)))
+        task = asyncio.create_task(threads.run(lambda: held.wait(60)))
         await asyncio.sleep(0)
         task.cancel()
 
@@ -115,7 +115,7 @@ def test_forgotten_threads_end() -> None:
         asyncio.run(main())
     gc.collect()
     for thread in running(started, NAME):
-        thread.join(10)
+        thread.join(60)
     assert not running(started, NAME)
 
 

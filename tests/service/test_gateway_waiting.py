@@ -89,7 +89,7 @@ def test_followers_of_a_waiting_job_see_the_load_and_then_the_rest(house: House)
     parser = Parser()
     with live(house) as url:
         path = f"{url}/api/jobs/{id}/events"
-        with httpx.stream("GET", path, headers=bearer(), timeout=20) as reply:
+        with httpx.stream("GET", path, headers=bearer(), timeout=60) as reply:
             for piece in reply.iter_bytes():
                 for message in parser.feed(piece):
                     seen.append((message.id, message))

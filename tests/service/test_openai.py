@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import time
+import itertools
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import weft
+from tests.service.processes import until
 from weft.service.gateway.openai.texts import Text
 from weft.service.store.interface import Key
 from weft.testing import tiny_path
@@ -125,13 +127,28 @@ def test_a_stream_is_the_same_text_in_pieces(
     assert last.usage == client.completions.create(**asked).usage
 
 
-def test_a_stream_comes_while_the_text_is_made(client: openai.OpenAI) -> None:
-    """What is made within a few hundredths of a second may come together; this takes longer."""
+def test_a_stream_comes_while_the_text_is_made(server: Server, client: openai.OpenAI) -> None:
+    """The model waits again and again until something of the text has come."""
     asked = {"model": "tiny", "prompt": PROMPT, "max_tokens": 100, "temperature": 2.0, "seed": 1}
-    pieces = list(client.completions.create(**asked, stream=True))
-    assert len([piece for piece in pieces if piece.choices[0].text]) > 2
+    passes, came = itertools.count(), threading.Semaphore(0)
+
+    def wait(*_: Any) -> None:
+        if next(passes) in (30, 60):
+            assert came.acquire(timeout=60)
+
+    net = server._workers["tiny"].worker._net
+    hook = net.lm_head.register_forward_pre_hook(wait)
+    texts = []
+    try:
+        for piece in client.completions.create(**asked, stream=True):
+            texts.append(piece.choices[0].text)
+            if texts[-1]:
+                came.release()
+    finally:
+        hook.remove()
+    assert len([text for text in texts if text]) > 2
     whole = client.completions.create(**asked).choices[0].text
-    assert "".join(piece.choices[0].text for piece in pieces) == whole
+    assert "".join(texts) == whole
     assert len(whole) > 50
 
 
@@ -402,10 +419,8 @@ def test_who_goes_away_cancels_the_job(server: Server, client: openai.OpenAI) ->
     next(iter(stream))
     id = stream.response.headers["weft-job"]
     stream.close()
-    end = time.monotonic() + 30
-    while (job := server.ledger.job(id)) and job.ended is None and time.monotonic() < end:
-        time.sleep(0.02)
-    assert job is not None and job.state in ("cancelled", "done")
+    until(lambda: server.ledger.job(id).ended is not None, "the end of the job")
+    assert server.ledger.job(id).state in ("cancelled", "done")
 
 
 # -- text -----------------------------------------------------------------------------------------

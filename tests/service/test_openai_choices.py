@@ -5,10 +5,10 @@ The oracles are `transformers` alone: its `generate`, and its logits in one forw
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import json
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +21,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import weft
+from tests.service.gate import House
+from tests.service.processes import until
+from weft.service.gateway.errors import Refused
 from weft.service.gateway.openai import following, routes
+from weft.service.gateway.openai.jobs import Sent
 from weft.service.store.interface import Key
 from weft.service.store.models import WorkerMemory
 from weft.testing import tiny_path
@@ -182,25 +186,20 @@ def test_all_jobs_of_a_request_are_counted_limited_and_cancelled(
     ids = stream.response.headers["weft-job"].split(",")
     assert len(set(ids)) == 9
     stream.close()
-    end = time.monotonic() + 30
-    jobs = [server.ledger.job(id) for id in ids]
-    while not all(job and job.ended for job in jobs) and time.monotonic() < end:
-        time.sleep(0.02)
-        jobs = [server.ledger.job(id) for id in ids]
-    assert {job.state for job in jobs if job} <= {"cancelled", "done"}
-    assert all(job and job.ended for job in jobs)
+    until(lambda: all(server.ledger.job(id).ended for id in ids), "the end of the jobs")
+    assert {server.ledger.job(id).state for id in ids} <= {"cancelled", "done"}
 
 
-def test_a_full_queue_leaves_none_of_a_requests_jobs(server: Server) -> None:
+def test_a_full_queue_leaves_none_of_a_requests_jobs(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.checker, "_claim", list)  # they wait, each of them
     print_ = hashlib.sha256(b"weft_queue").hexdigest()
     server.ledger.add_key(Key("queue", print_, 0.0, limits={"queued_jobs": 2}))
     one = openai.OpenAI(base_url=f"{server.url}/v1", api_key="weft_queue", max_retries=0)
     with one, pytest.raises(openai.RateLimitError, match="queued_jobs"):
         one.completions.create(prompt="a", n=20, **changed(GREEDY, max_tokens=60))
-    end = time.monotonic() + 30
-    while any(not job.ended for job in server.ledger.jobs("queue", 50)):
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    until(lambda: all(job.ended for job in server.ledger.jobs("queue", 50)), "the end of the jobs")
 
 
 # -- echo and log-probabilities -------------------------------------------------------------------
@@ -346,6 +345,8 @@ def test_who_asks_before_the_model_is_known_waits(
 ) -> None:
     """Whole and streamed; a quiet stream has comments meanwhile."""
     monkeypatch.setattr(routes, "BEAT_SECONDS", 0.3)
+    with server.checker._lock:  # who may be about to tell of the model once more
+        monkeypatch.setattr(server.checker, "_publish", lambda id: None)
     known = server.ledger.card("tiny")
     assert known is not None
     server.ledger.drop_card("tiny")
@@ -370,6 +371,23 @@ def test_who_asks_before_the_model_is_known_waits(
     assert "".join(piece["choices"][0]["text"] for piece in pieces) == wanted
 
 
+def test_a_server_that_ends_gives_what_is_over() -> None:
+    """Who waits for it may not have heard of it yet: there is no other server to wait at."""
+    house = House()
+    job = house.ledger.job(house.job())
+    assert job is not None
+    house.app.gateway.close()
+    sent = Sent(job, ids=(), most=1, ends=frozenset(), stream=0)
+
+    async def last() -> following.News:
+        return [news async for news in following.followed(house.app.gateway, sent)][-1]
+
+    with pytest.raises(Refused, match="about to stop"):
+        asyncio.run(last())
+    house.do()
+    assert asyncio.run(last()).over == house.ledger.job(job.id)
+
+
 def test_a_quiet_stream_has_comments(
     server: Server, net: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -385,9 +403,9 @@ def test_a_quiet_stream_has_comments(
     with httpx.stream("POST", url, json=asked, headers=headers, timeout=60) as reply:
         for line in reply.iter_lines():
             found += [line] if line.startswith(": ") else []
+            if found[2:] and "loaded" in line:
+                break
             if len(found) == 2:
                 server.ledger.put_memory(row)
-            if len(found) == 4:
-                break
     assert found[0] in (": the job is received", ": the job is queued")
     assert found[-1] == ": quiet is being loaded: 40 of 100 bytes"

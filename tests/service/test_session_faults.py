@@ -23,8 +23,9 @@ from weft.testing.same import bitwise
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
 PROMPTS = ("Tom and Anna", "The capital of France is")
-LONG = 60
-"""Products of large matrices that keep a request running until it is killed."""
+SIZE, LONG = 500, 150
+"""Products of matrices of this size: they keep a request running for the seconds in which its
+worker is killed."""
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +50,7 @@ def trained(model: Any, remote: Any, between: Any = None, during: Any = None) ->
             with model.trace(PROMPTS[step % 2]):
                 h = layer.mlp.output
                 if step == 2:  # takes its time
-                    x = (h.sum() * 0).expand(400, 400) + 1 / 400
+                    x = (h.sum() * 0).expand(SIZE, SIZE) + 1 / SIZE
                     y = x
                     for _ in range(LONG):
                         y = y @ x

@@ -8,6 +8,7 @@ import pytest
 import torch
 from msgspec.structs import replace
 
+from tests.leftovers import ROUNDS
 from tests.service.jobs import PRICED
 from tests.service.shop import MODEL, Shop, reads
 from tests.service.test_checker import checker
@@ -128,13 +129,21 @@ def test_where_nobody_can_tell_nothing_is_held_to_it(shop, monkeypatch) -> None:
 
 
 def test_memory_that_is_taken_is_not_free() -> None:
-    before = measured(torch.device("cpu"))
-    if before is None:
+    """In one of some rounds: whatever else runs on this machine may give some back meanwhile."""
+    now = measured(torch.device("cpu"))
+    if now is None:
         pytest.skip("this system does not tell")
-    assert 0 < before.free <= before.most + GB
-    size = 256 << 20
-    taken = torch.ones(size // 4)
+    assert 0 < now.free <= now.most + GB
+    assert any(taken() >= SIZE * 0.9 for _ in range(ROUNDS))
+
+
+SIZE = 256 << 20
+
+
+def taken() -> int:
+    """By how much less can be had while a tensor of `SIZE` bytes is there."""
+    before = measured(torch.device("cpu"))
+    tensor = torch.ones(SIZE // 4)
     after = measured(torch.device("cpu"))
-    assert after is not None
-    assert after.most <= before.most - size * 0.9
-    del taken
+    assert before is not None and after is not None and tensor.nbytes == SIZE
+    return before.most - after.most

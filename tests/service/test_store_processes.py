@@ -76,7 +76,7 @@ def test_four_processes_claim_each_job_once(tmp_path):
     claimed: list[str] = []
     for process in processes:
         with process:
-            claimed += process.communicate(timeout=60)[0].split()
+            claimed += process.communicate(timeout=120)[0].split()
         assert process.returncode == 0
     assert sorted(claimed) == sorted(ids)
     assert ledger.counts() == {("tiny", "queued"): 200}

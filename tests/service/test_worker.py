@@ -290,7 +290,7 @@ def test_a_job_that_is_stuck_fails_and_its_process_ends(make) -> None:
 
     def stuck() -> None:
         shop.clock.ahead += 1.0 + pulse.GRACE + 1.0
-        assert died.wait(30)
+        assert died.wait(60)
 
     shop.does(stuck)
     shop.one(die=died.set)
@@ -310,7 +310,7 @@ class Watched(MemoryLedger):
         """Returns when a pulse has looked after this call."""
         self.looks = threading.Semaphore(0)
         for _ in range(2):
-            assert self.looks.acquire(timeout=30)
+            assert self.looks.acquire(timeout=60)
 
     def job(self, id: str) -> Job | None:
         found = super().job(id)
@@ -375,8 +375,9 @@ def test_a_job_that_is_cancelled_while_it_runs_stops(shop: Shop, pulses) -> None
 
 
 @pytest.mark.parametrize("ends", ["done", "failed", "cancelled"])
-def test_the_seconds_of_a_job_are_those_that_it_was_drawn(shop: Shop, pulses, ends: str) -> None:
+def test_the_seconds_of_a_job_are_those_that_it_was_drawn(make, pulses, ends: str) -> None:
     """Jobs of a batch are claimed together, and some wait for others."""
+    shop = make(lease_seconds=400.0)
     job = shop.queued(reads("first", "last"))
     worker = shop.worker()
     claimed = worker.claim()
@@ -482,7 +483,7 @@ def test_a_store_that_fails_for_a_moment_ends_no_job(shop: Shop, watched, monkey
         with monkeypatch.context() as patch:
             patch.setattr(watched, "renew", fail)
             shop.clock.ahead += shop.settings.lease_seconds / 2
-            assert failures.acquire(timeout=30)
+            assert failures.acquire(timeout=60)
         watched.look()
 
     shop.does(wait)
@@ -502,12 +503,13 @@ def test_a_worker_waits_for_its_bell_and_ends_when_told(shop: Shop) -> None:
         jobs = [shop.queued(reads("last")) for _ in range(3)]  # the shell rings
         until(lambda: all(shop.job(job).state == "done" for job in jobs))
         worker.stop()
-        thread.join(30)
+        thread.join(60)
     assert not thread.is_alive()
     assert not running(threads, "pulse")
 
 
 def test_jobs_that_follow_each_other_have_one_pulse_thread(shop: Shop, monkeypatch) -> None:
+    monkeypatch.setattr(pulse, "IDLE", 1000.0)
     worker, beating = shop.worker(), set()
     shop.does(lambda: beating.update(one for one in threads if one.name == "pulse"))
     with threads_started() as threads:
@@ -523,7 +525,7 @@ def test_jobs_that_follow_each_other_have_one_pulse_thread(shop: Shop, monkeypat
         job = shop.queued(reads("last"))
         until(lambda: shop.job(job).state == "done")
         worker.stop()
-        thread.join(30)
+        thread.join(60)
     assert len(beating) == 2
     assert not running(threads, "pulse")
 

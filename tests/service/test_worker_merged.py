@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ import weft
 from tests.engine.strangers import KINDS, Experiments, Generations, ids
 from tests.families import zoo
 from tests.service import jobs as jobs_of
+from tests.service.processes import until
 from weft.client.find import Place
 from weft.client.servers import Server as Known
 from weft.engine.rolling import Decode
@@ -23,6 +24,7 @@ from weft.service.fleet.keys import add_key
 from weft.service.store.memory import MemoryLedger
 from weft.service.worker.batch import STEPS, Claims, groups
 from weft.service.worker.loop import Worker
+from weft.service.worker.pulse import Pulse
 from weft.settings import Settings
 from weft.testing.same import bounded
 from weft.testing.service import Server, serve
@@ -55,8 +57,7 @@ class Gate:
 
     def let_go(self, count: int) -> None:
         """Once so many jobs are queued."""
-        while self._server.ledger.counts().get(("m", "queued"), 0) < count:
-            time.sleep(0.01)
+        until(lambda: self._server.ledger.counts().get(("m", "queued"), 0) >= count, "the queue")
         self.sizes.clear()
         self._is_open = True
 
@@ -163,8 +164,7 @@ def test_a_lost_worker_loses_nobody(server, gate, models, monkeypatch):
     gate.hold()
     jobs = [submitted(models[n % USERS], n) for n in range(4)]
     gate.let_go(4)
-    while len(held) < 4:
-        time.sleep(0.01)
+    until(lambda: len(held) >= 4, "that all are claimed")
     assert len(server.ledger.release(held[0].holder, time.time())) == 4
     for job in jobs:
         assert job.result()
@@ -212,17 +212,21 @@ def long(model: Any, tokens: int = 50, **options: Any) -> Any:
 
 def test_who_comes_late_does_not_wait_for_who_is_long(server, gate, models, net, monkeypatch):
     """Beside a generation of fifty tokens a short one and a trace begin and end."""
-    go = slow(monkeypatch)
+    steps = Steps(monkeypatch)
     first = long(models[0])
-    running(server, first)
+    steps.until(lambda: state(server, first) == "running")
     late = generation(models[1], 1, blocking=False).job
     trace = submitted(models[2], 0)
-    go.set()
+    until(lambda: "received" not in (state(server, late), state(server, trace)), "their prices")
+    steps.until(lambda: {state(server, late), state(server, trace)} == {"done"})
     same(late, alone(net, 1))
     assert trace.result()
     other = long(models[3])
-    running(server, other)
+    steps.until(lambda: state(server, other) == "running")
+    noticed = cancellation(monkeypatch)
     other.cancel()
+    assert noticed.wait(60)
+    steps.free()
     with pytest.raises(CancelledError):
         other.result()
     with weft.LanguageModel(net).generate(ids(4, 3), max_new_tokens=50) as tracer:
@@ -232,17 +236,38 @@ def test_who_comes_late_does_not_wait_for_who_is_long(server, gate, models, net,
     assert max(ended(server, late), ended(server, trace)) < ended(server, first)
 
 
-def slow(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """Steps wait until they may go, and then take long enough for a test to come between them."""
-    turn, go = Decode.turn, threading.Event()
+class Steps:
+    """The steps of decode loops, one by one as a test lets them go, until all are free to."""
 
-    def waits(decode: Decode) -> bool:
-        assert go.wait(60)
-        time.sleep(0.05)
-        return turn(decode)
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self._allowed = threading.Semaphore(0)
+        self._free = self._waiting = False
+        turn = Decode.turn
 
-    monkeypatch.setattr(Decode, "turn", waits)
-    return go
+        def waits(decode: Decode) -> bool:
+            if not self._free:
+                self._waiting = True
+                assert self._allowed.acquire(timeout=120)
+            return turn(decode)
+
+        patch.setattr(Decode, "turn", waits)
+
+    def until(self, so: Callable[[], bool]) -> None:
+        """Lets one step after another go, until it is so."""
+
+        def one_more() -> bool:
+            if so():
+                return True
+            if self._waiting:
+                self._waiting = False
+                self._allowed.release()
+            return False
+
+        until(one_more)
+
+    def free(self) -> None:
+        self._free = True
+        self._allowed.release()
 
 
 def ended(server: Server, job: Any) -> float:
@@ -251,9 +276,23 @@ def ended(server: Server, job: Any) -> float:
     return found.ended
 
 
-def running(server: Server, job: Any) -> None:
-    while (found := server.ledger.job(job.id)) is None or found.state != "running":
-        time.sleep(0.01)
+def cancellation(patch: pytest.MonkeyPatch) -> threading.Event:
+    """Set when the worker has noticed one."""
+    turn, noticed = Pulse._turn, threading.Event()
+
+    def turned(pulse: Pulse) -> None:
+        turn(pulse)
+        if pulse.cancelling:
+            noticed.set()
+
+    patch.setattr(Pulse, "_turn", turned)
+    return noticed
+
+
+def state(server: Server, job: Any) -> str:
+    found = server.ledger.job(job.id)
+    assert found is not None
+    return found.state
 
 
 def test_a_step_that_fails_in_the_model_loses_nobody(server, gate, models, net, monkeypatch):

@@ -147,6 +147,9 @@ def _healthy(url: str) -> bool:
     try:
         with _LOCAL.open(f"{url}/health", timeout=5) as reply:
             return reply.status == 200
+    except urllib.error.HTTPError as error:
+        error.close()
+        return False
     except (urllib.error.URLError, ConnectionError, TimeoutError):
         return False
 

@@ -97,7 +97,6 @@ class Nursery:
             if pid == 0:
                 self._be_born(spec, fds, parent)
             self._children[pid] = spec.holder
-            self._control.send(msgspec.json.encode(Forked(spec.holder, pid)))
         except OSError:
             # No memory for one more is no reason to take the others along. The fleet sees the end
             # of the channel, and tries again.
@@ -113,6 +112,8 @@ class Nursery:
             die_with(parent)
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            # said here, so that it is there before anything that the child says on its own line
+            self._control.send(msgspec.json.encode(Forked(spec.holder, os.getpid())))
             for end in (self._control, self._heard, self._called):
                 end.close()
             given = Given(spec, fds)

@@ -67,10 +67,11 @@ async def follow(
         yield first
     beat, told_last = time.monotonic() + BEAT_SECONDS, b""
     with gateway.watch.attend(id) as waiter:
-        while not gateway.closing:
+        while True:
+            closing = gateway.closing  # asked before it looks: what there is by then is told
             waiter.clear()
             news = waiter.brought()
-            if news is None:
+            if news is None or closing:
                 news = await gateway.off(look, gateway, id, after, inline)
             after = news.after
             waiter.has(after, inline)
@@ -79,7 +80,7 @@ async def follow(
             if news.data or time.monotonic() >= beat:
                 beat = time.monotonic() + BEAT_SECONDS
                 yield news.data or BEAT
-            if news.over:
+            if news.over or (closing and not news.more):
                 return
             if not news.more:
                 pause = max(0.0, beat - time.monotonic())

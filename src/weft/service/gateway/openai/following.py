@@ -50,8 +50,7 @@ async def followed(gateway: Gateway, sent: Sent) -> AsyncGenerator[News, None]:
     after, told, idle = 0, -1, ""
     with gateway.watch.attend(sent.job.id) as waiter:
         while True:
-            if gateway.closing:
-                raise not_ready("the server is about to stop")
+            closing = gateway.closing  # asked before it looks: what there is by then is told
             waiter.clear()
             job, notes = await gateway.off(_looked, gateway, sent.job.id, after)
             if job is None:
@@ -68,6 +67,8 @@ async def followed(gateway: Gateway, sent: Sent) -> AsyncGenerator[News, None]:
             if job.state in FINAL:
                 yield News(over=job)
                 return
+            if closing:
+                raise not_ready("the server is about to stop")
             since = time.monotonic()
             await waiter.over(BEAT_SECONDS)
             late = time.monotonic() - since >= BEAT_SECONDS
