@@ -265,19 +265,27 @@ def leftovers(lane: Lane, judge: Judge) -> None:
     """After runs, errors and eight threads the model is as it was; threads get what one gets."""
     subject, given = lane.subject, lane.subject.give(A)
     hooks, base = hook_count(subject.net), logits(subject.net, given)
-    with ThreadPoolExecutor(8) as threads:
-        found = list(threads.map(lambda n: _scaled(lane, given, 1 + n / 4), range(8)))
-    for number, got in enumerate(found):
-        scale = 1 + number / 4
-        judge.same(got, lambda net, scale=scale: _scaled_alone(subject, net, given, scale))
+    for options, shapes in _ways(lane):
+        scaled = lambda n, options=options: _scaled(lane, given, 1 + n / 4, **options)
+        with ThreadPoolExecutor(8) as threads:
+            found = list(threads.map(scaled, range(8)))
+        for number, got in enumerate(found):
+            oracle = lambda net, n=number: _scaled_alone(subject, net, given, 1 + n / 4)
+            judge.same(got, oracle, shapes)
     judge.raises(IndexError, "index", lambda: _fail_in_the_middle(lane, given))
     judge.raises(ZeroDivisionError, "", lambda: _fail_while_recording(lane, given))
     assert hook_count(subject.net) == hooks, "hooks are left"
     judge.exact(logits(subject.net, given), base)
 
 
-def _scaled(lane: Lane, given: Given, scale: float) -> torch.Tensor:
-    with lane.block(given):
+def _ways(lane: Lane) -> list[tuple[dict[str, Any], str]]:
+    """Options of blocks that are on their way at once, and why shapes are then others: as they
+    come, and where they share, each by itself, too."""
+    return [({}, lane.crowded), *([({"alone": True}, "")] if lane.crowded else [])]
+
+
+def _scaled(lane: Lane, given: Given, scale: float, **options: Any) -> torch.Tensor:
+    with lane.block(given, **options):
         hidden(lane.layer(1).output)[:, 2:] *= scale
         return lane.model.output.logits.save()
 
@@ -310,13 +318,18 @@ def places(lane: Lane, judge: Judge) -> None:
     """One program: what hooks give, also on a server full of strangers' requests, and among as
     many invokes."""
     subject, given = lane.subject, lane.subject.give(A)
+    names = ("read", "moved", "out")
+    oracle = lambda net: _program_alone(subject, net, given)
     if lane.name == "remote":
-        with strangers.around(lane) as mine:
-            with lane.block(given, blocking=False) as tracer:
-                _program(lane)
-            mine()
-            got = tracer.job.result()
-    elif lane.name == "beside":
+        for options, shapes in _ways(lane):
+            with strangers.around(lane) as mine:
+                with lane.block(given, blocking=False, **options) as tracer:
+                    _program(lane)
+                mine()
+                got = tracer.job.result()
+            judge.same([got[n] for n in names], oracle, shapes)
+        return
+    if lane.name == "beside":
         args, kwargs = given
         with strangers.invoked(lane) as tracer, tracer.invoke(*args, **kwargs):
             _program(lane)
@@ -325,8 +338,7 @@ def places(lane: Lane, judge: Judge) -> None:
         with lane.block(given) as tracer:
             _program(lane)
         got = tracer.results
-    names = ("read", "moved", "out")
-    judge.same([got[n] for n in names], lambda net: _program_alone(subject, net, given))
+    judge.same([got[n] for n in names], oracle)
 
 
 def _program(lane: Lane) -> None:

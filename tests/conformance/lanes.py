@@ -38,6 +38,8 @@ class Lane:
     name = "local"
     shapes = ""
     """Why the shapes of a pass are not those of the prompt alone; empty where they are."""
+    crowded = ""
+    """The same, where several blocks are on their way at once."""
 
     def __init__(self, subject: Subject, model: Any) -> None:
         self.subject = subject
@@ -76,6 +78,7 @@ class Remote(Lane):
     """A server that has the model; the handle has no weights."""
 
     name = "remote"
+    crowded = "jobs that wait on a server share a pass; with `alone=True` all bits are the same"
 
     def __init__(self, subject: Subject, id: str, url: str) -> None:
         super().__init__(subject, weft.LanguageModel(id, remote=url))

@@ -28,14 +28,15 @@ against plain PyTorch hooks, autograd and `generate` of `transformers` on the ba
 |---|---|
 | `=` | the same to the bit: everything where kernels and shapes are those of the plain run |
 | `~` | the same within the bound of `testing/same.py`: float32 to 1e-5 of the largest magnitude, \
-bfloat16 at most 1.5 times as far from float32 as the plain run. Only where shapes are others, \
-which [the end of this page](#by-name) lists with the part of the bound that was used |
+bfloat16 in the mean at most 1.5 times as far from float32 as the plain run. Only where shapes are \
+others, which [the end of this page](#by-name) lists with the part of the bound that was used |
 | `refused` | an error that says why, and the way out; at the end of this page too |
 | `FAILED` | other numbers, or another error |
 
 Every cell has one of these: none is left out. `tests/conformance/must_work.txt` lists cells that
 must not be refused; at most 5 % of all may be. In case 7 requests of strangers are served before
-and after; what one forward for all does is in the lane beside.
+and after, and share its pass. Where several jobs are on their way at once (cases 6 and 7) each also
+runs with `alone=True`, which must be the same to the bit.
 """
 _LANES = {
     "local": "Local",

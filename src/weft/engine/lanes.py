@@ -80,7 +80,7 @@ def _may_step(known: Known, opened: Opened, price: PriceInfo) -> bool:
 
 def _may(known: Known, opened: Opened, price: PriceInfo, passes: int) -> bool:
     """What is asked of both."""
-    if opened.alone or known.facts is None or not facts_allow(known.facts):
+    if opened.alone or known.facts is None or not facts_allow(known.facts, known.skeleton):
         return False
     return price.flops <= SHARE * 2.0 * tree_of(known).size("") * PASS_TOKENS * passes
 

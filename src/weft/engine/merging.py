@@ -257,11 +257,15 @@ _MERGERS: WeakKeyDictionary[Signatures, Merger] = WeakKeyDictionary()
 
 def may_share(facts: LanguageFacts, module: nn.Module) -> bool:
     """Whether all that is known of the model speaks for it."""
-    return facts_allow(facts) and not _trains(module)
+    return facts_allow(facts, module) and not _trains(module)
 
 
-def facts_allow(facts: LanguageFacts) -> bool:
-    """The same, as far as it is known without the module."""
+def facts_allow(facts: LanguageFacts, module: nn.Module) -> bool:
+    """The same, as far as it can be told by a skeleton without weights."""
+    return _facts_allow(facts) and not (_has_experts(facts) and _is_half(module))
+
+
+def _facts_allow(facts: LanguageFacts) -> bool:
     config = facts.config
     return (
         facts.model_type in PADDING_EXACT - SEES_BOTH_SIDES
@@ -269,6 +273,18 @@ def facts_allow(facts: LanguageFacts) -> bool:
         and getattr(config, "quantization_config", None) is None
         and _rope_kinds(config) <= _ROPES
     )
+
+
+def _has_experts(facts: LanguageFacts) -> bool:
+    """Whether its layers choose among experts. In half precision two of them are often as good as
+    equal: another order of additions then chooses the other, and its numbers are no rounding."""
+    counts = {name: n for name, n in facts.config.to_dict().items() if "experts" in name}
+    return any(isinstance(n, int) and n > 1 for n in counts.values())
+
+
+def _is_half(module: nn.Module) -> bool:
+    first = next(module.parameters(), None)
+    return first is not None and first.dtype in (torch.bfloat16, torch.float16)
 
 
 def _trains(module: nn.Module) -> bool:
