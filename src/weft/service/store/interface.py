@@ -158,7 +158,8 @@ class Ledger(ModelRows, KeptRows, SessionRows, UsageRows, TallyRows, Protocol):
         Next is in the order of `jobs.fair`, an owner's own jobs in that in which they came. Owners
         of whom `running_jobs` run already are passed over. A queued job becomes `running`; a
         received one stays so, and is the holder's until `until`. A queued job that comes `after`
-        another one is not given before that one is over.
+        another one is not given before that one is over. One whose turn it is to run, and whose key
+        has used up its `run_seconds_per_day`, is not given to anybody: it has failed (`days`).
         """
         ...
 

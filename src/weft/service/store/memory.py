@@ -19,8 +19,9 @@ from weft.errors import NoSuchError
 from weft.service.jobs import life
 from weft.service.jobs.life import FINAL, Job, Leased
 from weft.service.jobs.tally import tallied
-from weft.service.jobs.usage import spent
-from weft.service.store.claims import Claiming, in_turn
+from weft.service.jobs.usage import day_of, spent
+from weft.service.store.claims import Claiming, Step, in_turn
+from weft.service.store.days import Day
 from weft.service.store.ids import new_token
 from weft.service.store.interface import Card, Carry, Key, LostClaimError, Note, Question
 from weft.service.store.kept import Gone
@@ -54,7 +55,7 @@ class _Row:
         return len(self.notes)
 
 
-class MemoryLedger(Claiming, MemoryModels, MemorySessions, MemoryUsage, MemoryTallies):
+class MemoryLedger(MemoryModels, MemorySessions, MemoryUsage, MemoryTallies, Claiming):
     """`interface.Ledger` in memory."""
 
     def __init__(self, settings: Settings | None = None, carry: Carry | None = None) -> None:
@@ -127,9 +128,13 @@ class MemoryLedger(Claiming, MemoryModels, MemorySessions, MemoryUsage, MemoryTa
                 found.append(error)
         return found
 
-    def _claim(self, asked: Asked, holder: str, now: float, until: float, most: int) -> list[Job]:
+    def _claim(
+        self, asked: Asked, holder: str, now: float, until: float, most: int
+    ) -> tuple[list[Job], list[Step]]:
+        day = Day(asked, now, lambda owner: self.seconds(owner, day_of(now)))
+
         def next_job(rest: Asked) -> Job | None:
-            return self._lines.next_job(self._jobs(), rest, now)
+            return self._lines.next_job(self._jobs(), rest, day, now)
 
         changes = []
         with self._lock:
@@ -138,7 +143,7 @@ class MemoryLedger(Claiming, MemoryModels, MemorySessions, MemoryUsage, MemoryTa
                 changes.append(self._step(self._rows[job.id], leased, now))
         for change in changes:
             self._carry(*change)
-        return [job for job, _ in changes]
+        return [job for job, _ in changes], [*day.refusals()]
 
     def renew(self, id: str, token: str, until: float) -> bool:
         with self._lock:
