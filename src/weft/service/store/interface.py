@@ -275,6 +275,10 @@ class Ledger(ModelRows, KeptRows, SessionRows, UsageRows, TallyRows, Protocol):
         """A question that has its answer; it is then gone. None while there is none."""
         ...
 
+    def withdraw(self, id: str) -> None:
+        """Nobody waits for the answer to a question any more: it is gone, and nobody takes it."""
+        ...
+
     def drop_questions(self, before: float) -> None: ...
 
     # -- models --------------------------------------------------------------------------------

@@ -327,6 +327,11 @@ class MemoryLedger(MemoryModels, MemorySessions, MemoryUsage, MemoryTallies, Cla
             self._taken.pop(id, None)
             return self._questions.pop(id)
 
+    def withdraw(self, id: str) -> None:
+        with self._lock:
+            self._taken.pop(id, None)
+            self._questions.pop(id, None)
+
     def drop_questions(self, before: float) -> None:
         with self._lock:
             for question in list(self._questions.values()):

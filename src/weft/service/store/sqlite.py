@@ -290,6 +290,10 @@ class SqliteLedger(SqliteModels, SqliteSessions, SqliteUsage, SqliteTallies, Cla
             taken = rows.execute(f"DELETE {answered} RETURNING {_QUESTION}", (id,))
             return _question(taken.fetchone())
 
+    def withdraw(self, id: str) -> None:
+        with self._database.write(durable=False) as rows:
+            rows.execute("DELETE FROM question WHERE id = ?", (id,))
+
     def drop_questions(self, before: float) -> None:
         with self._database.write(durable=False) as rows:
             rows.execute("DELETE FROM question WHERE created < ?", (before,))
