@@ -15,6 +15,7 @@ from weft.errors import LimitError
 from weft.service.jobs.limits import beyond, no_seconds, whole
 from weft.service.jobs.usage import day_of, total, until_tomorrow
 from weft.service.store.interface import Key
+from weft.service.store.said import expires
 from weft.service.store.sweep import UNSENT
 from weft.settings import Settings
 
@@ -22,6 +23,8 @@ from .entry import Entry
 from .errors import Refused
 from .state import Gateway, limits_for
 
+MINUTE = 60.0
+"""When to come back where nobody knows."""
 ALWAYS = frozenset({"/api/usage", "/api/jobs/{id}/cancel"})
 """Paths that are open to who has used up a day's bytes."""
 
@@ -122,6 +125,25 @@ def check_stored(gateway: Gateway, key: Key | None, size: int) -> None:
         fix="use fewer tensors, or smaller ones, or delete edits; tensors that are not used any "
         "more go by themselves",
         sure=oldest is not None,
+    )
+
+
+def check_kept(gateway: Gateway, key: Key) -> None:
+    """Holds a new job to the bytes that jobs of a key take in the store. Blocks."""
+    most = limits_for(gateway, key).kept_bytes
+    used = gateway.ledger.kept_bytes(key.owner) if most else 0
+    if used < most or not most:
+        return
+    first = gateway.ledger.first_ended(key.owner)
+    until = None if first is None else expires(first, gateway.settings.keep_seconds)
+    raise over(
+        "kept_bytes",
+        most,
+        f"{used} bytes of requests, results and events of this key are kept",
+        seconds=MINUTE if until is None else until - gateway.clock(),
+        fix="fetch results and delete their jobs (job.delete(), weft jobs delete), or wait until "
+        "some expire",
+        sure=False,
     )
 
 

@@ -44,6 +44,7 @@ class Job(Struct, frozen=True, kw_only=True):
     request_id: str
     asked: str = ""  # the id of the HTTP request that submitted it, in the log and for its owner
     digest: str = ""  # of the request, so that another one under the same id is seen
+    request_bytes: int = 0  # of its object
     model: str
     created: float
     state: str = "received"

@@ -24,7 +24,7 @@ from weft.service.store.claims import Claiming, Step, in_turn
 from weft.service.store.days import Day
 from weft.service.store.ids import new_token
 from weft.service.store.interface import Card, Carry, Key, LostClaimError, Note, Question
-from weft.service.store.kept import Gone
+from weft.service.store.kept import Gone, bytes_of
 from weft.service.store.memory_fair import Lines
 from weft.service.store.memory_models import MemoryModels
 from weft.service.store.memory_usage import MemoryUsage
@@ -179,6 +179,17 @@ class MemoryLedger(MemoryModels, MemorySessions, MemoryUsage, MemoryTallies, Cla
             row = self._held(id, None)
             row.job = replace(row.job, keep=seconds)
             return row.job
+
+    def kept_bytes(self, owner: str) -> int:
+        with self._lock:
+            mine = [row for row in self._rows.values() if row.job.owner == owner]
+            return sum([bytes_of(r.job, sum([len(note.data) for note in r.notes])) for r in mine])
+
+    def first_ended(self, owner: str) -> Job | None:
+        with self._lock:
+            jobs = [row.job for row in self._rows.values() if row.job.owner == owner]
+        over = [job for job in jobs if job.ended is not None]
+        return min(over, key=lambda job: job.ended or 0.0, default=None)
 
     def gone(self, id: str) -> Gone | None:
         with self._lock:

@@ -21,6 +21,7 @@ from weft.service.jobs.life import Job, Leased
 from weft.service.jobs.tally import tallied
 from weft.service.jobs.usage import spent
 from weft.service.store import sqlite_fair as fair
+from weft.service.store import sqlite_kept as kept
 from weft.service.store.claims import Claiming, Step, in_turn
 from weft.service.store.database import Database, one_of_many
 from weft.service.store.ids import new_token
@@ -195,6 +196,8 @@ class SqliteLedger(SqliteModels, SqliteSessions, SqliteUsage, SqliteTallies, Cla
         if "running" in (job.state, change.job.state):
             use(rows, job.model, now)
         self._note_all(rows, change.job, change.commands)
+        if change.job.ended is not None:
+            kept.ended(rows, change.job)
         return change
 
     def _note_all(
@@ -353,11 +356,12 @@ def _waiting(rows: sqlite3.Connection, owner: str) -> int:
 def _insert(rows: sqlite3.Connection, job: Job) -> None:
     rows.execute(
         """INSERT INTO job (owner, request_id, model, created,
-            state, holder, token, until, ended, charge, lane, tokens, peak, body, keep, after, id)
-            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
+            state, holder, token, until, ended, charge, lane, tokens, peak, body,
+            keep, after, bytes, id)
+            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
         (
             *(job.owner, job.request_id, job.model, job.created),
-            *(*_changing(job), job.keep, job.after, job.id),
+            *(*_changing(job), job.keep, job.after, job.request_bytes, job.id),
         ),
     )
 
