@@ -43,13 +43,13 @@ def test_links_within_the_repository_lead_somewhere(document: Path) -> None:
     assert not [link for link in links if not (document.parent / link).exists()]
 
 
-def examples() -> list[tuple[str, str]]:
-    """Every Python example of every document."""
-    found = []
+def examples() -> dict[str, list[str]]:
+    """The Python examples of each document that has some."""
+    found = {}
     for document in DOCUMENTS:
         text = document.read_text()
         blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-        found += [(f"{document.name}-{number}", block) for number, block in enumerate(blocks)]
+        found |= {document.name: blocks} if blocks else {}
     return found
 
 
@@ -65,9 +65,11 @@ def _server() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_server")
-@pytest.mark.parametrize(("name", "code"), examples(), ids=[name for name, _ in examples()])
-def test_examples_run(name: str, code: str) -> None:
-    exec(compile(code, f"<{name}>", "exec"), {"__name__": name})
+@pytest.mark.parametrize(("name", "blocks"), examples().items(), ids=examples())
+def test_examples_run(name: str, blocks: list[str]) -> None:
+    """From first to last: what one has sent to a server, the next one may ask for."""
+    for number, code in enumerate(blocks):
+        exec(compile(code, f"<{name}-{number}>", "exec"), {"__name__": f"{name}-{number}"})
 
 
 def test_every_setting_is_in_the_page_on_serving() -> None:

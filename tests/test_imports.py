@@ -68,6 +68,7 @@ WITHOUT_TORCH = (
     *("weft.service.jobs.life", "weft.service.store.sqlite", "weft.service.store.folder"),
     *("weft.service.store.memory", "weft.service.store.keys", "weft.service.store.shell"),
     *("weft.service.sandbox.confine", "weft.service.sandbox.means"),
+    *("weft.service.fleet.doctor", "weft.service.fleet.checkup"),
     *("weft.service.store.sweep", "weft.service.store.lock", "weft.service.store.requests"),
 )
 

@@ -83,9 +83,11 @@ class Settings:
     down_bytes_per_day: int = 0
     run_seconds_per_day: float = 0.0
     stored_bytes: int = 64 << 30
+    kept_bytes: int = 64 << 30
 
     # Sessions
     session_bytes: int = 4 << 30
+    key_session_bytes: int = 0
     all_session_bytes: int = 16 << 30
     session_seconds: float = 120.0
     sessions: int = 16
@@ -144,7 +146,9 @@ TEXTS: dict[str, str] = {
     "down_bytes_per_day": "bytes that one key may fetch in a day (UTC); 0: any number",
     "run_seconds_per_day": "seconds that jobs of one key may run in a day (UTC); 0: any number",
     "stored_bytes": "bytes of constants and edits that are kept of one key; 0: any number",
+    "kept_bytes": "bytes of requests, results and events that are kept of one key; 0: any number",
     "session_bytes": "bytes of the values that one session keeps on the server",
+    "key_session_bytes": "of all sessions of one key on the worker of a model; 0: half of the next",
     "all_session_bytes": "bytes of the values that all sessions keep on the worker of one model",
     "session_seconds": "how long a session is kept without a sign of its client",
     "sessions": "sessions that one key may have open at once",

@@ -15,6 +15,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 
@@ -230,6 +231,9 @@ def test_a_load_that_fails_fails_its_jobs_by_name_and_can_be_tried_again(
         logits(server, "broken")
     comes_to(server, "broken", "failed")
     assert str(folder) not in info(server, "broken").reason
+    health = httpx.get(f"{server.url}/health/ready")
+    others = health.json()["parts"]["others"].split()
+    assert health.status_code == 200 and int(others[0]) < int(others[2])
     shutil.copy(Path(tiny_path()) / "model.safetensors", folder / "root" / "broken")
     run(capsys, server, "deploy", "broken")
     until(lambda: info(server, "broken").state != "failed", "another chance")

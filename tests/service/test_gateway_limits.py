@@ -22,9 +22,8 @@ from tests.service.gate import (
 from tests.service.jobs import CANCEL, FAILED
 from weft.graph.node import Graph, Read, Ref, Write
 from weft.graph.site import Site
-from weft.service.gateway.limits import in_words
 from weft.service.gateway.meter import Meter, Stored
-from weft.service.jobs.limits import Bucket, take
+from weft.service.jobs.limits import Bucket, in_words, take
 from weft.service.jobs.usage import KEY_LIMITS, Usage, day_of, total, until_tomorrow
 from weft.service.store.interface import Key
 from weft.service.store.memory import MemoryLedger, MemoryObjects

@@ -166,7 +166,7 @@ def test_a_job_that_is_lost_while_it_is_to_be_cancelled_is_cancelled():
 
 LEGAL = {
     "received": {"Leased", "Priced", "Refused", "Lost", "Cancel"},
-    "queued": {"Leased", "Cancel"},
+    "queued": {"Leased", "Refused", "Cancel"},
     "running": {"Finished", "Failed", "Lost", "Cancel", "Stopped"},
     "done": set(),
     "failed": set(),

@@ -31,6 +31,8 @@ STEPS = 160
 class Pair:
     """The same things happen to both; whatever they say must be the same."""
 
+    LIMITS: tuple[dict[str, float], ...] = ({}, {}, {"running_jobs": 2})
+
     def __init__(self, folder: Path, drawn: random.Random) -> None:
         settings = Settings(attempts=3, running_jobs=drawn.choice([0, 0, 4]))
         self.file = folder / "weft.sqlite"
@@ -57,7 +59,7 @@ class Pair:
             model=model,
             weight=drawn.choice([0.5, 1.0, 4.0]),
             nodes=drawn.randrange(500),
-            limits=drawn.choice([{}, {}, {"running_jobs": 2}]),
+            limits=drawn.choice(self.LIMITS),
             after=None if session is None else self.last.get((session, model)),
         )
         if session is not None:

@@ -23,7 +23,7 @@ from weft.wire.messages import Kept, Seat, encode
 
 @pytest.fixture
 def shop() -> Iterator[Shop]:
-    shop = Shop(session_bytes=3000, all_session_bytes=4500)
+    shop = Shop(session_bytes=3000, key_session_bytes=9000, all_session_bytes=4500)
     for id in ("s", "t"):
         now = shop.clock()
         shop.ledger.open_session(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 from .options import Commands, add_server, add_settings, settings_of
@@ -19,6 +20,9 @@ def register(commands: Commands) -> None:
         "doctor", help="look at this machine, a data folder and a server; says what to do"
     )
     doctor.add_argument("model", nargs="*", help="a folder with a model that is to be served")
+    doctor.add_argument(
+        "--config", metavar="FILE", help="the file of `weft serve --config`: what it would do here"
+    )
     doctor.add_argument("--server", help="look at this server's answers, too; http://...")
     doctor.add_argument("--json", action="store_true", help="as JSON, for programs")
     add_settings(doctor, "bind", "port", "data", "sandbox")
@@ -51,8 +55,8 @@ def _doctor(options: argparse.Namespace) -> int:
     from weft.client.catalog import models
     from weft.service.fleet.doctor import examine
 
-    settings = settings_of(options)
-    found = examine(settings, options.model, options.server, lambda url: len(models(url)))
+    config, settings = _configured(options)
+    found = examine(settings, options.model, options.server, lambda url: len(models(url)), config)
     if options.json:
         print(json.dumps([one._asdict() for one in found]))
     else:
@@ -61,3 +65,17 @@ def _doctor(options: argparse.Namespace) -> int:
             if one.fix:
                 print(f"      -> {one.fix}")
     return int(any(one.word == "bad" for one in found))
+
+
+def _configured(options: argparse.Namespace) -> tuple[Any, Any]:
+    """The models of the file that is named, if one is, or why it cannot be read; the settings."""
+    from weft.errors import SettingError
+    from weft.service.fleet.config import read_config
+
+    if options.config is None:
+        return None, settings_of(options)
+    try:
+        models, given = read_config(Path(options.config))
+        return models, settings_of(options, (given, options.config))
+    except SettingError as error:
+        return error, settings_of(options)

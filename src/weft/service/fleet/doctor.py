@@ -2,6 +2,8 @@
 
     for finding in examine(settings, ["./models/tiny"], None): print(finding.said, finding.fix)
 
+With the models of a configuration, what that would do (`checkup`).
+
 Nothing is changed but a file that is written into the data folder and removed again.
 """
 
@@ -18,7 +20,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from weft.errors import MessageError, SettingError, WeftError
 from weft.service.sandbox.means import check, told
@@ -26,21 +27,14 @@ from weft.service.store.tables import MIGRATIONS
 from weft.settings import Settings, data_folder
 from weft.wire.messages import Health, decode
 
+from .checkup import Finding, keys, planned
+from .models import Deployment
 from .places import ledger_of
-from .serve import listen
+from .serve import is_local, listen
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "starlette", "uvicorn", "msgspec")
 ENOUGH = 1 << 30
 PYTHON = (3, 11)
-
-
-class Finding(NamedTuple):
-    """`word` is `ok`, `note` or `bad`; `fix` says what to do."""
-
-    word: str
-    what: str
-    said: str
-    fix: str = ""
 
 
 def examine(
@@ -48,10 +42,12 @@ def examine(
     models: Sequence[str],
     server: str | None = None,
     ask: Callable[[str], int] | None = None,
+    config: Sequence[Deployment] | WeftError | None = None,
 ) -> list[Finding]:
     """Everything that was looked at; a look that fails is a finding as well.
 
-    ask: of a server's address gives how many models the configured key lets one use.
+    ask: of a server's address gives how many models the configured key lets one use. config: the
+    models of a server's file, whose settings are among these; or why it cannot be read.
     """
     looks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
         ("Python", _python),
@@ -61,6 +57,13 @@ def examine(
         ("sandbox", lambda: _sandbox(settings.sandbox)),
     ]
     looks += [("model", lambda path=path: _model(Path(path))) for path in models]
+    if isinstance(config, WeftError):
+        said, fix = config.message, config.fix or "docs/serving.md has what may stand in it"
+        looks.append(("config", lambda: iter([Finding("bad", "config", said, fix)])))
+    elif config is not None:
+        local = is_local(settings.bind)
+        looks.append(("config", lambda: planned(config, settings)))
+        looks.append(("keys", lambda: iter([keys(settings, local)])))
     if server is not None:
         looks.append(("server", lambda: _server(server.rstrip("/"), ask)))
     found: list[Finding] = []

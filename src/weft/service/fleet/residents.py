@@ -139,9 +139,11 @@ class Residents:
     def _remember(self, model: Deployment) -> None:
         """Its row, with the measures of last time if they are of the same weights."""
         of, known = model.same_weights(), self._ledger.memory(model.id)
-        row = WorkerMemory(model=model.id, of=of, pinned=model.pinned)
+        pinned, own = model.pinned, model.id in self._fixed
+        row = WorkerMemory(model=model.id, of=of, pinned=pinned, own=own)
         if known is not None and known.of == of:
-            row = replace(known, state="cold", pinned=model.pinned, host=0, device=0, loaded=0)
+            gone: dict[str, Any] = {"state": "cold", "host": 0, "device": 0, "loaded": 0}
+            row = replace(known, pinned=pinned, own=own, **gone)
         self._memory[model.id] = row
         self._write(model.id, cached=True)
 

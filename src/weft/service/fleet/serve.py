@@ -117,6 +117,11 @@ def url_of(listening: socket.socket) -> str:
     return f"http://[{address}]:{port}" if address.version == 6 else f"http://{address}:{port}"
 
 
+def is_local(bind: str) -> bool:
+    """Whether a server that listens there is reached by this machine, as far as its name tells."""
+    return bind in ("", "localhost", "0.0.0.0", "::", "::1") or bind.startswith("127.")
+
+
 def url_is_local(url: str) -> bool:
     return url.startswith(("http://127.", "http://[::1]"))
 

@@ -38,7 +38,7 @@ from . import seats
 from .auth import other_protocol
 from .bodies import read
 from .errors import Refused
-from .limits import check_seconds, check_stored, queue_full, too_much
+from .limits import check_kept, check_seconds, check_stored, queue_full, too_much
 from .state import Gateway, limits_for
 
 RETRY_SECONDS = 5
@@ -70,6 +70,7 @@ def _accept(gateway: Gateway, key: Key, submit: Submit, asked: str) -> tuple[Job
     check_graph(submit.graph, limits_for(gateway, key).nodes)
     check_keep(gateway.settings, submit.keep_seconds)
     check_seconds(gateway, key)
+    check_kept(gateway, key)
     tensors = frames.read(submit.tensors)[0] if submit.tensors else {}
     constants, inputs = sorted_out(submit, tensors)
     keep_constants(gateway, key, submit, constants)
@@ -276,7 +277,7 @@ def digest_of(submit: Submit) -> str:
 def enter(gateway: Gateway, job: Job, stored: bytes) -> tuple[Job, bool]:
     """Writes the request, then the row that names it. The second of two equal ones finds the
     first one's job, and takes its own object away again."""
-    name = f"submits/{job.id}"
+    name, job = f"submits/{job.id}", replace(job, request_bytes=len(stored))
     gateway.objects.put(name, stored, durable=False)  # the row that names it comes next
     entered = False
     most = settings_for(gateway.settings, job.limits).queued_jobs

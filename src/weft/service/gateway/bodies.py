@@ -11,14 +11,14 @@ import asyncio
 import json
 import re
 import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import ExitStack, aclosing, asynccontextmanager
 from functools import cache
 from typing import IO, Any, NamedTuple, NoReturn, TypeVar
 
 import msgspec
 from msgspec import Struct
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -242,6 +242,22 @@ class Stream(StreamingResponse):
                 raise
         finally:
             gone.cancel()
+
+
+async def while_there(request: Request, waiting: Awaitable[T]) -> T:
+    """What is waited for, as long as its client is there; `ClientDisconnect` when it has gone.
+    For who has read the body, and whom nobody else watches (a `Stream` does that itself)."""
+    task = asyncio.current_task()
+    assert task is not None
+    gone = asyncio.create_task(_gone(request.receive, task))
+    try:
+        return await waiting
+    except asyncio.CancelledError:
+        if not gone.done() or task.uncancel():  # somebody else wants an end of it
+            raise
+        raise ClientDisconnect from None
+    finally:
+        gone.cancel()
 
 
 async def _gone(receive: Receive, task: asyncio.Task[Any]) -> None:

@@ -3,6 +3,10 @@
     GET /health/live      # this process answers
     GET /health/ready     # all parts work: send requests here; GET /health is the same
 
+Of the models those have to be there that the server's own configuration pins. Of others, loaded on
+demand or deployed by key, is told how many are well, and nothing follows from it: whoever deploys
+one that cannot be loaded does not take the server away from everybody.
+
 No key is needed, so what is found out is kept for a second, and no names are told.
 """
 
@@ -29,6 +33,8 @@ LEAST_FREE = 64 << 20
 """Bytes that the disk must have left."""
 SILENT_SECONDS = 10.0
 """A process that was not heard of for so long, and has nothing in hand, does not work."""
+OTHERS = "others"
+"""The part that tells of models which are not pinned by the server's own configuration."""
 
 
 def live(gateway: Gateway, visit: Visit) -> Response:
@@ -41,7 +47,7 @@ def ready(gateway: Gateway, visit: Visit) -> Response:
         if time.monotonic() >= gateway.looked[0] + KEPT_SECONDS:
             gateway.looked = time.monotonic(), _parts(gateway, visit)
         parts = {"gateway": _gateway(gateway), **gateway.looked[1]}
-    well = all(said == "ok" or _all_ready(said) for said in parts.values())
+    well = all(said == "ok" or _all_ready(said) for name, said in parts.items() if name != OTHERS)
     if gateway.sandbox is not None:
         parts["sandbox"] = gateway.sandbox
     headers = {} if well else {"Retry-After": str(RETRY_SECONDS)}
@@ -99,18 +105,23 @@ def _processes(gateway: Gateway) -> dict[str, str]:
     heard = beats.get("checker")
     pricing = gateway.settings.price_seconds + SILENT_SECONDS
     checker = "ok" if heard is None or now - heard < pricing else "silent"
+    return {"checker": checker, **_models(gateway, now, beats)}
+
+
+def _models(gateway: Gateway, now: float, beats: dict[str, float]) -> dict[str, str]:
+    """How many of the models are well: of those that have to be there, and of the others."""
     cards = {card.model: card for card in gateway.ledger.cards()}
     well = {id for id in gateway.models if id in cards and serves(gateway, cards[id])}
-    pinned = {id for id in well if _is_pinned(gateway, id)}
-    silent = {id for id in pinned if now - beats.get(f"worker {id}", now) >= SILENT_SECONDS}
+    rows = {row.model: row for row in gateway.ledger.memories()}
+    needed = {id for id in gateway.models if id not in rows or (rows[id].pinned and rows[id].own)}
+    loaded = {id for id in well if id not in rows or rows[id].pinned}
+    silent = {id for id in loaded if now - beats.get(f"worker {id}", now) >= SILENT_SECONDS}
     if silent:  # a long job is no silence: its lease is renewed meanwhile
         held = {job.model for job in gateway.ledger.unfinished() if (job.until or 0) > now}
         silent -= held
-    ready_ = f"{len(well - silent)} of {len(gateway.models)} ready"
-    return {"checker": checker, "models": ready_}
-
-
-def _is_pinned(gateway: Gateway, id: str) -> bool:
-    """Whether a model should be loaded now; one that is loaded on demand may be away."""
-    memory = gateway.ledger.memory(id)
-    return memory is None or memory.pinned
+    well -= silent
+    others = set(gateway.models) - needed
+    told = {"models": f"{len(well & needed)} of {len(needed)} ready"}
+    if others:
+        told[OTHERS] = f"{len(well & others)} of {len(others)} ready"
+    return told

@@ -9,13 +9,13 @@ Each refusal names the limit and its value. Of what there may be again later it 
 
 from __future__ import annotations
 
-import math
-
 from starlette.requests import Request
 
 from weft.errors import LimitError
+from weft.service.jobs.limits import beyond, no_seconds, whole
 from weft.service.jobs.usage import day_of, total, until_tomorrow
 from weft.service.store.interface import Key
+from weft.service.store.said import expires
 from weft.service.store.sweep import UNSENT
 from weft.settings import Settings
 
@@ -23,6 +23,8 @@ from .entry import Entry
 from .errors import Refused
 from .state import Gateway, limits_for
 
+MINUTE = 60.0
+"""When to come back where nobody knows."""
 ALWAYS = frozenset({"/api/usage", "/api/jobs/{id}/cancel"})
 """Paths that are open to who has used up a day's bytes."""
 
@@ -41,23 +43,17 @@ def over(
 
     Every refusal of that sort is made here, so that all say the limit, its value and the time.
     """
-    again = max(1, math.ceil(seconds))
-    when = f"{fix}; in {in_words(again)} there {'is' if sure else 'may be'} room"
-    error = LimitError(f"{what}; the limit {name} is {value:.15g}", fix=when)
-    return Refused(error, 429, {"Retry-After": str(again)}, limit=name)
+    error = beyond(name, value, what, seconds=seconds, fix=fix, sure=sure)
+    return _later(error, name, seconds)
+
+
+def _later(error: LimitError, name: str, seconds: float) -> Refused:
+    return Refused(error, 429, {"Retry-After": str(whole(seconds))}, limit=name)
 
 
 def too_much(name: str, value: float, what: str, fix: str | None = None) -> Refused:
     """The refusal of what no single request may have."""
     return Refused(LimitError(f"{what}; the limit {name} is {value:.15g}", fix=fix), limit=name)
-
-
-def in_words(seconds: int) -> str:
-    """`90 seconds`, `3 hours`."""
-    for unit, length in (("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * length:
-            return f"{math.ceil(seconds / length)} {unit}"
-    return f"{seconds} second{'s' * (seconds != 1)}"
 
 
 def check_door(gateway: Gateway, key: Key, entry: Entry, request: Request) -> None:
@@ -100,7 +96,8 @@ def _check_bytes(gateway: Gateway, key: Key, limits: Settings, request: Request)
 
 
 def check_seconds(gateway: Gateway, key: Key) -> None:
-    """Holds a new job to the seconds of a day. Blocks."""
+    """Holds a new job to the seconds of a day; whoever claims it looks again (`store.days`).
+    Blocks."""
     most = limits_for(gateway, key).run_seconds_per_day
     if not most:
         return
@@ -108,13 +105,8 @@ def check_seconds(gateway: Gateway, key: Key) -> None:
     today = day_of(now)
     used = total(gateway.ledger.usage(key.owner, today, today)).seconds
     if used >= most:
-        raise over(
-            "run_seconds_per_day",
-            most,
-            f"jobs of this key ran {used:.1f} seconds today",
-            seconds=until_tomorrow(now),
-            fix="wait for the next day (UTC)",
-        )
+        error = no_seconds(most, used, now)
+        raise _later(error, "run_seconds_per_day", until_tomorrow(now))
 
 
 def check_stored(gateway: Gateway, key: Key | None, size: int) -> None:
@@ -133,6 +125,25 @@ def check_stored(gateway: Gateway, key: Key | None, size: int) -> None:
         fix="use fewer tensors, or smaller ones, or delete edits; tensors that are not used any "
         "more go by themselves",
         sure=oldest is not None,
+    )
+
+
+def check_kept(gateway: Gateway, key: Key) -> None:
+    """Holds a new job to the bytes that jobs of a key take in the store. Blocks."""
+    most = limits_for(gateway, key).kept_bytes
+    used = gateway.ledger.kept_bytes(key.owner) if most else 0
+    if used < most or not most:
+        return
+    first = gateway.ledger.first_ended(key.owner)
+    until = None if first is None else expires(first, gateway.settings.keep_seconds)
+    raise over(
+        "kept_bytes",
+        most,
+        f"{used} bytes of requests, results and events of this key are kept",
+        seconds=MINUTE if until is None else until - gateway.clock(),
+        fix="fetch results and delete their jobs (job.delete(), weft jobs delete), or wait until "
+        "some expire",
+        sure=False,
     )
 
 

@@ -50,7 +50,7 @@ METRICS: dict[str, Told] = {
     "weft_worker_bytes": Told("gauge", ("model", "where"), "memory of a worker: host, device"),
     "weft_process_silent_seconds": Told("gauge", ("process",), "since it was heard of last"),
     "weft_http_requests": Told("counter", ("route", "method", "status"), "requests answered"),
-    "weft_refusals": Told("counter", ("limit",), "requests refused for a limit, by its setting"),
+    "weft_refusals": Told("counter", ("limit",), "refused for a limit, by its setting"),
     "weft_connections": Told("gauge", (), "connections that are open"),
     "weft_health_checks": Told("counter", (), "looks at whether the store can be written"),
     "weft_up_seconds": Told("gauge", (), "since the gateway was started"),

@@ -1,4 +1,8 @@
-"""What the gateway cannot know without torch: it asks the checker, through the store, and waits."""
+"""What the gateway cannot know without torch: it asks the checker, through the store, and waits.
+
+Where nobody waits any more, as the client has gone or the time is over, the question is withdrawn:
+the checker does not begin it, and what it has in hand is for nobody.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +31,7 @@ from weft.wire.messages import (
 from weft.wire.reports import error_of
 
 from .accept import RETRY_SECONDS, check_model
-from .bodies import answer, read, taken
+from .bodies import answer, read, taken, while_there
 from .errors import Refused, trusted
 from .models import not_ready
 from .state import Gateway, Visit
@@ -41,8 +45,6 @@ ANSWERS: dict[type[Struct], type[Struct]] = {
 STOPPING = "the server is about to stop and answers no questions"
 LAST_SECONDS = 2.0
 """How long an answer is waited for once the checker has been told to stop."""
-KEPT_SECONDS = 600.0
-"""Questions older than this have nobody waiting, and are dropped."""
 
 
 async def signature(gateway: Gateway, visit: Visit) -> Response:
@@ -64,14 +66,19 @@ async def tokens(gateway: Gateway, visit: Visit) -> Response:
 async def asked(gateway: Gateway, visit: Visit, kind: type[Struct]) -> Response:
     """Reads the question, has it answered, and gives the answer or its error."""
     id = await taken(gateway, visit, ask, kind, visit.key)
-    return answer(visit.request, await answered(gateway, id, kind))
+    found = await while_there(visit.request, answered(gateway, id, kind))
+    return answer(visit.request, found)
 
 
 async def answered(gateway: Gateway, id: str, kind: type[Struct]) -> Any:
     """The answer to a question of this kind that was written down; the error that it is, raised."""
-    found = await until_answered(gateway, id)
+    found = None
+    try:
+        found = await until_answered(gateway, id)
+    finally:
+        if found is None:
+            await gateway.off(gateway.ledger.withdraw, id)
     if found is None:
-        await gateway.off(gateway.ledger.drop_questions, gateway.clock() - KEPT_SECONDS)
         error = TimeLimitError(
             f"the checker had no answer within {gateway.settings.price_seconds:g} seconds, "
             "the limit price_seconds"

@@ -1,10 +1,10 @@
 """The life of a job: a table of states and events with no fallback. Pure: no clock, no socket.
 
     received --Priced--> queued --Leased--> running --Finished--> done
-        |                   ^                  |---Failed-------> failed
-        |                   |                  |---Stopped------> cancelled
-        |                   +------Lost--------|  (fewer than `attempts` so far; else failed)
-        +--Refused--> failed
+        |                 | ^                  |---Failed-------> failed
+        |                 | |                  |---Stopped------> cancelled
+        |                 | +------Lost--------|  (fewer than `attempts` so far; else failed)
+        +-----Refused-----+--> failed
 
 `Cancel` ends a job that waits at once, and marks one that runs (its worker then says `Stopped`).
 
@@ -44,6 +44,7 @@ class Job(Struct, frozen=True, kw_only=True):
     request_id: str
     asked: str = ""  # the id of the HTTP request that submitted it, in the log and for its owner
     digest: str = ""  # of the request, so that another one under the same id is seen
+    request_bytes: int = 0  # of its object
     model: str
     created: float
     state: str = "received"
@@ -93,7 +94,7 @@ class Priced(Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Refused(Struct, frozen=True, tag=True):
-    """The checker will not have it."""
+    """The checker will not have it, or its key has nothing left when its turn comes."""
 
     error: bytes
 
@@ -282,6 +283,7 @@ TABLE: dict[tuple[str, type], Callable[[Job, Any, float], Change]] = {
     ("received", Lost): _pricing_lost,
     ("received", Cancel): _cancelled,
     ("queued", Leased): _begun,
+    ("queued", Refused): _failed,
     ("queued", Cancel): _cancelled,
     ("running", Finished): _done,
     ("running", Failed): _failed,

@@ -104,7 +104,10 @@ def _seconds(before: Job, after: Job, now: float) -> float:
 
 PER_TIME = ("requests_per_minute", "up_bytes_per_day", "down_bytes_per_day", "run_seconds_per_day")
 """Limits of what is used in a time; 0: any amount."""
-AT_ONCE = ("queued_jobs", "running_jobs", "stored_bytes", "sessions")
+AT_ONCE = (
+    *("queued_jobs", "running_jobs", "stored_bytes", "kept_bytes"),
+    *("sessions", "key_session_bytes"),
+)
 """Limits of what is there at once."""
 OF_ONE = (
     *("body_bytes", "constant_bytes", "result_bytes", "memory_bytes", "flops", "nodes"),

@@ -158,7 +158,8 @@ class Ledger(ModelRows, KeptRows, SessionRows, UsageRows, TallyRows, Protocol):
         Next is in the order of `jobs.fair`, an owner's own jobs in that in which they came. Owners
         of whom `running_jobs` run already are passed over. A queued job becomes `running`; a
         received one stays so, and is the holder's until `until`. A queued job that comes `after`
-        another one is not given before that one is over.
+        another one is not given before that one is over. One whose turn it is to run, and whose key
+        has used up its `run_seconds_per_day`, is not given to anybody: it has failed (`days`).
         """
         ...
 
@@ -272,6 +273,10 @@ class Ledger(ModelRows, KeptRows, SessionRows, UsageRows, TallyRows, Protocol):
 
     def take_answer(self, id: str) -> Question | None:
         """A question that has its answer; it is then gone. None while there is none."""
+        ...
+
+    def withdraw(self, id: str) -> None:
+        """Nobody waits for the answer to a question any more: it is gone, and nobody takes it."""
         ...
 
     def drop_questions(self, before: float) -> None: ...

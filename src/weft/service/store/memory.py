@@ -19,11 +19,12 @@ from weft.errors import NoSuchError
 from weft.service.jobs import life
 from weft.service.jobs.life import FINAL, Job, Leased
 from weft.service.jobs.tally import tallied
-from weft.service.jobs.usage import spent
-from weft.service.store.claims import Claiming, in_turn
+from weft.service.jobs.usage import day_of, spent
+from weft.service.store.claims import Claiming, Step, in_turn
+from weft.service.store.days import Day
 from weft.service.store.ids import new_token
 from weft.service.store.interface import Card, Carry, Key, LostClaimError, Note, Question
-from weft.service.store.kept import Gone
+from weft.service.store.kept import Gone, bytes_of
 from weft.service.store.memory_fair import Lines
 from weft.service.store.memory_models import MemoryModels
 from weft.service.store.memory_usage import MemoryUsage
@@ -54,7 +55,7 @@ class _Row:
         return len(self.notes)
 
 
-class MemoryLedger(Claiming, MemoryModels, MemorySessions, MemoryUsage, MemoryTallies):
+class MemoryLedger(MemoryModels, MemorySessions, MemoryUsage, MemoryTallies, Claiming):
     """`interface.Ledger` in memory."""
 
     def __init__(self, settings: Settings | None = None, carry: Carry | None = None) -> None:
@@ -127,9 +128,13 @@ class MemoryLedger(Claiming, MemoryModels, MemorySessions, MemoryUsage, MemoryTa
                 found.append(error)
         return found
 
-    def _claim(self, asked: Asked, holder: str, now: float, until: float, most: int) -> list[Job]:
+    def _claim(
+        self, asked: Asked, holder: str, now: float, until: float, most: int
+    ) -> tuple[list[Job], list[Step]]:
+        day = Day(asked, now, lambda owner: self.seconds(owner, day_of(now)))
+
         def next_job(rest: Asked) -> Job | None:
-            return self._lines.next_job(self._jobs(), rest, now)
+            return self._lines.next_job(self._jobs(), rest, day, now)
 
         changes = []
         with self._lock:
@@ -138,7 +143,7 @@ class MemoryLedger(Claiming, MemoryModels, MemorySessions, MemoryUsage, MemoryTa
                 changes.append(self._step(self._rows[job.id], leased, now))
         for change in changes:
             self._carry(*change)
-        return [job for job, _ in changes]
+        return [job for job, _ in changes], [*day.refusals()]
 
     def renew(self, id: str, token: str, until: float) -> bool:
         with self._lock:
@@ -174,6 +179,17 @@ class MemoryLedger(Claiming, MemoryModels, MemorySessions, MemoryUsage, MemoryTa
             row = self._held(id, None)
             row.job = replace(row.job, keep=seconds)
             return row.job
+
+    def kept_bytes(self, owner: str) -> int:
+        with self._lock:
+            mine = [row for row in self._rows.values() if row.job.owner == owner]
+            return sum([bytes_of(r.job, sum([len(note.data) for note in r.notes])) for r in mine])
+
+    def first_ended(self, owner: str) -> Job | None:
+        with self._lock:
+            jobs = [row.job for row in self._rows.values() if row.job.owner == owner]
+        over = [job for job in jobs if job.ended is not None]
+        return min(over, key=lambda job: job.ended or 0.0, default=None)
 
     def gone(self, id: str) -> Gone | None:
         with self._lock:
@@ -321,6 +337,11 @@ class MemoryLedger(Claiming, MemoryModels, MemorySessions, MemoryUsage, MemoryTa
                 return None
             self._taken.pop(id, None)
             return self._questions.pop(id)
+
+    def withdraw(self, id: str) -> None:
+        with self._lock:
+            self._taken.pop(id, None)
+            self._questions.pop(id, None)
 
     def drop_questions(self, before: float) -> None:
         with self._lock:

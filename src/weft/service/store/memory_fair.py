@@ -23,6 +23,7 @@ from weft.service.jobs.fair import (
     settled,
 )
 from weft.service.jobs.life import FINAL, Job
+from weft.service.store.days import LOOKED, Day
 from weft.service.store.said import Asked
 
 
@@ -34,11 +35,11 @@ class Lines:
         self._clocks: dict[str, float] = {}
         self._paces: dict[str, Pace] = {}
 
-    def next_job(self, jobs: list[Job], asked: Asked, now: float) -> Job | None:
+    def next_job(self, jobs: list[Job], asked: Asked, day: Day, now: float) -> Job | None:
         """The next job in fair order; its turn is noted. Of several queues, the oldest job."""
         runs = [run_queue(model) for model in asked.models]
         queues = [PRICING] if asked.stage == "received" else runs
-        turns = [(queue, self._turn(queue, jobs, asked, now)) for queue in queues]
+        turns = [(queue, self._turn(queue, jobs, asked, day, now)) for queue in queues]
         found = [(queue, turn) for queue, turn in turns if turn is not None]
         if not found:
             return None
@@ -51,8 +52,10 @@ class Lines:
                 self._shares[queue][owner] = share
         return turn.job
 
-    def _turn(self, queue: str, jobs: list[Job], asked: Asked, now: float) -> Turn | None:
+    def _turn(self, queue: str, jobs: list[Job], asked: Asked, day: Day, now: float) -> Turn | None:
         def head(owner: str) -> Head:
+            if day.is_over(queue, owner):
+                return "held"
             mine = [job for job in jobs if job.owner == owner and queue_of(job) == queue]
             there = [job for job in mine if job.model in asked.models]
             waiting = {one.id for one in jobs if one.state not in FINAL}
@@ -64,7 +67,10 @@ class Lines:
                 return "held" if mine else "busy" if _runs(jobs, queue, owner) else "idle"
             if not fit:
                 return "unfit"
-            job = min(fit, key=lambda job: (job.created, job.id))
+            first = sorted(fit, key=lambda job: (job.created, job.id))[:LOOKED]
+            job = day.first(queue, owner, first)
+            if job is None:
+                return "held"
             most = asked.most_running(job)
             running = sum(one.owner == owner and one.state == "running" for one in jobs)
             return "held" if most and running >= most else job

@@ -37,6 +37,11 @@ class MemoryUsage:
         before = self._usage.get(whose)
         self._usage[whose] = usage if before is None else plus(before, usage)
 
+    def seconds(self, owner: str, day: str) -> float:
+        """Those of a day, of all models. Within the lock."""
+        rows = self._usage.values()
+        return sum([row.seconds for row in rows if (row.owner, row.day) == (owner, day)])
+
     def usage(self, owner: str | None = None, since: str = "", until: str = "9") -> list[Usage]:
         with self._lock:
             found = [self._usage[whose] for whose in sorted(self._usage)]

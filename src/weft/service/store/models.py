@@ -23,13 +23,15 @@ class WorkerMemory(Struct, frozen=True, kw_only=True):
     many of them are in memory, `cached` how many bytes of its `files` the system has in its page
     cache. `free` and `free_device` are what this machine had left when that was measured.
     `measured` and `used` (a job of it began or ended) are seconds since 1970. `of` says what the
-    measures are of: a deployment with another text is another one.
+    measures are of: a deployment with another text is another one. `own`: it is of the server's own
+    configuration, not deployed by key.
     """
 
     model: str
     of: str = ""
     state: str = "cold"
     pinned: bool = True
+    own: bool = True
     host: int = 0
     device: int = 0
     peak: int = 0

@@ -128,7 +128,8 @@ def check_over(job: Job) -> None:
 
 class Asked(NamedTuple):
     """What somebody claims: jobs in a stage, of these models, of this lane if one is named, that
-    fit. `running_jobs` is the limit of those whose key has none of its own."""
+    fit. `running_jobs` and `run_seconds` (of a day) are limits of those whose key has none of its
+    own."""
 
     stage: str
     models: tuple[str, ...]
@@ -137,6 +138,7 @@ class Asked(NamedTuple):
     peak: int | None = None
     beyond: int | None = None
     running_jobs: int = 0
+    run_seconds: float = 0.0
 
     @property
     def is_choosy(self) -> bool:
@@ -160,6 +162,10 @@ class Asked(NamedTuple):
     def most_running(self, job: Job) -> int:
         """How many jobs of its owner may run at once; 0: any number."""
         return int(job.limits.get("running_jobs", self.running_jobs))
+
+    def most_seconds(self, job: Job) -> float:
+        """How many seconds a day jobs of its key may run; 0: any number."""
+        return job.limits.get("run_seconds_per_day", self.run_seconds)
 
 
 def was_lost(job: Job) -> bool:

@@ -21,7 +21,8 @@ from weft.service.jobs.life import Job, Leased
 from weft.service.jobs.tally import tallied
 from weft.service.jobs.usage import spent
 from weft.service.store import sqlite_fair as fair
-from weft.service.store.claims import Claiming, in_turn
+from weft.service.store import sqlite_kept as kept
+from weft.service.store.claims import Claiming, Step, in_turn
 from weft.service.store.database import Database, one_of_many
 from weft.service.store.ids import new_token
 from weft.service.store.interface import Card, Carry, Key, LostClaimError, Note, Question
@@ -57,7 +58,7 @@ def open_ledger(
     return SqliteLedger(database, settings or Settings(), carry or (lambda job, commands: None))
 
 
-class SqliteLedger(Claiming, SqliteModels, SqliteSessions, SqliteUsage, SqliteTallies):
+class SqliteLedger(SqliteModels, SqliteSessions, SqliteUsage, SqliteTallies, Claiming):
     """`interface.Ledger` in an SQLite file."""
 
     def __init__(self, database: Database, settings: Settings, carry: Carry) -> None:
@@ -117,10 +118,12 @@ class SqliteLedger(Claiming, SqliteModels, SqliteSessions, SqliteUsage, SqliteTa
                 self._carry(change.job, change.commands)
         return [change.job if isinstance(change, life.Change) else change for change in done]
 
-    def _claim(self, asked: Asked, holder: str, now: float, until: float, most: int) -> list[Job]:
+    def _claim(
+        self, asked: Asked, holder: str, now: float, until: float, most: int
+    ) -> tuple[list[Job], list[Step]]:
         with self._database.read() as rows:
             if not anything(rows, asked):  # most calls end here: no writer is waited for
-                return []
+                return [], []
         changes: list[life.Change] = []
         with self._database.write(durable=False) as rows:
             turns = Turns(rows, asked, now)
@@ -129,7 +132,7 @@ class SqliteLedger(Claiming, SqliteModels, SqliteSessions, SqliteUsage, SqliteTa
             turns.write()
         for change in changes:
             self._carry(change.job, change.commands)
-        return [change.job for change in changes]
+        return [change.job for change in changes], [*turns.day.refusals()]
 
     def renew(self, id: str, token: str, until: float) -> bool:
         with self._database.write(durable=False) as rows:
@@ -193,6 +196,8 @@ class SqliteLedger(Claiming, SqliteModels, SqliteSessions, SqliteUsage, SqliteTa
         if "running" in (job.state, change.job.state):
             use(rows, job.model, now)
         self._note_all(rows, change.job, change.commands)
+        if change.job.ended is not None:
+            kept.ended(rows, change.job)
         return change
 
     def _note_all(
@@ -288,6 +293,10 @@ class SqliteLedger(Claiming, SqliteModels, SqliteSessions, SqliteUsage, SqliteTa
             taken = rows.execute(f"DELETE {answered} RETURNING {_QUESTION}", (id,))
             return _question(taken.fetchone())
 
+    def withdraw(self, id: str) -> None:
+        with self._database.write(durable=False) as rows:
+            rows.execute("DELETE FROM question WHERE id = ?", (id,))
+
     def drop_questions(self, before: float) -> None:
         with self._database.write(durable=False) as rows:
             rows.execute("DELETE FROM question WHERE created < ?", (before,))
@@ -347,11 +356,12 @@ def _waiting(rows: sqlite3.Connection, owner: str) -> int:
 def _insert(rows: sqlite3.Connection, job: Job) -> None:
     rows.execute(
         """INSERT INTO job (owner, request_id, model, created,
-            state, holder, token, until, ended, charge, lane, tokens, peak, body, keep, after, id)
-            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
+            state, holder, token, until, ended, charge, lane, tokens, peak, body,
+            keep, after, bytes, id)
+            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
         (
             *(job.owner, job.request_id, job.model, job.created),
-            *(*_changing(job), job.keep, job.after, job.id),
+            *(*_changing(job), job.keep, job.after, job.request_bytes, job.id),
         ),
     )
 

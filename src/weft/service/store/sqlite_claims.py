@@ -8,7 +8,7 @@
 What is next, `jobs.fair` decides. What each owner has is asked once, a search or two of an index
 however many jobs wait, and only of as many owners as are needed; and again where a job of his was
 taken, or has become too large: nothing else changes meanwhile. Where owners stand is written down
-at the end.
+at the end. `turns.day` knows which jobs were passed over because a day is used up.
 """
 
 from __future__ import annotations
@@ -31,8 +31,11 @@ from weft.service.jobs.fair import (
     run_queue,
 )
 from weft.service.jobs.life import Job
+from weft.service.jobs.usage import day_of
+from weft.service.store.days import LOOKED, Day
 from weft.service.store.said import Asked
 from weft.service.store.sqlite_fair import clock_of, move, set_clock
+from weft.service.store.sqlite_usage import seconds
 
 _FITS = {"lane": "lane =", "tokens": "tokens <=", "peak": "peak <=", "beyond": "peak >"}
 """What `Asked.fits` says, in SQL."""
@@ -44,7 +47,8 @@ class Turns:
 
     def __init__(self, rows: sqlite3.Connection, asked: Asked, now: float) -> None:
         self._now = now
-        self._lines = [_Line(rows, queue, asked) for queue in _queues(asked)]
+        self.day = Day(asked, now, lambda owner: seconds(rows, owner, day_of(now)))
+        self._lines = [_Line(rows, queue, asked, self.day) for queue in _queues(asked)]
 
     def next(self, asked: Asked) -> Job | None:
         """The next job in fair order. Of several queues, the oldest one."""
@@ -80,13 +84,15 @@ def _queues(asked: Asked) -> Iterable[str]:
 class _Line:
     """One queue while somebody claims: owners in order, read as far as somebody wants to know."""
 
-    def __init__(self, rows: sqlite3.Connection, queue: str, asked: Asked) -> None:
+    def __init__(self, rows: sqlite3.Connection, queue: str, asked: Asked, day: Day) -> None:
         self._rows = rows
+        self._day = day
         self._queue = queue
         self._models = [one for one in asked.models if queue in (PRICING, run_queue(one))]
         self._clock = clock_of(rows, queue)
         self._stood: list[tuple[str, Share]] = []  # where owners stood, in order
         self._moved: dict[str, Share | None] = {}  # where they stand now, if elsewhere
+        self._read: dict[str, bytes | Head] = {}  # what there was when it was read in order
         self._heads: dict[str, tuple[Job | None, Head]] = {}
         self._rest = self._select(asked)
         self._taken = False
@@ -102,6 +108,7 @@ class _Line:
     def forget(self, owner: str) -> None:
         """A job of an owner was taken."""
         self._heads.pop(owner, None)
+        self._read.pop(owner, None)
 
     def write(self) -> None:
         self._rest.close()
@@ -118,14 +125,17 @@ class _Line:
         yield from self._stood
         for owner, tag, since, found in self._rest:
             self._stood.append((owner, Share(tag, since)))
-            self._heads[owner] = self._judged(owner, found, asked)
+            self._read[owner] = found  # judged when it is his turn, which may be never
             yield self._stood[-1]
 
     def _head(self, asked: Asked, owner: str) -> Head:
         known = self._heads.get(owner)
-        if known is None or (known[0] is not None and not asked.fits(known[0])):
+        if known is not None and (known[0] is None or asked.fits(known[0])):
+            return known[1]
+        found = self._read.pop(owner, None)
+        if found is None or not _fits(found, asked):
             ((*_, found),) = self._select(asked, owner)
-            known = self._heads[owner] = self._judged(owner, found, asked)
+        known = self._heads[owner] = self._judged(owner, found, asked)
         return known[1]
 
     def _judged(self, owner: str, found: bytes | Head, asked: Asked) -> tuple[Job | None, Head]:
@@ -133,8 +143,21 @@ class _Line:
         if not isinstance(found, bytes):
             return None, found
         job = _job_of(found)
+        if not self._day.allows(job):
+            job = self._day.first(self._queue, owner, self._next_few(asked, owner))
+            if job is None:
+                return None, "held"
         most = asked.most_running(job)
         return job, "held" if most and _running(self._rows, owner) >= most else job
+
+    def _next_few(self, asked: Asked, owner: str) -> list[Job]:
+        """An owner's next jobs, in order."""
+        (model,) = self._models  # a queue of jobs that wait to be run has one
+        turn = _IN_TURN.replace("share.owner", ":owner")
+        query = f"""SELECT body FROM job WHERE model = :model AND {turn} {_fitting(asked)}
+            ORDER BY created, id LIMIT {LOOKED}"""
+        found = self._rows.execute(query, {**_values(asked), "model": model, "owner": owner})
+        return [_job_of(body) for (body,) in found]
 
     def _select(self, asked: Asked, owner: str | None = None) -> sqlite3.Cursor:
         """Owner, tag, since, and what there is: the body of a job's row, or another `fair.Head`.
@@ -146,6 +169,11 @@ class _Line:
         models = {f"model{number}": one for number, one in enumerate(self._models)}
         more = {"queue": self._queue, "owner": owner, **models}
         return self._rows.execute(query, {**_values(asked), **more})
+
+
+def _fits(found: bytes | Head, asked: Asked) -> bool:
+    """Whether what was read for somebody who asked for more will do."""
+    return not isinstance(found, bytes) or asked.fits(_job_of(found))
 
 
 def _fitting(asked: Asked) -> str:

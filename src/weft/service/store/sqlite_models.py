@@ -12,6 +12,7 @@ from weft.service.jobs.life import Job
 from weft.service.store.database import Database
 from weft.service.store.kept import Gone
 from weft.service.store.models import Deployed, WorkerMemory
+from weft.service.store.sqlite_kept import kept_bytes
 
 TABLES = (
     "CREATE TABLE memory (model TEXT PRIMARY KEY, body BLOB NOT NULL, used REAL NOT NULL) STRICT",
@@ -105,6 +106,17 @@ class SqliteModels:
             )
             rows.executemany("DELETE FROM job WHERE id = ?", [(job.id,) for job in jobs])
         return jobs
+
+    def kept_bytes(self, owner: str) -> int:
+        with self._database.read() as rows:
+            return kept_bytes(rows, owner)
+
+    def first_ended(self, owner: str) -> Job | None:
+        query = """SELECT body FROM job WHERE owner = ? AND ended IS NOT NULL
+            ORDER BY ended LIMIT 1"""
+        with self._database.read() as rows:
+            row = rows.execute(query, (owner,)).fetchone()
+        return None if row is None else _job_of(row[0])
 
     def gone(self, id: str) -> Gone | None:
         query = "SELECT id, owner, ended, expired FROM gone WHERE id = ?"

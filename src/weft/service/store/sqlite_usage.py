@@ -65,6 +65,12 @@ class SqliteUsage:
             return [_usage(row) for row in rows.execute(query, (owner, since, until))]
 
 
+def seconds(rows: sqlite3.Connection, owner: str, day: str) -> float:
+    """Those of a day, of all models."""
+    query = "SELECT total(seconds) FROM usage WHERE owner = ? AND day = ?"
+    return rows.execute(query, (owner, day)).fetchone()[0]
+
+
 def add(rows: sqlite3.Connection, usage: Usage) -> None:
     rows.execute(_ADD, msgspec.structs.astuple(usage))
 

@@ -13,6 +13,7 @@ from weft.service.store.interface import Key
 from weft.service.store.session_rows import TABLES as SESSION_TABLES
 from weft.service.store.sqlite_fair import PACE_TABLES
 from weft.service.store.sqlite_fair import TABLES as FAIR_TABLES
+from weft.service.store.sqlite_kept import TABLES as KEPT_TABLES
 from weft.service.store.sqlite_models import TABLES as MODEL_TABLES
 from weft.service.store.sqlite_tallies import TABLES as TALLY_TABLES
 from weft.service.store.sqlite_usage import SPACE_TABLES
@@ -68,6 +69,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         ) STRICT""",
     ),
     PACE_TABLES,
+    KEPT_TABLES,
 )
 """What leads from each version of the tables to the next. Never change one: add one."""
 

@@ -102,7 +102,7 @@ class Worker:
         self._underway = Underway(net, known, settings, self)
         self._debt = 0.0  # seconds that are the decode loop's before others have the model again
         device = weights_of(net).device
-        self._rooms = Rooms(ledger, objects, settings, self._again, device)
+        self._rooms = Rooms(ledger, objects, settings, self._again, device, clock)
         self._learn_from_before()
 
     def _learn_from_before(self) -> None:

@@ -53,8 +53,10 @@ Again = Callable[[Job, Submit, Values], Values]
 
 @dataclass
 class Room:
-    """The values of one session; `lost` says why those of a request could not be made again."""
+    """The values of one session of an owner; `lost` says why those of a request could not be made
+    again."""
 
+    owner: str
     values: dict[Kept, torch.Tensor] = field(default_factory=dict)
     lost: dict[int, str] = field(default_factory=dict)
     begun: float = 0.0
@@ -77,12 +79,14 @@ class Rooms:
         settings: Settings,
         again: Again,
         device: torch.device | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._ledger = ledger
         self._objects = objects
         self._settings = settings
         self._again = again
         self._device = device
+        self._clock = clock
         self._rooms: dict[str, Room] = {}
         self._looked = 0.0
 
@@ -112,7 +116,8 @@ class Rooms:
         gone = {one: room.values[one] for one in seat.drops if one in room.values}
         added = {Kept(number=seat.number, name=name): value for name, value in kept.items()}
         size = room.bytes + _bytes(added.values()) - _bytes(gone.values())
-        limit = settings_for(self._settings, job.limits).session_bytes
+        settings = settings_for(self._settings, job.limits)
+        limit = settings.session_bytes
         if added and size > limit:
             raise LimitError(
                 f"with this block the session would keep {short(size, 1024, 'B')}; the server's "
@@ -120,7 +125,10 @@ class Rooms:
                 "session keeps on the server)",
                 fix="hold less: let go of variables (del h), or keep slices",
             )
-        self._check_all(size - room.bytes if added else 0)
+        more = size - room.bytes if added else 0
+        if more > 0:
+            self._check_owner(job.owner, more, settings)
+            self._check_all(more)
         for one in gone:
             del room.values[one]
         room.values |= added
@@ -136,11 +144,40 @@ class Rooms:
                 LOG.exception("the values of session %s cannot be written down", seat.id)
             room.spent = 0.0
 
+    def _check_owner(self, owner: str, more: int, settings: Settings) -> None:
+        """Refuses what would be too much of one owner's sessions together: others want room."""
+        limit = settings.key_session_bytes or settings.all_session_bytes // 2
+        held = self._held(limit - more, owner)
+        if held + more > limit:
+            raise LimitError(
+                f"with this block the sessions of this key would keep "
+                f"{short(held + more, 1024, 'B')} on the worker of this model; the limit "
+                f"key_session_bytes is {short(limit, 1024, 'B')} (bytes of the values that all "
+                "sessions of one key keep there)",
+                fix="hold less: let go of variables (del h), keep slices, or end other sessions; "
+                f"what one that was left behind holds is free after {settings.session_seconds:g} "
+                "seconds",
+            )
+
+    def _held(self, most: int, owner: str | None = None) -> int:
+        """Bytes of the rooms of an owner (None: of all). Where they are more than so many, those of
+        sessions that are over by now do not count."""
+
+        def held() -> int:
+            rooms = self._rooms.values()
+            return sum([room.bytes for room in rooms if owner in (None, room.owner)])
+
+        found = held()
+        if found > most:
+            self._forget(self._clock())
+            found = held()
+        return found
+
     def _check_all(self, more: int) -> None:
         """Refuses what would be too much of all sessions together."""
-        held = sum([room.bytes for room in self._rooms.values()])
         limit = self._settings.all_session_bytes
-        if more > 0 and held + more > limit:
+        held = self._held(limit - more)
+        if held + more > limit:
             raise LimitError(
                 f"the sessions on this worker would keep {short(held + more, 1024, 'B')}; the "
                 f"server's all_session_bytes is {short(limit, 1024, 'B')} (bytes of the values "
@@ -152,6 +189,9 @@ class Rooms:
         """Forgets the rooms of sessions that are over. Called often; looks from time to time."""
         if not self._rooms or 0 <= now - self._looked < LOOK:
             return
+        self._forget(now)
+
+    def _forget(self, now: float) -> None:
         self._looked = now
         for id in list(self._rooms):
             session = self._ledger.session(id)
@@ -191,7 +231,7 @@ class Rooms:
         log = dict(self._log(job, seat, since + 1))
         kept = _alive(log, set(values)) | set(seat.uses.values())
         wanted = sorted(_wanted(log, kept))
-        room = Room(values)
+        room = Room(job.owner, values)
         if wanted:
             LOG.info("session %s: %d requests are drawn again", seat.id, len(wanted))
         last = {one: number for number in wanted for one in _uses(log[number][1])}

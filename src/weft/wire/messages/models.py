@@ -219,7 +219,8 @@ class ServerStatus(Tell, frozen=True):
 
 
 class Health(Tell, frozen=True):
-    """`live`: this process answers. `ready`: all parts are there and every model is loaded."""
+    """`live`: this process answers. `ready`: all parts are there, and every model that the server's
+    own configuration pins is loaded. Others are told of among the parts."""
 
     live: bool
     ready: bool

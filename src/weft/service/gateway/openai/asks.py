@@ -37,7 +37,9 @@ Prompt = str | tuple[int, ...] | tuple[ChatMessage, ...]
 
 class Asked(Struct, frozen=True, kw_only=True):
     """A request. A prompt is text, token ids or a chat; `most` tokens are to be generated, `n`
-    times for each. `tops`: with the log-probability of each token, and of so many likely ones.
+    times for each; None: nobody said how many, and it is `usual` or as many as there may be, if
+    that is less (None: as many as there may be). `tops`: with the log-probability of each token,
+    and of so many likely ones.
 
     `graph` acts in the generation, with its constants: `sent` beside it, or uploaded before and
     named by `constants`. `edit` is the name of a saved edit. `recorded` is how the client recorded
@@ -49,6 +51,7 @@ class Asked(Struct, frozen=True, kw_only=True):
     is_chat: bool = False
     n: int = 1
     most: int | None = None
+    usual: int | None = None
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int | None = None
@@ -102,12 +105,14 @@ WAYS = {
 COMMON = ("model", "n", "temperature", "top_p", "seed", "stop", "stream", "stream_options")
 COMMON += ("logprobs", "weft")
 MOST_TOPS = 20
+USUAL = 16
+"""Tokens that a completion has where nobody says how many, and as many may be."""
 
 
 def completion(data: bytes) -> Asked:
     """What POST /v1/completions asks for. Raises `Refused`, which names the field."""
     given = _given(data, (*COMMON, "prompt", "max_tokens", "best_of", "echo"))
-    asked = _asked(given, _prompts(given.get("prompt")), given.get("max_tokens", 16), "max_tokens")
+    asked = _asked(given, _prompts(given.get("prompt")), given.get("max_tokens"), "max_tokens")
     if given.get("best_of", asked.n) != asked.n or type(given.get("best_of", 1)) is not int:
         odd(
             "best_of", "best_of other than n is not offered", "ask for n, with logprobs, and choose"
@@ -116,7 +121,8 @@ def completion(data: bytes) -> Asked:
     if tops is not False:
         tops = _within("logprobs", tops, int, lambda n: 0 <= n <= MOST_TOPS, f"to {MOST_TOPS}")
     echo = _typed(given, "echo", bool, False)
-    return replace(asked, echo=echo, tops=None if tops is False else tops)
+    usual = USUAL if asked.recorded is None else None  # a recorded one has a length of its own
+    return replace(asked, usual=usual, echo=echo, tops=None if tops is False else tops)
 
 
 def chat(data: bytes) -> Asked:

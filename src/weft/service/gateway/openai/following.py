@@ -6,10 +6,12 @@ import time
 from collections.abc import AsyncGenerator
 from typing import NamedTuple
 
-from weft.errors import NoSuchError
+from weft.errors import LimitError, NoSuchError, WeftError
 from weft.graph.frame import Frame
 from weft.graph.node import Seq, refs
 from weft.service.jobs.life import FINAL, Job
+from weft.service.jobs.limits import whole
+from weft.service.jobs.usage import until_tomorrow
 from weft.service.store.interface import Note
 from weft.wire import frames
 from weft.wire.messages import ErrorReport, ValueEvent, decode
@@ -110,12 +112,23 @@ def _handed(data: bytes, stream: int, told: int) -> tuple[int, list[list[Frame]]
         return event.number, [[held[str(ref.node)] for ref in refs(event.value)]]
 
 
+def _refused(gateway: Gateway, job: Job, error: WeftError) -> Refused:
+    """The error of a job as an answer. One that was priced, and refused for a limit when its turn
+    came, may be sent again on the next day."""
+    if job.state == "cancelled":
+        return Refused(error, 409)
+    if isinstance(error, LimitError) and job.price is not None and not job.attempts:
+        again = whole(until_tomorrow(gateway.clock()))
+        return Refused(error, 429, {"Retry-After": str(again)})
+    return Refused(error)
+
+
 def answer_of(gateway: Gateway, sent: Sent, job: Job, tops: int | None) -> Answer:
     """The answer of a job that is over; the error that it ended with, raised. Blocks."""
     if job.state != "done":
         with trusted():
             report = decode(job.error or b"", ErrorReport, "json")
-        raise Refused(error_of(report), 409 if job.state == "cancelled" else None)
+        raise _refused(gateway, job, error_of(report))
     source, names = f"results/{job.id}", [name for name in job.names if name in MINE]
 
     def open_range(start: int, end: int) -> bytes:

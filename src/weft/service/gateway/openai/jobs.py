@@ -130,18 +130,28 @@ def _submitted(
 
 
 def _most(gateway: Gateway, key: Key, asked: Asked, begun: int, card: ModelCard) -> int:
-    """How many tokens are to be generated: without a word as many as there may be."""
+    """How many tokens are to be generated: without a word what is usual, where there may be as
+    many, or else as many as there may be."""
     limit = limits_for(gateway, key).new_tokens
     if asked.most is not None:
         if asked.most > limit:
             raise too_much("new_tokens", limit, f"{asked.most} tokens are asked for")
         _check_recorded(asked, asked.most)
         return asked.most
-    if card.positions is None:
-        return limit
-    if card.positions <= begun:
+    least, positions = min(limit, asked.usual or limit), _positions(card)
+    if positions is None:
+        return least
+    if positions > begun:
+        return min(least, positions - begun)
+    if card.positions is not None and asked.usual is None:
         odd("messages", f"the prompt has {begun} tokens, the model {card.positions} positions")
-    return min(limit, card.positions - begun)
+    return least  # the checker says whether the model goes on beyond what it was made for
+
+
+def _positions(card: ModelCard) -> int | None:
+    """Those that the model was made for. None: nobody says."""
+    made_for = card.config.get("max_position_embeddings")
+    return card.positions or (made_for if type(made_for) is int and made_for > 0 else None)
 
 
 def _check_recorded(asked: Asked, most: int) -> None:

@@ -19,7 +19,7 @@ from weft.service.store.interface import Card
 from weft.wire.messages import ModelCard, decode
 
 from ..accept import check_model, models_of
-from ..bodies import Bound, check_plain, form_of, held
+from ..bodies import Bound, check_plain, form_of, held, while_there
 from ..errors import Refused, trusted
 from ..events import stream
 from ..models import not_ready
@@ -83,7 +83,7 @@ async def _answered(gateway: Gateway, visit: Visit, reading: Callable[[bytes], A
         if await visit.request.is_disconnected():
             return Response(status_code=CLOSED_EARLY)
         card = await _card_soon(gateway, visit, asked.model)
-    begun = await _begun(gateway, visit, asked, card)
+    begun = await _begun(gateway, visit, asked, card, watched=False)
     headers = {"Weft-Job": visit.request.scope["weft"].job}
     if asked.stream:
         return stream(_streamed(gateway, visit, asked, begun), headers)
@@ -122,13 +122,16 @@ class Begun(NamedTuple):
     reply: Reply
 
 
-async def _begun(gateway: Gateway, visit: Visit, asked: Asked, card: ModelCard) -> Begun:
+async def _begun(
+    gateway: Gateway, visit: Visit, asked: Asked, card: ModelCard, watched: bool
+) -> Begun:
+    """`watched`: somebody else looks whether the client is there."""
     key = visit.key
     assert key is not None
     check_choices(gateway, key, asked)
     speaker = Speaker(gateway, key, card)
-    rows = await speaker.ids(asked)
-    openings = await _openings(asked, rows, speaker)
+    reading = _read(asked, speaker)
+    rows, openings = await (reading if watched else while_there(visit.request, reading))
     sent = await gateway.off(submitted, gateway, key, asked, rows, card, visit.id)
     choices = [
         Choice(gateway, asked, one, speaker, number, openings[number // asked.n])
@@ -137,6 +140,12 @@ async def _begun(gateway: Gateway, visit: Visit, asked: Asked, card: ModelCard) 
     visit.request.scope["weft"].job = ",".join(one.job.id for one in sent)
     created, begun = sent[0].job.created, sum(map(len, rows))
     return Begun(choices, Reply(asked, created, begun, card.info.fingerprint))
+
+
+async def _read(asked: Asked, speaker: Speaker) -> tuple[tuple[tuple[int, ...], ...], list[str]]:
+    """The ids of its prompts, and what stands before the answers of each."""
+    rows = await speaker.ids(asked)
+    return rows, await _openings(asked, rows, speaker)
 
 
 async def _openings(asked: Asked, rows: Sequence[tuple[int, ...]], speaker: Speaker) -> list[str]:
@@ -196,7 +205,7 @@ async def _streamed(
                 since = time.monotonic()
                 yield comment(f"{asked.model} is being loaded")
             card = await _card_soon(gateway, visit, asked.model)
-            begun = None if card is None else await _begun(gateway, visit, asked, card)
+            begun = None if card is None else await _begun(gateway, visit, asked, card, True)
         async with aclosing(_pieces(asked, begun)) as pieces:
             async for piece in pieces:
                 yield piece
