@@ -37,7 +37,7 @@ from .measure import Sample, in_turn, ratio
 from .models import gpt2, prompt, waited
 
 USERS, SHORTEST, LONGEST = 32, 5, 200
-GENERATIONS, NEW = 8, 20
+GENERATIONS, NEW, SHORT = 8, 20, 6
 ROUNDS = 20
 
 
@@ -143,10 +143,10 @@ class Users:
             self._layer(n).output += direction
             self._logits().save("logits")
 
-    def generate(self, length: int, n: int) -> None:
+    def generate(self, length: int, n: int, new: int = NEW) -> None:
         how: dict[str, Any] = {"do_sample": True, "seed": n} if n % 2 else {"do_sample": False}
         with self.model.generate(
-            prompt(length), max_new_tokens=NEW, eos_token_id=None, **how
+            prompt(length), max_new_tokens=new, eos_token_id=None, **how
         ) as tracer:
             self._layer(n).output[:, -1] *= 1.0 + n / 10
             tracer.result.save("ids")
@@ -208,6 +208,7 @@ def merging_rows(rounds: int) -> Iterator[Merged]:
     for width, longest, budget in ((64, 32, ""), (64, LONGEST, "1.30"), (256, LONGEST, "1.30")):
         yield one_pass(gpt2(12, width), longest, rounds, budget)
     yield one_loop(gpt2(12), rounds)
+    yield one_loop(gpt2(12), rounds, count=2 * GENERATIONS, new=SHORT)
 
 
 def one_pass(net: GPT2LMHeadModel, longest: int, rounds: int, budget: str = "") -> Merged:
@@ -223,17 +224,17 @@ def one_pass(net: GPT2LMHeadModel, longest: int, rounds: int, budget: str = "") 
     return Merged(name, "the same rows, bare", bare, ours, budget)
 
 
-def one_loop(net: GPT2LMHeadModel, rounds: int) -> Merged:
+def one_loop(net: GPT2LMHeadModel, rounds: int, count: int = GENERATIONS, new: int = NEW) -> Merged:
     """All generations in one decode loop, beside one after another."""
     users = Users(net)
-    lengths = [SHORTEST + 4 * n for n in range(GENERATIONS)]
+    lengths = [SHORTEST + 4 * n for n in range(count)]
     entries = users.entries(
-        [partial(users.generate, length, n) for n, length in enumerate(lengths)]
+        [partial(users.generate, length, n, new) for n, length in enumerate(lengths)]
     )
     _same(users.rolling(entries), users.alone(entries))
     ways = [partial(users.alone, entries), partial(users.rolling, entries)]
     alone, ours = in_turn(ways, rounds, warmup=0)
-    return Merged(f"{GENERATIONS} generations of {NEW} tokens", "one after another", alone, ours)
+    return Merged(f"{count} generations of {new} tokens", "one after another", alone, ours)
 
 
 def _same(shared: Sequence[Drawn], alone: Sequence[Drawn]) -> None:
