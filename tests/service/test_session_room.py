@@ -94,6 +94,7 @@ def test_the_limit_of_a_key_is_its_own(shop: Shop) -> None:
 def test_nobody_has_more_than_there_is_for_all(shop: Shop) -> None:
     worker = shop.worker()
     kept(shop, "s", range(1, 5))
+    run(shop, worker)  # before the others: whose turn it is follows what jobs took
     many = kept(shop, "u", range(1, 8), key_session_bytes=100.0 * VALUE)
     run(shop, worker)
     assert states(shop, many) == ["done"] * 6 + ["failed"]
